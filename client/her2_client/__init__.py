@@ -1,0 +1,1 @@
+"""A hospital: ingest, cache, local training, policy and the site executor."""

@@ -1,0 +1,432 @@
+"""The case table (cases.csv) and the lesion table (lesions.csv): the contract with a hospital.
+
+One row a case, blank for unknown or absent. HER2 and pCR are derived, never trusted: a stated
+value that contradicts IHC/ISH or ypT/ypN is an error. All faults of a table are found in one
+pass and reported together, each with its row, column, what was expected and what was got.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from her2_common.clinical import her2_from_ihc_ish, pcr_from_stage
+from her2_common.errors import TableError
+
+Modality = Literal["mg", "us", "mri"]
+MODALITIES: Final[tuple[Modality, ...]] = get_args(Modality)
+"""In the order in which every table, message and picture lists them."""
+
+Image = Literal["mg_cc", "mg_mlo", "us", "mri"]
+IMAGES: Final[tuple[Image, ...]] = get_args(Image)
+
+Split = Literal["train", "val", "test"]
+SPLITS: Final[tuple[Split, ...]] = get_args(Split)
+SPLIT_SHARES: Final = {"train": 0.70, "val": 0.10, "test": 0.20}
+
+Label = Literal["reference", "biopsy", "surgical", "pcr"]
+
+CLINICAL_INPUTS: Final = ("age", "menopausal", "clinical_t", "clinical_n", "multifocal")
+"""The five clinical inputs of the MAP model; none of them is read from the biopsy."""
+
+MAX_FAULTS_SHOWN: Final = 20
+
+
+@dataclass(frozen=True)
+class Assay:
+    """HER2 of one specimen: ``ihc`` 0 to 3, ``ish`` 0/1, ``her2`` 0/1 derived from them."""
+
+    ihc: int | None = None
+    ish: int | None = None
+    her2: int | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of cases.csv, checked. ``row`` is its line in the file, the header being 1."""
+
+    row: int
+    case_id: str
+    patient_id: str
+    mg_cc: Path | None
+    mg_mlo: Path | None
+    us: tuple[Path, ...]
+    mri: Path | None
+    laterality: Literal["L", "R"] | None
+    age: float | None
+    menopausal: int | None
+    clinical_t: int | None
+    clinical_n: int | None
+    multifocal: int | None
+    er: int | None
+    pr: int | None
+    biopsy: Assay
+    surgical: Assay
+    nat: int | None
+    anti_her2: int | None
+    ypt: str | None
+    ypn: str | None
+    pcr: int | None
+    split: Split | None
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """The modalities for which the row names at least one file."""
+        named = {"mg": self.mg_cc or self.mg_mlo, "us": self.us, "mri": self.mri}
+        return tuple(m for m in MODALITIES if named[m])
+
+    def label(self, kind: Label) -> int | None:
+        """The training label: 1, 0, or None where it is unknown.
+
+        ``reference`` is the excised tumour where it was tested and the biopsy elsewhere.
+        """
+        if kind == "pcr":
+            return self.pcr
+        if kind == "biopsy":
+            return self.biopsy.her2
+        if kind == "surgical":
+            return self.surgical.her2
+        return self.biopsy.her2 if self.surgical.her2 is None else self.surgical.her2
+
+    @property
+    def clinical(self) -> tuple[float | None, ...]:
+        """The five clinical inputs in the order of ``CLINICAL_INPUTS``, raw units."""
+        return (self.age, self.menopausal, self.clinical_t, self.clinical_n, self.multifocal)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A lesion's box in source pixels or voxels, end-exclusive; ``z`` is slices (MRI)."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    z0: int | None = None
+    z1: int | None = None
+
+
+@dataclass(frozen=True)
+class CaseTable:
+    """cases.csv and lesions.csv of one site, checked and joined."""
+
+    path: Path
+    cases: tuple[Case, ...]
+    boxes: dict[tuple[str, Image], Box] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+
+# --- cells --------------------------------------------------------------------------------------
+
+
+class _BadCellError(ValueError):
+    """Says what a cell was expected to hold."""
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    expected = f"{low} or {high}" if high == low + 1 else f"a whole number from {low} to {high}"
+
+    def parse(text: str) -> int:
+        try:
+            value = float(text)
+        except ValueError:
+            raise _BadCellError(expected) from None
+        if not value.is_integer() or not low <= value <= high:
+            raise _BadCellError(expected)
+        return int(value)
+
+    return parse
+
+
+def _age(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise _BadCellError("an age in years from 18 to 110") from None
+    if not 18 <= value <= 110:
+        raise _BadCellError("an age in years from 18 to 110")
+    return value
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise _BadCellError("one of " + ", ".join(allowed))
+        return text
+
+    return parse
+
+
+def _identifier(text: str) -> str:
+    if len(text) > 64:
+        raise _BadCellError("at most 64 characters")
+    return text
+
+
+_YES_NO = _integer(0, 1)
+_PARSERS: Final[dict[str, Callable[[str], Any]]] = {
+    "case_id": _identifier,
+    "patient_id": _identifier,
+    "mg_cc": str,
+    "mg_mlo": str,
+    "us": str,
+    "mri": str,
+    "laterality": _choice("L", "R"),
+    "age": _age,
+    "menopausal": _YES_NO,
+    "clinical_t": _integer(0, 4),
+    "clinical_n": _integer(0, 3),
+    "multifocal": _YES_NO,
+    "er": _YES_NO,
+    "pr": _YES_NO,
+    "biopsy_ihc": _integer(0, 3),
+    "biopsy_ish": _YES_NO,
+    "biopsy_her2": _YES_NO,
+    "surgical_ihc": _integer(0, 3),
+    "surgical_ish": _YES_NO,
+    "surgical_her2": _YES_NO,
+    "nat": _YES_NO,
+    "anti_her2": _YES_NO,
+    "ypt": _choice("0", "is", "1", "2", "3", "4"),
+    "ypn": _choice("0", "1", "2", "3"),
+    "pcr": _YES_NO,
+    "split": _choice(*SPLITS),
+}
+CASE_COLUMNS: Final = tuple(_PARSERS)
+LESION_COLUMNS: Final = ("case_id", "image", "x0", "y0", "z0", "x1", "y1", "z1")
+
+
+class _Faults:
+    """Collects the faults of one table and raises them together."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[str] = []
+
+    def cell(self, row: int, column: str, expected: str, got: str) -> None:
+        self.lines.append(f"row {row}, column {column}: expected {expected}, got {got!r}")
+
+    def row(self, row: int, message: str) -> None:
+        self.lines.append(f"row {row}: {message}")
+
+    def raise_if_any(self) -> None:
+        if not self.lines:
+            return
+        shown = self.lines[:MAX_FAULTS_SHOWN]
+        more = len(self.lines) - len(shown)
+        if more:
+            shown.append(f"and {more} more")
+        count = "1 fault" if len(self.lines) == 1 else f"{len(self.lines)} faults"
+        raise TableError(
+            f"{self.path.name}: {count}\n  " + "\n  ".join(shown),
+            hint="row 1 is the header; correct the rows named and run the command again",
+        )
+
+
+def _read_rows(path: Path, columns: tuple[str, ...], required: set[str]) -> list[dict[str, str]]:
+    """The table's rows as stripped text, after its header has been checked."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise TableError(
+            f"{path.name}: no such file in {path.parent}",
+            hint="the path stands in site.yaml under data",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TableError(
+            f"{path.name}: expected a readable UTF-8 table, got {type(error).__name__}"
+        ) from None
+    reader = csv.reader(text.splitlines(), strict=True)
+    try:
+        lines = list(reader)
+    except csv.Error as error:
+        raise TableError(f"{path.name}, row {reader.line_num}: not CSV: {error}") from None
+    if not lines:
+        raise TableError(f"{path.name}: expected a header row, got an empty file")
+    header = [name.strip() for name in lines[0]]
+    for name in header:
+        if name not in columns:
+            near = difflib.get_close_matches(name, columns, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(columns)
+            raise TableError(f"{path.name}: unknown column {name!r}", hint=hint)
+    if twice := {name for name in header if header.count(name) > 1}:
+        raise TableError(f"{path.name}: column {min(twice)!r} stands twice in the header")
+    if missing := required - set(header):
+        raise TableError(f"{path.name}: column {min(missing)!r} is missing from the header")
+    rows = []
+    for number, cells in enumerate(lines[1:], start=2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(header):
+            raise TableError(
+                f"{path.name}, row {number}: expected {len(header)} cells, got {len(cells)}"
+            )
+        row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+        rows.append(row | {"": str(number)})  # "" holds the line number; no column has that name
+    return rows
+
+
+def _assay(values: dict[str, Any], specimen: str, row: int, faults: _Faults) -> Assay:
+    ihc, ish, stated = (values.get(f"{specimen}_{name}") for name in ("ihc", "ish", "her2"))
+    derived = her2_from_ihc_ish(ihc, ish)
+    if derived is not None and stated is not None and derived != stated:
+        faults.row(
+            row,
+            f"{specimen}_her2 is {stated}, but {specimen}_ihc {ihc if ihc is not None else 'blank'}"
+            f" with {specimen}_ish {ish if ish is not None else 'blank'} means {derived}",
+        )
+    return Assay(ihc, ish, stated if derived is None else derived)
+
+
+def read_cases(path: Path, lesions: Path | None = None) -> CaseTable:
+    """Read and check cases.csv and, if given, lesions.csv.
+
+    File paths in the table are resolved against the table's folder. Whether the files exist is
+    the business of ingest, not of the table.
+
+    Raises:
+        TableError: naming every faulty row and column (the first 20 of them).
+    """
+    faults = _Faults(path)
+    cases: list[Case] = []
+    first_row: dict[str, int] = {}
+    split_of: dict[str, tuple[int, str]] = {}
+    for raw in _read_rows(path, CASE_COLUMNS, {"case_id"}):
+        row = int(raw[""])
+        values: dict[str, Any] = {}
+        for column, parse in _PARSERS.items():
+            text = raw.get(column, "")
+            if not text:
+                continue
+            try:
+                values[column] = parse(text)
+            except _BadCellError as bad:
+                faults.cell(row, column, str(bad), text)
+        case_id = values.get("case_id")
+        if case_id is None:
+            faults.row(row, "case_id is blank")
+            continue
+        if case_id in first_row:
+            faults.row(row, f"case_id is the same as in row {first_row[case_id]}")
+            continue
+        first_row[case_id] = row
+        patient_id = values.get("patient_id", case_id)
+        if (split := values.get("split")) is not None:
+            other_row, other = split_of.setdefault(patient_id, (row, split))
+            if other != split:
+                faults.row(
+                    row,
+                    f"split is {split!r}, but row {other_row} puts the same patient into {other!r}",
+                )
+        stated, derived = values.get("pcr"), pcr_from_stage(values.get("ypt"), values.get("ypn"))
+        if stated is not None and derived is not None and stated != derived:
+            faults.row(
+                row,
+                f"pcr is {stated}, but ypt {values.get('ypt', 'blank')} with ypn "
+                f"{values.get('ypn', 'blank')} means {derived} (ypT0/is ypN0)",
+            )
+
+        def file(column: str, values: dict[str, Any] = values) -> Path | None:
+            return path.parent / values[column] if column in values else None
+
+        cases.append(
+            Case(
+                row=row,
+                case_id=case_id,
+                patient_id=patient_id,
+                mg_cc=file("mg_cc"),
+                mg_mlo=file("mg_mlo"),
+                us=tuple(
+                    path.parent / part.strip()
+                    for part in values.get("us", "").split(";")
+                    if part.strip()
+                ),
+                mri=file("mri"),
+                **{
+                    name: values.get(name)
+                    for name in ("laterality", *CLINICAL_INPUTS, "er", "pr", "nat", "anti_her2")
+                },
+                biopsy=_assay(values, "biopsy", row, faults),
+                surgical=_assay(values, "surgical", row, faults),
+                ypt=values.get("ypt"),
+                ypn=values.get("ypn"),
+                pcr=stated if derived is None else derived,
+                split=split,
+            )
+        )
+    faults.raise_if_any()
+    boxes = {} if lesions is None else _read_boxes(lesions, set(first_row))
+    return CaseTable(path, tuple(cases), boxes)
+
+
+def _read_boxes(path: Path, known: set[str]) -> dict[tuple[str, Image], Box]:
+    faults = _Faults(path)
+    boxes: dict[tuple[str, Image], Box] = {}
+    corner = _integer(0, 1_000_000)
+    for raw in _read_rows(path, LESION_COLUMNS, set(LESION_COLUMNS) - {"z0", "z1"}):
+        row = int(raw[""])
+        image = raw["image"]
+        if raw["case_id"] not in known:
+            faults.row(row, "case_id is not in the case table")
+            continue
+        if image not in IMAGES:
+            faults.cell(row, "image", "one of " + ", ".join(IMAGES), image)
+            continue
+        values: dict[str, int | None] = {"z0": None, "z1": None}
+        needed = LESION_COLUMNS[2:] if image == "mri" else ("x0", "y0", "x1", "y1")
+        for column in needed:
+            try:
+                values[column] = corner(raw.get(column, ""))
+            except _BadCellError:
+                faults.cell(row, column, "a whole number from 0", raw.get(column, ""))
+        for axis in "xyz" if image == "mri" else "xy":
+            low, high = values.get(f"{axis}0"), values.get(f"{axis}1")
+            if low is not None and high is not None and high <= low:
+                faults.row(row, f"{axis}1 must be greater than {axis}0 (boxes are end-exclusive)")
+        if (raw["case_id"], image) in boxes:
+            faults.row(row, f"a second {image} box for the same case")
+        if {"x0", "y0", "x1", "y1"} <= values.keys():
+            boxes[raw["case_id"], image] = Box(**values)  # type: ignore[arg-type]
+    faults.raise_if_any()
+    return boxes
+
+
+# --- keyed hashes -------------------------------------------------------------------------------
+
+
+def pseudonym(key: bytes, identifier: str) -> str:
+    """The name under which a case or patient is known past ingest: HMAC-SHA-256, 24 hex digits.
+
+    Without the site's key it cannot be reversed or guessed, not even from a list of names.
+    """
+    return hmac.new(key, identifier.encode(), hashlib.sha256).hexdigest()[:24]
+
+
+def assign_split(key: bytes, patient_id: str) -> Split:
+    """Train, val or test (70/10/20 in expectation) by a keyed hash of the patient.
+
+    All cases of a patient fall into the same part, and the part does not depend on which other
+    patients the table holds.
+    """
+    digest = hmac.new(key, b"split\x00" + patient_id.encode(), hashlib.sha256).digest()
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    if position < SPLIT_SHARES["train"]:
+        return "train"
+    return "val" if position < SPLIT_SHARES["train"] + SPLIT_SHARES["val"] else "test"
+
+
+def splits(table: CaseTable, key: bytes) -> dict[str, Split]:
+    """The split of every case: the table's where a row of the patient states one, else keyed."""
+    stated = {case.patient_id: case.split for case in table.cases if case.split is not None}
+    return {
+        case.case_id: stated.get(case.patient_id) or assign_split(key, case.patient_id)
+        for case in table.cases
+    }

@@ -1,0 +1,224 @@
+"""site.yaml and federation.yaml as frozen schemas.
+
+Unknown keys are refused with the nearest valid name; relative paths are resolved against the
+file they stand in; every fault is reported as "file: key: expected X, got Y".
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from her2_common.cases import Label
+from her2_common.errors import ConfigError
+
+Task = Literal["describe", "train", "evaluate"]
+
+
+def _resolve(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str) and info.context:
+        return Path(info.context["folder"]) / Path(value).expanduser()
+    return value
+
+
+ResolvedPath = Annotated[Path, BeforeValidator(_resolve)]
+"""A path; a relative one starts at the folder of the file in which it stands."""
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+"""Lower-case letters, digits and hyphens, at most 40: names appear in file names and reports."""
+
+Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9.\-\[\]:]+:[0-9]{1,5}$")]
+"""host:port, without a scheme."""
+
+
+class Section(BaseModel):
+    """A frozen part of a configuration file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SiteSuperLink(Section):
+    """How a site reaches the coordinator."""
+
+    address: Address
+    root_certificates: ResolvedPath
+    private_key: ResolvedPath
+
+
+class SiteData(Section):
+    """Where a site's tables, cache and key lie, and the sizes at which images are kept."""
+
+    cases: ResolvedPath
+    lesions: ResolvedPath | None = None
+    cache: ResolvedPath
+    pseudonym_key_file: ResolvedPath
+    image_size: int = Field(default=256, ge=32, le=1024, multiple_of=16)
+    volume_size: int = Field(default=96, ge=16, le=256, multiple_of=16)
+
+
+class Policy(Section):
+    """What a site allows. What is not allowed here does not happen."""
+
+    allowed_bundles: tuple[str, ...] = ()
+    allowed_tasks: tuple[Task, ...] = ("describe", "train", "evaluate")
+    min_cases: int = Field(default=10, ge=1)
+    min_cell: int = Field(default=10, ge=1)
+    max_rounds: int = Field(default=1000, ge=1)
+
+
+class SiteConfig(Section):
+    """site.yaml."""
+
+    name: Name
+    data: SiteData
+    superlink: SiteSuperLink
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    policy: Policy = Policy()
+    state: ResolvedPath
+
+
+class CoordinatorSuperLink(Section):
+    """How the coordinator reaches its SuperLink, which runs with ``--isolation process``."""
+
+    address: Address
+    root_certificates: ResolvedPath
+    superexec_secret_file: ResolvedPath
+
+
+class Site(Section):
+    """A site as the coordinator knows it: its name and the public half of its key (OpenSSH)."""
+
+    name: Name
+    public_key: str = Field(pattern=r"^ecdsa-sha2-nistp(256|384|521) [A-Za-z0-9+/=]+( .*)?$")
+
+
+class RunConfig(Section):
+    """What is trained, and how. Sent to every site with the first message of a run."""
+
+    rounds: int = Field(default=12, ge=1, le=10_000)
+    preset: str = "compact"
+    image_size: int | None = Field(default=None, ge=32, le=1024, multiple_of=16)
+    volume_size: int | None = Field(default=None, ge=16, le=256, multiple_of=16)
+    label: Label = "reference"
+    local_epochs: int = Field(default=2, ge=0, le=100)
+    batch_size: int = Field(default=12, ge=1, le=1024)
+    learning_rate: float = Field(default=1e-3, gt=0, le=1)
+    weight_decay: float = Field(default=0.05, ge=0, le=1)
+    warmup_rounds: float = Field(default=1.0, ge=0)
+    alignment_weight: float = Field(default=1.0, ge=0)
+    strategy: Literal["fedavg"] = "fedavg"
+    quorum: int | None = Field(default=None, ge=1)
+    round_timeout: float = Field(default=3600.0, gt=0)
+    start_timeout: float = Field(default=600.0, gt=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    min_cell: int = Field(default=10, ge=1)
+
+
+class FederationConfig(Section):
+    """federation.yaml."""
+
+    name: Name
+    superlink: CoordinatorSuperLink
+    sites: tuple[Site, ...] = Field(min_length=1)
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _check_sites(self) -> FederationConfig:
+        names = [site.name for site in self.sites]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"expected different site names, got {min(twice)!r} twice")
+        if self.run.quorum is not None and self.run.quorum > len(names):
+            raise ValueError(
+                f"expected a run.quorum of at most {len(names)} (the sites), got {self.run.quorum}"
+            )
+        return self
+
+    @property
+    def quorum(self) -> int:
+        """How many sites a round needs: ``run.quorum``, else all of them."""
+        return self.run.quorum if self.run.quorum is not None else len(self.sites)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def load(schema: type[S], path: Path) -> S:
+    """Read ``path`` as ``schema``.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or breaks the schema.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {type(error).__name__}") from None
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise ConfigError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: expected keys and values, got {type(document).__name__}")
+    return parse(schema, document, where=path.name, folder=path.resolve().parent)
+
+
+def parse(schema: type[S], document: dict[str, Any], *, where: str, folder: Path) -> S:
+    """Check ``document`` against ``schema``; ``where`` names it in messages."""
+    try:
+        return schema.model_validate(document, context={"folder": str(folder)})
+    except ValidationError as error:
+        raise ConfigError(*_explain(schema, error, where)) from None
+
+
+def _explain(schema: type[Section], error: ValidationError, where: str) -> tuple[str]:
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"])
+        got = fault["input"]
+        if fault["type"] == "extra_forbidden":
+            known = _known_keys(schema, fault["loc"][:-1])
+            near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+            advice = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)
+            lines.append(f"{key}: unknown key; {advice}")
+        elif fault["type"] == "missing":
+            lines.append(f"{key}: missing")
+        elif fault["type"] == "value_error":
+            message = re.sub(r"^Value error, ", "", fault["msg"])
+            lines.append(f"{key}: {message}" if key else message)
+        else:
+            message = fault["msg"].replace("Input should be", "expected")
+            message = message.replace("String should match pattern", "expected the form")
+            lines.append(f"{key}: {message}, got {got!r}")
+    text = lines[0] if len(lines) == 1 else f"{len(lines)} faults\n  " + "\n  ".join(lines)
+    return (f"{where}: {text}",)
+
+
+def _known_keys(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The valid keys of the section at ``location`` (list positions are passed over)."""
+    current: type[BaseModel] = schema
+    for part in location:
+        if isinstance(part, int) or part not in current.model_fields:
+            continue
+        annotation = current.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        for candidate in candidates:
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                current = candidate
+    return sorted(current.model_fields)

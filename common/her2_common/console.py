@@ -1,0 +1,63 @@
+"""The command line's habits, one for all roles: where text goes, and how an error is shown.
+
+Results go to stdout, everything else (progress, tables for reading, errors) to stderr. A user's
+mistake never shows a stack trace: ``her2-client: error: ...`` and, where there is one, a
+``hint: ...``. Exit codes: 0 done, 1 failed, 2 wrong use or configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+import click
+import typer
+from rich.console import Console
+
+from her2_common.errors import Her2Error
+
+console: Final = Console(stderr=True, highlight=False)
+"""For people: progress, tables, errors."""
+
+
+def print_json(value: Any) -> None:
+    """One JSON document to stdout, NaN refused."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def main_for(app: typer.Typer, program: str) -> Callable[[], None]:
+    """The entry point of ``program``: runs ``app`` and turns errors into the house's form."""
+
+    def main() -> None:
+        # Third-party deprecation notes are for developers; tests turn every warning into an error.
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        command = typer.main.get_command(app)
+        try:
+            result = command.main(prog_name=program, standalone_mode=False)
+        except Her2Error as error:
+            _fail(program, str(error), error.hint, error.exit_code)
+        except click.UsageError as error:
+            context = f"{error.ctx.command_path} --help" if error.ctx else f"{program} --help"
+            _fail(program, error.format_message(), f"see {context}", 2)
+        except click.ClickException as error:
+            _fail(program, error.format_message(), None, 1)
+        except (click.exceptions.Abort, KeyboardInterrupt):
+            _fail(program, "interrupted", None, 130)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        sys.exit(result if isinstance(result, int) else 0)
+
+    return main
+
+
+def _fail(program: str, message: str, hint: str | None, code: int) -> NoReturn:
+    console.print(f"{program}: error: {message}", style="red", markup=False, soft_wrap=True)
+    if hint:
+        console.print(f"hint: {hint}", markup=False, soft_wrap=True)
+    sys.exit(code)

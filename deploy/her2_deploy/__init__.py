@@ -1,0 +1,1 @@
+"""Provisioning, the synthetic cohort and the demo federation on one machine."""

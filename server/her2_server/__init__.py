@@ -1,0 +1,1 @@
+"""The coordinator: rounds, aggregation, checkpoints, evaluation and the report."""
