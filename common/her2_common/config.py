@@ -135,6 +135,7 @@ class FederationConfig(Section):
     superlink: CoordinatorSuperLink
     sites: tuple[Site, ...] = Field(min_length=1)
     run: RunConfig = RunConfig()
+    synthetic: bool = False
 
     @model_validator(mode="after")
     def _check_sites(self) -> FederationConfig:

@@ -8,7 +8,9 @@
     ├── CacheError                the cache is missing, foreign, damaged or too small      (exit 1)
     ├── ConnectionFailedError     an address, certificate or key is refused                (exit 1)
     ├── PolicyError               the site's own policy says no                            (exit 1)
+    ├── TrainingError             local training broke down                                (exit 1)
     ├── UpdateError               a message from a site cannot be used                     (exit 1)
+    ├── MetricError               scores, labels or counts that no metric can use          (exit 1)
     ├── RunError                  the run cannot go on; it can usually be resumed          (exit 1)
     └── CheckpointError           a checkpoint is missing or damaged                       (exit 1)
 
@@ -81,6 +83,12 @@ class PolicyError(Her2Error):
     code = "policy"
 
 
+class TrainingError(Her2Error):
+    """Local training broke down."""
+
+    code = "training"
+
+
 class UpdateError(Her2Error):
     """A message from a site cannot be used; ``reason`` names the fault in one or two words."""
 
@@ -89,6 +97,12 @@ class UpdateError(Her2Error):
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class MetricError(Her2Error):
+    """Scores, labels, counts or a threshold are outside what a metric is defined for."""
+
+    code = "metric"
 
 
 class RunError(Her2Error):

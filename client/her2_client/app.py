@@ -1,0 +1,93 @@
+"""The site's Flower app: unpacks orders, lets the Site answer, packs what leaves.
+
+Only this file, the executor and her2_common.wire/runtime know Flower. An error leaves the site as
+its code and nothing else; the text stays in the site's own log.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+
+from her2_client.site import Site
+from her2_common.config import SiteConfig, load
+from her2_common.errors import Her2Error, PolicyError
+from her2_common.model import build_model, group_sizes
+from her2_common.wire import (
+    TaskOrder,
+    document_record,
+    read_document,
+    read_weights,
+    scores_record,
+    weights_record,
+)
+
+log = logging.getLogger("her2_client")
+
+
+def make_app(site_for: Callable[[Context], Site]) -> ClientApp:
+    """A ClientApp whose messages are answered by the Site that ``site_for`` returns."""
+    client_app = ClientApp()
+
+    @client_app.query()
+    def describe(message: Message, context: Context) -> Message:
+        return _answer(site_for, message, context)
+
+    @client_app.train()
+    def train(message: Message, context: Context) -> Message:
+        return _answer(site_for, message, context)
+
+    @client_app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return _answer(site_for, message, context)
+
+    return client_app
+
+
+def _answer(site_for: Callable[[Context], Site], message: Message, context: Context) -> Message:
+    try:
+        return Message(_content(site_for(context), message), reply_to=message)
+    except Her2Error as error:
+        log.error("%s: %s", error.code, error)  # noqa: TRY400 (a user's mistake, no trace)
+        return error_reply(message, error.code)
+    except Exception:
+        log.exception("internal error")
+        return error_reply(message, "internal")
+
+
+def error_reply(message: Message, code: str) -> Message:
+    """An error as it may leave the site: a code of the error tree, never an exception's text."""
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, code), reply_to=message)
+
+
+def _content(site: Site, message: Message) -> RecordDict:
+    order = read_document(message.content, "order", TaskOrder)
+    expected = message.metadata.message_type.split(".")[0]
+    if {"query": "describe"}.get(expected, expected) != order.task:
+        raise PolicyError(f"expected a {expected} order, got {order.task}")
+    weights = {}
+    if order.task != "describe":
+        weights = read_weights(message.content, group_sizes(build_model(order.plan.preset, 0)))
+    answer = site.answer(order, weights)
+    record = RecordDict({"reply": document_record(answer.document)})
+    if answer.weights:
+        record["weights"] = weights_record(answer.weights)
+    if order.task != "describe":
+        record["scores"], _ = scores_record(answer.scores)
+    return record
+
+
+@cache
+def _site_at(path: str) -> Site:
+    return Site(load(SiteConfig, Path(path)))
+
+
+app = make_app(lambda context: _site_at(str(context.node_config["site"])))
+"""For a plain SuperNode (``--node-config 'site="/path/to/site.yaml"'``): works, but Flower then
+starts a process a message. `her2-client start` keeps one."""

@@ -1,0 +1,103 @@
+"""`her2-client`: a hospital's site, from its folder to its part in a federation."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from her2_client.keys import init_site
+from her2_common.config import Address, Name, SiteConfig, load
+from her2_common.console import console, main_for
+
+app = typer.Typer(
+    help="A her2-map site: its data stays here.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SiteOption = Annotated[Path, typer.Option("--site", help="The site's configuration.")]
+
+
+@app.callback()
+def _settings() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Option(help="The site's name: a-z, 0-9 and hyphens.")],
+    superlink: Annotated[str, typer.Option(help="The coordinator's address, host:port.")],
+    folder: Annotated[Path, typer.Option(help="Where site.yaml and the keys go.")] = Path(),
+    cases: Annotated[str, typer.Option(help="The case table.")] = "cases.csv",
+    lesions: Annotated[str | None, typer.Option(help="The lesion table.")] = None,
+    root_certificates: Annotated[
+        str, typer.Option(help="The coordinator's root certificate.")
+    ] = "keys/ca.crt",
+    image_size: Annotated[int, typer.Option(help="Pixels a side kept of MG and US.")] = 256,
+    volume_size: Annotated[int, typer.Option(help="Voxels a side kept of MRI.")] = 96,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
+) -> None:
+    """Write site.yaml and make the site's two keys."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from her2_common.errors import ConfigError
+
+    for option, kind, value in (("--name", Name, name), ("--superlink", Address, superlink)):
+        try:
+            TypeAdapter(kind).validate_python(value)
+        except ValidationError:
+            form = "a-z, 0-9 and hyphens" if option == "--name" else "host:port"
+            raise ConfigError(f"{option}: expected {form}, got {value!r}") from None
+    public = init_site(
+        folder,
+        name=name,
+        address=superlink,
+        cases=cases,
+        lesions=lesions,
+        root_certificates=root_certificates,
+        image_size=image_size,
+        volume_size=volume_size,
+        threads=threads,
+    )
+    load(SiteConfig, folder / "site.yaml")
+    console.print(f"wrote {folder / 'site.yaml'} and {folder / 'keys'}", soft_wrap=True)
+    console.print("send this line to the coordinator (it is not secret):", soft_wrap=True)
+    typer.echo(public)
+
+
+@app.command()
+def start(site: SiteOption = Path("site.yaml")) -> None:
+    """Join the federation and train when asked, until stopped with Ctrl-C."""
+    from her2_client.executor import run_site
+
+    config = load(SiteConfig, site)
+
+    def notify(text: str) -> None:
+        console.print(f"[dim]{time.strftime('%H:%M:%S')}[/]  {text}", soft_wrap=True)
+
+    run_site(config, notify=notify)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Option(help="The release folder of a run.")],
+    out: Annotated[Path, typer.Option(help="The table to write.")] = Path("predictions.csv"),
+    split: Annotated[
+        str, typer.Option(help="train, val, test or all; judge on test alone.")
+    ] = "all",
+    site: SiteOption = Path("site.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing table.")] = False,
+) -> None:
+    """Score the site's cases with a released model; nothing leaves the site."""
+    from her2_client.predict import predict_table
+
+    written = predict_table(load(SiteConfig, site), model, out, split=split, force=force)
+    console.print(f"wrote {out}: {written} cases", soft_wrap=True)
+
+
+main = main_for(app, "her2-client")

@@ -1,0 +1,154 @@
+"""Resampling, thresholds and intensity scaling, on plain arrays: no DICOM, no files.
+
+Every function is elementwise or a running sum, so that the bits of a result do not depend on the
+number of threads or workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from her2_common.cases import Box
+from her2_common.errors import ImageError
+
+Array = npt.NDArray[Any]
+Window = tuple[float, float]
+"""Start and end along one axis in source pixels; may reach beyond the image."""
+
+CLIP: Final = 5.0
+"""Standardised values are kept within [-5, 5]: a metal clip must not drown a lesion."""
+
+HISTOGRAM_BINS: Final = 128
+ROBUST_TOP: Final = 99.5
+"""Percentile at which a histogram ends: a few bright pixels must not stretch its bins."""
+
+
+def resample(image: Array, windows: Sequence[Window], shape: Sequence[int]) -> tuple[Array, Array]:
+    """The part of ``image`` inside ``windows`` on a grid of ``shape``: (values, inside).
+
+    Along an axis that shrinks each new pixel is the exact mean of the source interval it covers
+    (area resampling, its own anti-aliasing); along one that grows, linear interpolation. ``inside``
+    is false where less than half of a new pixel lies on the image; values there are 0.
+
+    >>> resample(np.array([1.0, 3.0, 5.0, 7.0]), [(0, 4)], [2])[0].tolist()
+    [2.0, 6.0]
+    """
+    inside = np.ones((), dtype=bool)
+    for axis, (window, size) in enumerate(zip(windows, shape, strict=True)):
+        image, covered = _resample_axis(image, axis, window, size)
+        inside = inside[..., np.newaxis] & covered
+    return np.where(inside, image, 0.0), inside
+
+
+def _resample_axis(image: Array, axis: int, window: Window, size: int) -> tuple[Array, Array]:
+    length = image.shape[axis]
+    start, step = window[0], (window[1] - window[0]) / size
+    along = [1] * image.ndim
+    along[axis] = size
+
+    if step < 1:
+        centres = start + step * (np.arange(size) + 0.5) - 0.5
+        covered = (centres >= -0.5) & (centres <= length - 0.5)
+        centres = np.clip(centres, 0, length - 1)
+        below = np.minimum(centres.astype(np.int64), max(length - 2, 0))
+        above = np.minimum(below + 1, length - 1)
+        share = (centres - below).reshape(along)
+        low, high = image.take(below, axis), image.take(above, axis)
+        return low * (1 - share) + high * share, covered
+
+    edges = np.clip(start + step * np.arange(size + 1), 0, length)
+    first = min(int(edges[0]), length - 1)
+    last = max(first + 1, int(np.ceil(edges[-1])))
+    part = image.take(range(first, last), axis)
+    edges = edges - first
+    sums = np.cumsum(part, axis=axis, dtype=np.float64)
+    sums = np.concatenate([np.zeros_like(sums.take([0], axis)), sums], axis=axis)
+    whole = np.minimum(edges.astype(np.int64), last - first)
+    along[axis] = size + 1
+    share = (edges - whole).reshape(along)
+    partial = part.take(np.minimum(whole, last - first - 1), axis)
+    integral = sums.take(whole, axis) + share * partial  # up to each edge
+    width = np.diff(edges)
+    along[axis] = size
+    means = np.diff(integral, axis=axis) / np.maximum(width, 1e-9).reshape(along)
+    return means, width >= 0.5 * step
+
+
+def square(low: Sequence[float], high: Sequence[float], factor: float = 1.0) -> list[Window]:
+    """The square (cube) around a box, one window an axis: its longest side times ``factor``.
+
+    >>> square([10, 20], [20, 24], 2.0)
+    [(5.0, 25.0), (12.0, 32.0)]
+    """
+    half = factor * max(b - a for a, b in zip(low, high, strict=True)) / 2
+    return [((a + b) / 2 - half, (a + b) / 2 + half) for a, b in zip(low, high, strict=True)]
+
+
+def check_box(box: Box, shape: Sequence[int]) -> None:
+    """Refuse a box that reaches beyond an image of ``shape``, ([slices,] rows, columns).
+
+    Raises:
+        ImageError: the box lies outside the image (reason "box outside").
+    """
+    corner = [box.x1, box.y1, box.z1 or 0][: len(shape)]
+    sizes = list(reversed(shape))
+    if any(end > size for end, size in zip(corner, sizes, strict=True)):
+        raise ImageError(
+            f"expected a box within {' x '.join(map(str, sizes))}, "
+            f"got one up to {' x '.join(map(str, corner))}",
+            reason="box outside",
+        )
+
+
+def lowest_threshold(values: Array, classes: int) -> float:
+    """The lowest of the thresholds that part ``values`` best into 2 or 3 classes.
+
+    Source: Otsu, IEEE Trans. SMC 9 (1979): maximal between-class variance. With three classes
+    (air, fat, dense tissue) the lowest one finds the air even where dense tissue is prominent.
+
+    Raises:
+        ImageError: all values are the same (reason "blank image").
+    """
+    low, high = float(values.min()), float(np.percentile(values, ROBUST_TOP))
+    if not high > low:
+        high = float(values.max())
+    if not high > low:
+        raise ImageError("expected an image, got one constant value", reason="blank image")
+    counts, edges = np.histogram(np.minimum(values, high), HISTOGRAM_BINS, (low, high))
+    centres = (edges[:-1] + edges[1:]) / 2 - low
+    weight = np.concatenate([[0.0], np.cumsum(counts)])
+    moment = np.concatenate([[0.0], np.cumsum(counts * centres)])
+
+    def spread(start: Array, stop: Array) -> Array:
+        share = np.maximum(weight[stop] - weight[start], 1e-9)
+        result: Array = (moment[stop] - moment[start]) ** 2 / share
+        return result
+
+    end = np.array(HISTOGRAM_BINS)
+    first = np.arange(1, HISTOGRAM_BINS)
+    if classes == 2:
+        i, score = first, spread(np.array(0), first) + spread(first, end)
+    else:
+        i, j = (first[k] for k in np.triu_indices(len(first), k=1))
+        score = spread(np.array(0), i) + spread(i, j) + spread(j, end)
+    # Empty bins between two classes leave many thresholds equally good: take their middle.
+    best = i[score >= score.max() * (1 - 1e-12)]
+    return float(edges[best].mean())
+
+
+def standardise(values: Array, over: Array, of: Array | None = None) -> Array:
+    """Zero mean and unit spread over ``of[over]`` (``values`` itself if None), clipped to ±5.
+
+    Raises:
+        ImageError: nothing to measure, or no spread (reason "blank image").
+    """
+    sample = (values if of is None else of)[over]
+    spread = float(sample.std()) if sample.size else 0.0
+    if not spread > 1e-6 * max(1.0, float(np.abs(sample).max(initial=0.0))):
+        raise ImageError("expected an image, got one constant value", reason="blank image")
+    result: Array = np.clip((values - sample.mean()) / spread, -CLIP, CLIP)
+    return result

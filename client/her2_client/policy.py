@@ -1,0 +1,68 @@
+"""What a site allows, decided at the site: every order passes here before anything is computed.
+
+Fails closed: what is not allowed by name is refused with a PolicyError that says which rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from her2_common import __version__
+from her2_common.bundle import bundle_hash
+from her2_common.config import Policy
+from her2_common.errors import PolicyError
+from her2_common.wire import TaskOrder
+
+
+def check_bundle(policy: Policy, content: bytes) -> None:
+    """Is the run's bundle the installed version's own, or one that the site lists?
+
+    Raises:
+        PolicyError: it is neither. The content is hashed, never unpacked.
+    """
+    got = bundle_hash(content)
+    if got != bundle_hash() and got not in policy.allowed_bundles:
+        raise PolicyError(
+            f"bundle {got[:16]}... is not her2-map {__version__} and not in policy.allowed_bundles",
+            hint="install the version that the coordinator runs, or list the bundle's hash",
+        )
+
+
+def check_order(policy: Policy, order: TaskOrder) -> None:
+    """Is this order allowed here?
+
+    Raises:
+        PolicyError: naming the rule that refuses it.
+    """
+    if order.version != __version__:
+        raise PolicyError(
+            f"expected an order of her2-map {__version__}, got version {order.version}",
+            hint="install the same version at the site and the coordinator",
+        )
+    if order.task not in policy.allowed_tasks:
+        allowed = ", ".join(policy.allowed_tasks) or "none"
+        raise PolicyError(f"policy.allowed_tasks: {order.task!r} is not among {allowed}")
+    if max(order.round, order.plan.rounds) > policy.max_rounds:
+        raise PolicyError(
+            f"policy.max_rounds: expected at most {policy.max_rounds} rounds, "
+            f"got {max(order.round, order.plan.rounds)}"
+        )
+
+
+def check_update(policy: Policy, counts: Mapping[str, int]) -> None:
+    """May an update made from these many cases a group leave?
+
+    Raises:
+        PolicyError: a group was trained on fewer than policy.min_cases cases.
+    """
+    for group, cases in counts.items():
+        if cases < policy.min_cases:
+            raise PolicyError(
+                f"policy.min_cases: group {group!r} has {cases} training cases, "
+                f"expected at least {policy.min_cases}"
+            )
+
+
+def tell(policy: Policy, cases: int) -> int | None:
+    """A count as it may leave: None below policy.min_cell, 0 as it is."""
+    return cases if cases == 0 or cases >= policy.min_cell else None

@@ -1,0 +1,215 @@
+"""A site's work for a run, without Flower: describe, train, evaluate.
+
+A ``Site`` lives as long as its process, keeps the cohorts of the current plan resident, and holds
+no other state: the answer to an order follows from the order, the weights that came with it, and
+the cache.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from her2_client.cache import Cache, open_cache
+from her2_client.cohort import Cohort, load_cohort, usable_modalities
+from her2_client.policy import check_order, check_update, tell
+from her2_client.scoring import histograms, score
+from her2_client.training import train_round
+from her2_common import __version__
+from her2_common.cases import SPLITS, Modality, Split
+from her2_common.config import RunConfig, SiteConfig
+from her2_common.errors import ConfigError, DataError
+from her2_common.metrics import ScoreHistogram
+from her2_common.model import GROUPS, Group, MapModel, build_model, get_groups, preset, set_groups
+from her2_common.wire import Counts, Flow, SiteDescription, SiteReply, TaskOrder
+
+Notify = Callable[[str], None]
+
+
+def select_device(device: str) -> torch.device:
+    """The device of site.yaml; ``auto`` takes the GPU if there is one.
+
+    Raises:
+        ConfigError: cuda is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ConfigError("device: expected a CUDA device, got none", hint="set device: auto")
+    return torch.device("cuda" if device != "cpu" and available else "cpu")
+
+
+def make_deterministic(threads: int | None) -> None:
+    """The same inputs give the same bits on this machine, whatever ran before."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What leaves: a document, and the arrays beside it."""
+
+    document: SiteDescription | SiteReply
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    scores: Mapping[str, ScoreHistogram] = field(default_factory=dict)
+
+
+class Site:
+    """The installed her2-map of one hospital, ready to answer orders."""
+
+    def __init__(self, config: SiteConfig, notify: Notify = lambda _: None) -> None:
+        self.config = config
+        self.notify = notify
+        self.device = select_device(config.device)
+        make_deterministic(config.threads)
+        self._cache: Cache | None = None
+        self._plan: RunConfig | None = None
+        self._cohorts: dict[Split, Cohort] = {}
+        self._usable: tuple[Modality, ...] = ()
+
+    def answer(self, order: TaskOrder, weights: Mapping[str, np.ndarray]) -> Answer:
+        """Carry out an order that the policy allows.
+
+        Raises:
+            PolicyError: the policy refuses the order or its result.
+            DataError, CacheError, TrainingError: it cannot be carried out.
+        """
+        check_order(self.config.policy, order)
+        self._prepare(order.plan)
+        if order.task == "describe":
+            return Answer(self._describe())
+        if order.task == "train":
+            return self._train(order, weights)
+        return self._evaluate(order, weights)
+
+    # --- the cohort of a plan -------------------------------------------------------------------
+
+    def _prepare(self, plan: RunConfig) -> None:
+        """Load the cohorts of ``plan``, unless they are the ones at hand."""
+        if plan == self._plan:
+            return
+        self._plan, self._cohorts = None, {}
+        cache = open_cache(self.config.data.cache)
+        layout = preset(plan.preset)
+        everything = {
+            split: load_cohort(
+                cache,
+                split=split,
+                label=plan.label,
+                image_size=plan.image_size or layout.image_size,
+                volume_size=plan.volume_size or layout.volume_size,
+                device=self.device,
+            )
+            for split in SPLITS
+        }
+        min_cases = self.config.policy.min_cases
+        self._usable = usable_modalities(everything["train"], min_cases)
+        self._cohorts = {
+            split: cohort.restricted(self._usable) for split, cohort in everything.items()
+        }
+        if len(self._cohorts["train"]) < min_cases:
+            raise DataError(
+                f"expected at least {min_cases} training cases with a known {plan.label} label "
+                f"(policy.min_cases), got {len(self._cohorts['train'])}",
+                hint="see the table that her2-client ingest prints",
+            )
+        self._cache, self._plan = cache, plan
+
+    def _groups(self) -> tuple[Group, ...]:
+        counts = self._cohorts["train"].counts()
+        return tuple(g for g in GROUPS if counts.get(g, 0) >= self.config.policy.min_cases)
+
+    def _model(self, plan: RunConfig, weights: Mapping[str, np.ndarray]) -> MapModel:
+        model = build_model(plan.preset, plan.seed)
+        set_groups(model, weights)
+        return model.to(self.device)
+
+    # --- the three tasks ------------------------------------------------------------------------
+
+    def _describe(self) -> SiteDescription:
+        policy, cohorts = self.config.policy, self._cohorts
+        everything = Counter[str]()
+        modalities = Counter[str]()
+        for cohort in cohorts.values():
+            everything += cohort.combinations()
+            modalities.update({m: int((rows >= 0).sum()) for m, rows in cohort.rows.items()})
+        used = sum(len(cohort) for cohort in cohorts.values())
+        in_table = len(self._cache) if self._cache else 0
+        self.notify(f"described {used} cases, groups {', '.join(self._groups())}")
+        return SiteDescription(
+            site=self.config.name,
+            version=__version__,
+            groups=self._groups(),
+            flow=Flow(
+                in_table=tell(policy, in_table),
+                accepted=tell(policy, used),
+                left_out=tell(policy, in_table - used),
+            ),
+            cases=Counts(**{s: tell(policy, len(c)) for s, c in cohorts.items()}),
+            positives=Counts(**{s: tell(policy, int(c.labels.sum())) for s, c in cohorts.items()}),
+            modalities={m: tell(policy, n) for m, n in modalities.items()},
+            combinations={name: tell(policy, n) for name, n in sorted(everything.items())},
+        )
+
+    def _train(self, order: TaskOrder, weights: Mapping[str, np.ndarray]) -> Answer:
+        """Score the weights as they came on the validation cases, then train on from them."""
+        cohort = self._cohorts["train"]
+        groups = self._groups()
+        if set(weights) != set(groups):
+            raise DataError(
+                f"expected the groups {', '.join(groups)}, got {', '.join(sorted(weights))}"
+            )
+        model = self._model(order.plan, weights)
+        scores, seconds = self._score(model, "val")
+        result = train_round(
+            model,
+            cohort,
+            order.plan,
+            site=self.config.name,
+            round_number=order.round,
+        )
+        counts: dict[str, int] = {group: cohort.counts()[group] for group in groups}
+        check_update(self.config.policy, counts)
+        loss = "" if result.loss is None else f", loss {result.loss:.3f}"
+        self.notify(
+            f"round {order.round}/{order.plan.rounds}: trained {result.steps} steps in "
+            f"{result.seconds:.1f} s{loss}"
+        )
+        reply = SiteReply(
+            site=self.config.name,
+            task="train",
+            round=order.round,
+            split="val",
+            counts=counts,
+            loss=result.loss,
+            steps=result.steps,
+            seconds={"evaluate": seconds, "train": result.seconds},
+            score_keys=tuple(sorted(scores)),
+        )
+        return Answer(reply, get_groups(model, groups), scores)
+
+    def _evaluate(self, order: TaskOrder, weights: Mapping[str, np.ndarray]) -> Answer:
+        scores, seconds = self._score(self._model(order.plan, weights), order.split)
+        self.notify(f"scored the {order.split} cases in {seconds:.1f} s")
+        reply = SiteReply(
+            site=self.config.name,
+            task="evaluate",
+            round=order.round,
+            split=order.split,
+            seconds={"evaluate": seconds},
+            score_keys=tuple(sorted(scores)),
+        )
+        return Answer(reply, scores=scores)
+
+    def _score(self, model: MapModel, split: Split) -> tuple[dict[str, ScoreHistogram], float]:
+        started = time.perf_counter()
+        cohort = self._cohorts[split]
+        result = histograms(score(model, cohort), cohort) if len(cohort) else {}
+        return result, time.perf_counter() - started

@@ -1,0 +1,48 @@
+"""Files that must be whole, durable or private."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from her2_common.errors import ConfigError
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a new file that only its owner may read.
+
+    Raises:
+        ConfigError: the file exists; a secret is never overwritten.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise ConfigError(f"{path}: exists already", hint="keep it, or move it away") from None
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write and fsync one file."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Make the folder's own entries durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """Replace a file by new content, so that a reader sees either the old or the new."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    write_durably(temporary, content)
+    temporary.replace(path)
+    sync_folder(path.parent)

@@ -1,0 +1,251 @@
+"""The MAP model: one encoder a modality, mean fusion over what is present, one shared head.
+
+    images of modality m --encoder m--> feature (d) ----------------+--> head --> single logits m
+                                           \\                        |
+                                            mean over the present --+--> head --> fused logits
+    clinical inputs (5) ------------------------------------------- + (added in the head)
+
+Source: "Deep-learning-based HER2 status assessment from multimodal breast cancer data predicts
+neoadjuvant therapy response", Nature Biomedical Engineering, 2025 (the architecture). Ours is:
+
+- an encoder runs only on the rows that have its modality; an absent modality costs nothing and
+  receives exactly no gradient;
+- no layer keeps running statistics, so a weight means the same at every site and the output for
+  a case does not depend on the other cases of its batch;
+- the parameters form named groups (``mg``, ``us``, ``mri``, ``clinical``, ``head``), the units in
+  which a federation sends and averages them.
+
+The published head is one Linear(d + 5, 2). Here its columns stand in two groups: ``head``
+(Linear(d, 2)) and ``clinical`` (Linear(5, 2), no bias), whose sum is the same map; a site without
+clinical inputs can so leave its columns alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from her2_common.cases import MODALITIES, Modality
+from her2_common.errors import ConfigError, UpdateError
+from her2_common.seeds import seed_for
+from her2_common.types import Clinical, Features, Images, Logits, Rows
+
+Group = Literal["mg", "us", "mri", "clinical", "head"]
+GROUPS: Final[tuple[Group, ...]] = get_args(Group)
+
+CHANNELS: Final[dict[Modality, int]] = {"mg": 4, "us": 1, "mri": 1}
+
+CLINICAL_CENTRE: Final = (55.0, 0.5, 2.0, 1.0, 0.3)
+CLINICAL_SCALE: Final = (12.0, 0.5, 1.0, 1.0, 0.5)
+"""Age in years, menopausal 0/1, T 0-4, N 0-3, multifocal 0/1: fixed round numbers near the centre
+and spread of neoadjuvant cohorts (a design choice), never fitted, so that nothing about a site's
+patients leaves with them. An unknown value becomes 0, the centre."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Cases of one step. ``rows[m]`` says to which case each row of ``images[m]`` belongs."""
+
+    images: dict[Modality, Images]
+    rows: dict[Modality, Rows]
+    clinical: Clinical
+
+
+@dataclass(frozen=True)
+class MapOutput:
+    """``fused`` is (b, 2); ``single[m]`` and ``features[m]`` have a row for each of ``rows[m]``."""
+
+    fused: Logits
+    single: Mapping[Modality, Logits]
+    features: Mapping[Modality, Features]
+    rows: Mapping[Modality, Rows]
+
+    def float(self) -> MapOutput:
+        """The same in float32, for a loss that autocast must not round."""
+        single = {m: logits.float() for m, logits in self.single.items()}
+        features = {m: feature.float() for m, feature in self.features.items()}
+        return MapOutput(self.fused.float(), single, features, self.rows)
+
+
+# --- encoders -----------------------------------------------------------------------------------
+
+
+class ConvEncoder(nn.Module):
+    """A small convolutional network: halve the size, widen, repeat; pool; project.
+
+    GroupNorm keeps each case to itself. The pooled vector joins the mean and the maximum over
+    positions: a mean alone loses a few bright micro-calcifications among many dark pixels.
+    """
+
+    def __init__(self, channels: int, widths: tuple[int, ...], features: int, dims: int) -> None:
+        super().__init__()
+        convolution: Any = nn.Conv2d if dims == 2 else nn.Conv3d
+        layers: list[nn.Module] = []
+        for before, width in zip((channels, *widths), widths, strict=False):
+            layers += [
+                convolution(before, width, kernel_size=3, stride=2, padding=1, bias=False),
+                nn.GroupNorm(8, width),
+                nn.GELU(),
+            ]
+        self.body = nn.Sequential(*layers)
+        self.project = nn.Linear(2 * widths[-1], features)
+
+    def forward(self, images: Images) -> Features:
+        """(n, channels, *size) to (n, features)."""
+        positions = self.body(images).flatten(2)  # (n, width, positions)
+        pooled = torch.cat([positions.mean(-1), positions.amax(-1)], dim=1)  # (n, 2 width)
+        projected: Tensor = self.project(pooled)
+        return projected
+
+
+def _conv2d(channels: int, features: int, *, widths: tuple[int, ...]) -> nn.Module:
+    return ConvEncoder(channels, widths, features, dims=2)
+
+
+def _conv3d(channels: int, features: int, *, widths: tuple[int, ...]) -> nn.Module:
+    return ConvEncoder(channels, widths, features, dims=3)
+
+
+ENCODERS: Final[dict[str, Callable[..., nn.Module]]] = {"conv2d": _conv2d, "conv3d": _conv3d}
+"""A new encoder is one function (channels, features, **options) -> module, and one line here."""
+
+
+# --- presets ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model as data: input sizes (pixels, voxels), feature width, and an encoder a modality."""
+
+    image_size: int
+    volume_size: int
+    features: int
+    encoders: Mapping[Modality, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
+
+
+PRESETS: Final[dict[str, Preset]] = {
+    # A design of this project: the whole model is about 1.2 M parameters and trains on a CPU.
+    "compact": Preset(
+        image_size=128,
+        volume_size=48,
+        features=128,
+        encoders={
+            "mg": ("conv2d", {"widths": (24, 48, 96, 160)}),
+            "us": ("conv2d", {"widths": (24, 48, 96, 160)}),
+            "mri": ("conv3d", {"widths": (24, 48, 96, 160)}),
+        },
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise ConfigError(f"run.preset: expected one of {known}, got {name!r}")
+    return PRESETS[name]
+
+
+class MapModel(nn.Module):
+    """The MAP model of a preset. Build it with ``build_model``, which seeds its weights."""
+
+    def __init__(self, plan: Preset) -> None:
+        super().__init__()
+        self.encoders = list(plan.encoders)
+        for modality, (kind, options) in plan.encoders.items():
+            encoder = ENCODERS[kind](CHANNELS[modality], plan.features, **options)
+            self.add_module(modality, encoder)
+        self.clinical = nn.Linear(5, 2, bias=False)
+        self.head = nn.Linear(plan.features, 2)
+
+    def forward(self, batch: Batch) -> MapOutput:
+        """Scores every case from what it has.
+
+        Every case must have at least one modality; ingest leaves out the ones that have none.
+        """
+        clinical = self.clinical(batch.clinical)  # (b, 2)
+        cases = batch.clinical.shape[0]
+        features: dict[Modality, Tensor] = {}
+        single: dict[Modality, Tensor] = {}
+        total, count = None, torch.zeros(cases, 1, device=clinical.device)
+        for modality in MODALITIES:
+            rows = batch.rows.get(modality)
+            if rows is None or rows.numel() == 0:
+                continue
+            feature = self.get_submodule(modality)(batch.images[modality])  # (n, d)
+            features[modality] = feature
+            single[modality] = self.head(feature) + clinical[rows]  # (n, 2)
+            if total is None:
+                total = feature.new_zeros(cases, feature.shape[1])
+            total = total.index_add(0, rows, feature)
+            count = count.index_add(0, rows, count.new_ones(rows.numel(), 1))
+        if total is None:
+            raise ValueError("expected a batch with at least one modality, got none")
+        fused = self.head(total / count) + clinical
+        return MapOutput(fused, single, features, dict(batch.rows))
+
+
+def build_model(name: str, seed: int) -> MapModel:
+    """A new model of the preset, its weights drawn from ``seed`` alone."""
+    plan = preset(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "weights"))
+        return MapModel(plan)
+
+
+# --- groups -------------------------------------------------------------------------------------
+
+
+def group_parameters(model: MapModel, group: str) -> list[nn.Parameter]:
+    """The parameters of a group, in the fixed order in which they are sent."""
+    return list(model.get_submodule(group).parameters())
+
+
+def group_sizes(model: MapModel) -> dict[str, int]:
+    """How many numbers each group holds."""
+    return {g: sum(p.numel() for p in group_parameters(model, g)) for g in GROUPS}
+
+
+def get_groups(model: MapModel, groups: Iterable[str]) -> dict[str, np.ndarray]:
+    """The named groups as flat float32 vectors: one array a group keeps messages few."""
+    return {
+        group: torch.cat(
+            [p.detach().float().cpu().flatten() for p in group_parameters(model, group)]
+        )
+        .numpy()
+        .copy()
+        for group in groups
+    }
+
+
+def set_groups(model: MapModel, vectors: Mapping[str, np.ndarray]) -> None:
+    """Write flat vectors into the model's groups; groups that are not named stay as they are.
+
+    Raises:
+        UpdateError: an unknown group or a vector of another length; the model is then untouched.
+    """
+    sizes = group_sizes(model)
+    for group, vector in vectors.items():
+        if group not in sizes or vector.shape != (sizes[group],):
+            expected = sizes.get(group, "no such group")
+            raise UpdateError(
+                f"group {group!r}: expected {expected} values, got shape {vector.shape}",
+                reason="misshapen",
+            )
+    with torch.no_grad():
+        for group, vector in vectors.items():
+            position = 0
+            source = torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float32))
+            for parameter in group_parameters(model, group):
+                part = source[position : position + parameter.numel()]
+                parameter.copy_(part.view_as(parameter))
+                position += parameter.numel()

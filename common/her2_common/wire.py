@@ -1,0 +1,205 @@
+"""What travels between the coordinator and a site, as Flower records.
+
+    order, coordinator to site
+        "order"    ConfigRecord {"json": TaskOrder}
+        "weights"  ArrayRecord {group: float32 vector}      train, evaluate
+    reply, site to coordinator
+        "reply"    ConfigRecord {"json": SiteDescription}   describe
+                   ConfigRecord {"json": SiteReply}         train, evaluate
+        "weights"  ArrayRecord {group: float32 vector}      train
+        "scores"   ArrayRecord {"cells": int32 (cells, 4)}  train, evaluate
+
+One flat array a group: Flower moves every array in requests of its own, so few large arrays
+travel faster than many small ones. Everything that crosses is listed here and nowhere else.
+
+The receiver trusts nothing: documents are checked against their schema, arrays for their type,
+shape and finiteness.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from pydantic import Field, ValidationError
+
+from her2_common.cases import Split
+from her2_common.config import Name, RunConfig, Section, Task
+from her2_common.errors import UpdateError
+from her2_common.metrics import GRID, ScoreHistogram
+from her2_common.model import Group
+
+MESSAGE_TYPES: Final[dict[Task, str]] = {
+    "describe": "query",
+    "train": "train",
+    "evaluate": "evaluate",
+}
+"""Flower's message type for each task."""
+
+
+class TaskOrder(Section):
+    """What a site is asked to do. Complete in itself: a site keeps no memory of earlier orders."""
+
+    task: Task
+    run: Name
+    version: str
+    round: int = Field(default=0, ge=0)
+    split: Split = "val"
+    plan: RunConfig
+
+
+class Counts(Section):
+    """Cases, or None where a site does not tell because there are fewer than its min_cell."""
+
+    train: int | None
+    val: int | None
+    test: int | None
+
+
+class Flow(Section):
+    """How many rows the site's table has and what became of them."""
+
+    in_table: int | None
+    accepted: int | None
+    left_out: int | None
+
+
+class SiteDescription(Section):
+    """A site's answer to describe: who it is and what it can train."""
+
+    site: Name
+    version: str
+    groups: tuple[Group, ...]
+    flow: Flow
+    cases: Counts
+    positives: Counts
+    modalities: dict[str, int | None]
+    combinations: dict[str, int | None]
+
+
+class SiteReply(Section):
+    """A site's answer to train or evaluate; the arrays travel beside it.
+
+    ``counts[g]`` is the number of training cases that use group g, the weight of its update.
+    ``score_keys`` names the histograms in "scores"; ``seconds`` are wall time by phase.
+    """
+
+    site: Name
+    task: Task
+    round: int = Field(ge=0)
+    split: Split
+    counts: dict[str, int] = Field(default_factory=dict)
+    loss: float | None = None
+    steps: int = Field(default=0, ge=0)
+    seconds: dict[str, float] = Field(default_factory=dict)
+    score_keys: tuple[str, ...] = ()
+
+
+D = TypeVar("D", bound=Section)
+
+
+def weights_record(groups: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Flat float32 vectors as an ArrayRecord."""
+    return ArrayRecord({name: Array(vector) for name, vector in groups.items()})
+
+
+def read_weights(record: RecordDict, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """The groups of a message, each checked against ``sizes`` (group: number of values).
+
+    Raises:
+        UpdateError: "missing", "unknown group", "misshapen", "wrong type" or "not finite".
+    """
+    if "weights" not in record.array_records:
+        raise UpdateError("expected weights, got none", reason="missing")
+    groups = {}
+    for name, array in record.array_records["weights"].items():
+        if name not in sizes:
+            raise UpdateError(f"unknown parameter group {name!r}", reason="unknown group")
+        try:
+            vector = array.numpy()
+        except (ValueError, TypeError, EOFError, OSError):
+            raise UpdateError(f"group {name}: not a numpy array", reason="misshapen") from None
+        if vector.dtype != np.float32:
+            raise UpdateError(
+                f"group {name}: expected float32, got {vector.dtype}", reason="wrong type"
+            )
+        if vector.shape != (sizes[name],):
+            raise UpdateError(
+                f"group {name}: expected shape ({sizes[name]},), got {vector.shape}",
+                reason="misshapen",
+            )
+        if not np.isfinite(vector).all():
+            raise UpdateError(f"group {name}: holds NaN or infinity", reason="not finite")
+        groups[name] = vector
+    return groups
+
+
+def document_record(document: Section) -> ConfigRecord:
+    """A document as a ConfigRecord."""
+    return ConfigRecord({"json": document.model_dump_json()})
+
+
+def read_document(record: RecordDict, key: str, schema: type[D]) -> D:
+    """The document under ``key``, checked against its schema.
+
+    Raises:
+        UpdateError: it is missing or breaks the schema.
+    """
+    try:
+        text: Any = record.config_records[key]["json"]
+        return schema.model_validate(json.loads(text))
+    except KeyError:
+        raise UpdateError(f"expected a document {key!r}, got none", reason="missing") from None
+    except (ValueError, TypeError, ValidationError) as error:
+        raise UpdateError(
+            f"document {key!r} breaks the schema {schema.__name__}: {type(error).__name__}",
+            reason="misshapen",
+        ) from None
+
+
+def scores_record(scores: Mapping[str, ScoreHistogram]) -> tuple[ArrayRecord, tuple[str, ...]]:
+    """Histograms as their non-empty cells: int32 rows (key index, class, bin, count)."""
+    keys = tuple(sorted(scores))
+    rows = []
+    for index, key in enumerate(keys):
+        for label, counts in enumerate((scores[key].negatives, scores[key].positives)):
+            for position in np.flatnonzero(counts):
+                rows.append((index, label, int(position), int(counts[position])))
+    cells = np.array(rows, dtype=np.int32).reshape(-1, 4)
+    return ArrayRecord({"cells": Array(cells)}), keys
+
+
+def read_scores(record: RecordDict, keys: tuple[str, ...]) -> dict[str, ScoreHistogram]:
+    """The histograms of a reply.
+
+    Raises:
+        UpdateError: "missing" or "misshapen".
+    """
+    try:
+        cells = record.array_records["scores"]["cells"].numpy()
+    except (KeyError, ValueError, TypeError, EOFError, OSError):
+        raise UpdateError("expected score histograms, got none", reason="missing") from None
+    limits = np.array([len(keys), 2, GRID + 1])
+    if (
+        cells.ndim != 2
+        or cells.shape[1] != 4
+        or not np.issubdtype(cells.dtype, np.integer)
+        or (cells < 0).any()
+        or (cells[:, :3] >= limits).any()
+    ):
+        raise UpdateError("score histograms are out of shape", reason="misshapen")
+    tables = np.zeros((len(keys), 2, GRID + 1), dtype=np.int64)
+    np.add.at(tables, (cells[:, 0], cells[:, 1], cells[:, 2]), cells[:, 3])
+    return {key: ScoreHistogram(*tables[index]) for index, key in enumerate(keys)}
+
+
+def payload_bytes(record: RecordDict) -> int:
+    """Bytes of content in a message: serialised arrays and documents, without Flower's framing."""
+    arrays = sum(len(a.data) for r in record.array_records.values() for a in r.values())
+    documents = sum(
+        len(str(value).encode()) for r in record.config_records.values() for value in r.values()
+    )
+    return arrays + documents

@@ -1,0 +1,92 @@
+"""`her2-server`: conduct a run, go on with one, draw its report."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from her2_common.console import console, main_for, print_json
+from her2_common.errors import RunError
+from her2_server.coordinator import Coordinator
+from her2_server.report import write_report
+from her2_server.run_folder import RunFolder
+from her2_server.superlink import conduct
+
+app = typer.Typer(
+    help="The coordinator of a her2-map federation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON to stdout.")]
+
+
+@app.callback()
+def _settings() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+
+
+@app.command()
+def run(
+    federation: Annotated[Path, typer.Argument(help="federation.yaml")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default runs/<name>.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Train across the sites of FEDERATION and write the report."""
+    from her2_common.config import FederationConfig, load
+
+    config = load(FederationConfig, federation)
+    folder = RunFolder(out or Path("runs") / config.name)
+    folder.create(federation)
+    _conduct(folder, json)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The run's folder, runs/<name>.")],
+    json: Json = False,
+) -> None:
+    """Go on with a run from its newest sound checkpoint."""
+    _conduct(RunFolder(folder), json)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="The run's folder, runs/<name>.")]) -> None:
+    """Draw report.html again from summary.json and metrics.jsonl."""
+    if not RunFolder(folder).summary.exists():
+        raise RunError(
+            f"{folder}: no summary.json, the run is not finished",
+            hint=f"go on with it: her2-server resume {folder}",
+        )
+    console.print(f"report  {write_report(folder)}", soft_wrap=True)
+
+
+def _conduct(folder: RunFolder, json: bool) -> None:
+    config = folder.load_config()
+    if folder.summary.exists():
+        raise RunError(
+            f"{folder.path}: the run is finished; its test split is not scored again",
+            hint=f"its report is {folder.path / 'report.html'}",
+        )
+    started = time.monotonic()
+
+    def notify(text: str) -> None:
+        console.print(f"[dim]{time.monotonic() - started:6.1f} s[/]  {text}", soft_wrap=True)
+
+    with conduct(config, notify) as held:
+        Coordinator(held.grid, folder, notify).run()
+    notify(f"report  {folder.path / 'report.html'}")
+    if json:
+        import json as json_module
+
+        print_json(json_module.loads(folder.summary.read_text(encoding="utf-8")))
+
+
+main = main_for(app, "her2-server")

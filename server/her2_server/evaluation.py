@@ -1,0 +1,216 @@
+"""From the sites' score histograms to the numbers of summary.json.
+
+A site sends one histogram for each key:
+
+    fused|<combination>   score of the case, for the cases with exactly these modalities,
+                          joined by "+" in the order of MODALITIES: "fused|mg+us"
+    single|<modality>     score of that modality alone, for the cases that have it: "single|mg"
+
+``evaluate`` adds them up and publishes the pooled numbers and three breakdowns: by centre, by
+combination and by modality. What it publishes, step by step:
+
+1. A group with fewer than ``min_cell`` positives or negatives is ``{"suppressed": true}``.
+2. Centres, and combinations, add up to the total. So that no small group is the difference of
+   published ones, the next smallest groups are suppressed too, until at least two are and these
+   together are no small group themselves.
+3. Combinations also add up to modalities. Groups are suppressed, smallest first, until no sum of
+   published counts gives a small group.
+
+The caller's duty: counts it publishes elsewhere (cases of a site, say) must follow the same rule.
+What this cannot hide: a centre that subtracts its own cases from the pooled numbers of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any, Final
+
+import numpy as np
+
+from her2_common.calibration import calibration, reliability
+from her2_common.cases import MODALITIES
+from her2_common.errors import MetricError
+from her2_common.metrics import (
+    Estimate,
+    ScoreHistogram,
+    auc_interval,
+    brier,
+    confusion,
+    npv,
+    pool,
+    ppv,
+    roc_curve,
+    sensitivity,
+    specificity,
+)
+
+SiteScores = Mapping[str, Mapping[str, ScoreHistogram]]
+"""Site name -> key ("fused|mg+us", "single|mg") -> histogram."""
+
+COMBINATIONS: Final = tuple(
+    "+".join(chosen)
+    for size in range(1, len(MODALITIES) + 1)
+    for chosen in combinations(MODALITIES, size)
+)
+"""The seven non-empty subsets of the modalities: mg, us, mri, mg+us, ..., mg+us+mri."""
+
+KEYS: Final = tuple(f"fused|{name}" for name in COMBINATIONS) + tuple(
+    f"single|{name}" for name in MODALITIES
+)
+"""Every key a site may send."""
+
+SUPPRESSED: Final = {"suppressed": True}
+
+Groups = dict[str, ScoreHistogram]
+
+
+def evaluate(scores: SiteScores, threshold: float, min_cell: int = 10) -> dict[str, Any]:
+    """The pooled numbers and the three breakdowns, ready for JSON.
+
+    ``n``, ``positives``, ``auc``, ``sensitivity``, ``specificity``, ``ppv``, ``npv``, ``brier``,
+    ``confusion`` {tp, fp, tn, fn}, ``calibration`` {slope, intercept, bins}, ``roc`` [[fpr, tpr]]
+    and ``by_centre``, ``by_combination``, ``by_modality``. An estimate is {"estimate", "low",
+    "high"} with its 95 % interval; what the cases cannot answer is None. If the pooled cases are
+    themselves a small group every number is None and ``suppressed`` is true.
+
+    Args:
+        scores: histograms of every site; sites and keys without cases may be left out.
+        threshold: calls are positive at or above it; frozen beforehand, never fitted here.
+        min_cell: fewest positives, and fewest negatives, of a published group.
+
+    Raises:
+        MetricError: an unknown key, or a threshold that is not from 0 to 1.
+    """
+    for site, histograms in scores.items():
+        for key in histograms:
+            if key not in KEYS:
+                raise MetricError(f"site {site}: expected keys {', '.join(KEYS)}, got {key!r}")
+
+    centres: Groups = {
+        site: pool(h for key, h in histograms.items() if key.startswith("fused|"))
+        for site, histograms in scores.items()
+    }
+    by_key = {key: pool(h[key] for h in scores.values() if key in h) for key in KEYS}
+    total = pool(centres.values())
+    if _is_small(total, min_cell):
+        result: dict[str, Any] = {"suppressed": True, **dict.fromkeys(_numbers(total, threshold))}
+        result |= dict.fromkeys(("confusion", "calibration", "roc"))
+    else:
+        result = _numbers(total, threshold) | _details(total, threshold, min_cell)
+
+    parts: Groups = {name: h for name in COMBINATIONS if (h := by_key[f"fused|{name}"]).n}
+    singles: Groups = {name: h for name in MODALITIES if (h := by_key[f"single|{name}"]).n}
+    hidden_parts, hidden_singles = _hide_cross(parts, singles, min_cell)
+    for name, groups, hidden in (
+        ("by_centre", centres, _hide(centres, min_cell)),
+        ("by_combination", parts, hidden_parts),
+        ("by_modality", singles, hidden_singles),
+    ):
+        result[name] = {
+            group: dict(SUPPRESSED) if group in hidden else _numbers(histogram, threshold)
+            for group, histogram in groups.items()
+        }
+    return result
+
+
+def _numbers(histogram: ScoreHistogram, threshold: float) -> dict[str, Any]:
+    calls = confusion(histogram, threshold)
+    return {
+        "n": histogram.n,
+        "positives": histogram.m,
+        "auc": _as_dict(auc_interval(histogram)),
+        "sensitivity": _as_dict(sensitivity(calls)),
+        "specificity": _as_dict(specificity(calls)),
+        "ppv": _as_dict(ppv(calls)),
+        "npv": _as_dict(npv(calls)),
+        "brier": brier(histogram),
+    }
+
+
+def _details(histogram: ScoreHistogram, threshold: float, min_cell: int) -> dict[str, Any]:
+    """What is given for the pooled cases only: it would identify cases of a small group."""
+    calls, fit, curve = (
+        confusion(histogram, threshold),
+        calibration(histogram),
+        roc_curve(histogram),
+    )
+    return {
+        "confusion": {"tp": calls.tp, "fp": calls.fp, "tn": calls.tn, "fn": calls.fn},
+        "calibration": {
+            "slope": _as_dict(fit.slope),
+            "intercept": _as_dict(fit.intercept),
+            "bins": [
+                {
+                    "low": bin_.low,
+                    "high": bin_.high,
+                    "n": bin_.n,
+                    "mean_score": bin_.mean_score,
+                    "observed": _as_dict(bin_.observed),
+                }
+                for bin_ in reliability(histogram, min_cell=min_cell)
+            ],
+        },
+        "roc": None if curve is None else np.stack(curve, axis=1).tolist(),
+    }
+
+
+def _as_dict(estimate: Estimate | None) -> dict[str, float] | None:
+    return None if estimate is None else estimate.as_dict()
+
+
+# --- small groups --------------------------------------------------------------------------------
+
+
+def _is_small(histogram: ScoreHistogram, min_cell: int) -> bool:
+    return min(histogram.m, histogram.n - histogram.m) < min_cell
+
+
+def _hide(groups: Groups, min_cell: int) -> set[str]:
+    """The groups of a breakdown that adds up to the total which must not be published."""
+    hidden = {name for name, histogram in groups.items() if _is_small(histogram, min_cell)}
+    if not hidden:
+        return hidden
+    for name in sorted(groups.keys() - hidden, key=lambda name: (groups[name].n, name)):
+        together = pool(groups[hide] for hide in hidden)
+        if len(hidden) >= 2 and not _is_small(together, min_cell):
+            break
+        hidden.add(name)
+    return hidden
+
+
+def _hide_cross(parts: Groups, singles: Groups, min_cell: int) -> tuple[set[str], set[str]]:
+    """Combinations and modalities that must not be published: (of parts, of singles)."""
+    small = {name for name, histogram in parts.items() if _is_small(histogram, min_cell)}
+    small_singles = {name for name, h in singles.items() if _is_small(h, min_cell)}
+    hidden, hidden_singles = _hide(parts, min_cell), set(small_singles)
+    secrets = [_members(parts, only=name) for name in small]
+    secrets += [_members(parts, having=name) for name in small_singles]
+    if not secrets:
+        return hidden, hidden_singles
+
+    def published() -> np.ndarray[Any, np.dtype[np.float64]]:
+        sums = [np.ones(len(parts))]
+        sums += [_members(parts, only=name) for name in parts if name not in hidden]
+        sums += [_members(parts, having=name) for name in singles if name not in hidden_singles]
+        return np.stack(sums)
+
+    # Smallest first; "" sorts a combination before a modality of the same size
+    order = sorted(
+        [(h.n, "", name) for name, h in parts.items()]
+        + [(h.n, "single", name) for name, h in singles.items()]
+    )
+    for _, kind, name in order:
+        known = published()
+        rank = np.linalg.matrix_rank(known)
+        if all(np.linalg.matrix_rank(np.vstack([known, s])) > rank for s in secrets):
+            break
+        (hidden_singles if kind else hidden).add(name)
+    return hidden, hidden_singles
+
+
+def _members(
+    parts: Groups, *, only: str | None = None, having: str | None = None
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Indicator over the combinations, shape (c,): the one named, or those with a modality."""
+    return np.array([name == only or having in name.split("+") for name in parts], np.float64)

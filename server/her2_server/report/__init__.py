@@ -1,0 +1,7 @@
+"""report.html: one file that opens offline and says what a run found, and how."""
+
+from __future__ import annotations
+
+from her2_server.report.page import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,247 @@
+"""The figures of results: learning curves, ROC, calibration, forest plots.
+
+Every function takes parts of summary.json or metrics.jsonl (see her2_server.evaluation) and
+returns one ``<svg>`` element.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from her2_server.report.svg import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    MUTED,
+    ORANGE,
+    PAPER,
+    RULE,
+    add_axes,
+    new_figure,
+    to_svg,
+)
+from her2_server.report.text import interval, number
+
+Row = tuple[str, Mapping[str, Any] | None]
+"""A label and the numbers of a group; None draws a heading."""
+
+_MARKS: Final[dict[str, dict[str, Any]]] = {
+    "accepted": {"marker": "o", "s": 15, "color": GREY},
+    "refused": {"marker": "X", "s": 42, "color": ORANGE},
+    "missing": {"marker": "o", "s": 26, "facecolors": "none", "edgecolors": ORANGE},
+}
+
+
+def learning_curves(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any]) -> str:
+    """Validation AUC with its interval, training loss, and the updates of each site.
+
+    Args:
+        rounds: metrics.jsonl, one mapping a round. A round's validation is of the weights that it
+            started from and is drawn at the number of rounds completed before it.
+        final: the validation of the final weights, from summary.json.
+    """
+    sites = list(dict.fromkeys(name for entry in rounds for name in entry["sites"]))
+    last = rounds[-1]["round"]
+    strip = 0.2 * len(sites) + 0.1
+    figure = new_figure(5.2, 3.95 + strip)
+    curve = add_axes(figure, (0.62, 2.2 + strip, 4.45, 1.6))
+    loss = add_axes(figure, (0.62, 0.85 + strip, 4.45, 1.0))
+    marks = add_axes(figure, (0.62, 0.42, 4.45, strip))
+
+    points = [(entry["round"] - 1, (entry["validation"] or {}).get("auc")) for entry in rounds]
+    known = [(x, auc) for x, auc in [*points, (last, final.get("auc"))] if auc]
+    xs = [x for x, _ in known]
+    curve.fill_between(
+        xs,
+        [a["low"] for _, a in known],
+        [a["high"] for _, a in known],
+        color=BLUE,
+        alpha=0.16,
+        lw=0,
+    )
+    curve.axhline(0.5, color=MUTED, lw=0.8, ls=(0, (4, 3)))
+    curve.plot(xs, [a["estimate"] for _, a in known], color=BLUE, lw=1.6, marker="o", ms=3.2)
+    curve.set_ylim(min([0.4, *(a["low"] for _, a in known)]), 1.0)
+    curve.set_ylabel("validation AUC")
+    curve.text(
+        0.995,
+        0.5,
+        "chance ",
+        transform=curve.get_yaxis_transform(),
+        ha="right",
+        va="bottom",
+        color=MUTED,
+        fontsize=8,
+    )
+
+    losses = [(e["round"], e["loss"]) for e in rounds if e["loss"] is not None]
+    loss.plot(
+        *zip(*losses, strict=True) if losses else ([], []), color=GREEN, lw=1.6, marker="o", ms=3.2
+    )
+    loss.set_ylabel("training loss")
+
+    for row, name in enumerate(sites):
+        for entry in rounds:
+            status = entry["sites"].get(name, {}).get("status", "missing")
+            marks.scatter(
+                [entry["round"]], [row], zorder=3, **_MARKS.get(status, _MARKS["missing"])
+            )
+    marks.set_ylim(len(sites) - 0.5, -0.6)
+    marks.set_yticks(range(len(sites)), [chr(65 + row) for row in range(len(sites))])
+    marks.spines["left"].set_visible(False)
+    marks.tick_params(axis="y", length=0)
+    marks.set_xlabel("rounds completed")
+    for axes in (curve, loss, marks):
+        axes.set_xlim(-0.4, last + 0.4)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.grid(axis="y" if axes is not marks else "x", color=RULE, lw=0.5, alpha=0.6)
+        axes.set_axisbelow(True)
+    for axes in (curve, loss):
+        axes.tick_params(labelbottom=False)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+
+    ends = f"from {interval(known[0][1])} to {interval(known[-1][1])}" if known else "is not known"
+    return to_svg(
+        figure,
+        "learning",
+        "Learning curves",
+        f"Validation AUC over {last} rounds, {ends}. Below it the training loss and a mark for "
+        "the update of each site in each round.",
+    )
+
+
+def roc(result: Mapping[str, Any]) -> str:
+    """The ROC curve with the operating point and its two intervals."""
+    figure = new_figure(4.2, 4.0)
+    axes = _unit_square(add_axes(figure, (0.62, 0.55, 3.4, 3.3)))
+    fpr, tpr = zip(*result["roc"], strict=True)
+    axes.fill_between(fpr, tpr, color=BLUE, alpha=0.1, lw=0)
+    axes.plot(fpr, tpr, color=BLUE, lw=1.8)
+    sensitivity, specificity = result["sensitivity"], result["specificity"]
+    x, y = 1 - specificity["estimate"], sensitivity["estimate"]
+    axes.plot([1 - specificity["high"], 1 - specificity["low"]], [y, y], color=ORANGE, lw=1.4)
+    axes.plot([x, x], [sensitivity["low"], sensitivity["high"]], color=ORANGE, lw=1.4)
+    axes.plot([x], [y], "o", ms=7, color=ORANGE, mec=PAPER, mew=1.2)
+    axes.text(0.97, 0.05, f"AUC {interval(result['auc'])}", ha="right", fontsize=9.5)
+    axes.set_xlabel("1 − specificity")
+    axes.set_ylabel("sensitivity")
+    return to_svg(
+        figure,
+        "roc",
+        "ROC curve of the test cases",
+        f"AUC {interval(result['auc'])}. Operating point: sensitivity "
+        f"{interval(sensitivity)}, specificity {interval(specificity)}.",
+    )
+
+
+def calibration(result: Mapping[str, Any]) -> str:
+    """The reliability diagram, with the number of cases of each bin below it."""
+    figure = new_figure(4.2, 4.0)
+    axes = _unit_square(add_axes(figure, (0.62, 1.3, 3.4, 2.55)))
+    below = add_axes(figure, (0.62, 0.55, 3.4, 0.55))
+    bins = [bin_ for bin_ in result["calibration"]["bins"] if bin_["n"]]
+    for bin_ in bins:
+        x, seen = bin_["mean_score"], bin_["observed"]
+        axes.plot([x, x], [seen["low"], seen["high"]], color=BLUE, lw=1.4)
+        axes.plot([x], [seen["estimate"]], "o", ms=6, color=BLUE, mec=PAPER, mew=1.0)
+        below.bar(
+            bin_["low"],
+            bin_["n"],
+            bin_["high"] - bin_["low"],
+            align="edge",
+            color=GREY,
+            edgecolor=PAPER,
+            lw=1.0,
+        )
+    axes.plot(
+        [bin_["mean_score"] for bin_ in bins],
+        [bin_["observed"]["estimate"] for bin_ in bins],
+        color=BLUE,
+        lw=1.0,
+        alpha=0.5,
+    )
+    axes.tick_params(labelbottom=False)
+    axes.set_ylabel("share that is positive")
+    below.set_xlim(-0.02, 1.02)
+    below.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+    below.yaxis.set_major_locator(MaxNLocator(nbins=2, integer=True))
+    below.set_ylabel("cases")
+    below.set_xlabel("score")
+    points = "; ".join(
+        f"{bin_['n']} cases with mean score {number(bin_['mean_score'])}: "
+        f"{interval(bin_['observed'])}"
+        for bin_ in bins
+    )
+    return to_svg(figure, "calibration", "Calibration of the test cases", f"Observed: {points}.")
+
+
+def _unit_square(axes: Axes) -> Axes:
+    """Both axes 0 to 1, with the diagonal."""
+    axes.plot([0, 1], [0, 1], color=MUTED, lw=0.8, ls=(0, (4, 3)))
+    ticks = [0, 0.25, 0.5, 0.75, 1]
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    axes.grid(color=RULE, lw=0.5, alpha=0.6)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def forest(name: str, title: str, rows: Sequence[Row], pooled: Mapping[str, Any] | None) -> str:
+    """AUC of each group with its interval; a suppressed group is named, without numbers.
+
+    Args:
+        name: unique in the page.
+        title: what is compared.
+        rows: label and numbers ``{"n", "positives", "auc"}``, or ``{"suppressed": true}``.
+        pooled: the AUC over all cases, drawn as a band behind the groups.
+    """
+    step, width = 0.36, 5.2
+    labels = [textwrap.wrap(label, 24) or [""] for label, _ in rows]
+    figure = new_figure(width, step * len(rows) + 0.62)
+    axes = add_axes(figure, (1.72, 0.5, 2.1, step * len(rows)))
+    lows = [r["auc"]["low"] for _, r in rows if r and r.get("auc")]
+    left = min(0.4, math.floor(10 * min(lows)) / 10) if lows else 0.4
+    axes.set_xlim(left, 1.0)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.axvline(0.5, color=MUTED, lw=0.8, ls=(0, (4, 3)))
+    if pooled:
+        axes.axvspan(pooled["low"], pooled["high"], color=BLUE, alpha=0.1, lw=0)
+        axes.axvline(pooled["estimate"], color=BLUE, lw=0.9, alpha=0.8)
+    most = max([r.get("n") or 1 for _, r in rows if r], default=1)
+    told = []
+    for y, (lines, (_, result)) in enumerate(zip(labels, rows, strict=True)):
+        place: dict[str, Any] = {
+            "transform": axes.get_yaxis_transform(),
+            "va": "center",
+            "fontsize": 8.5,
+        }
+        label = "\n".join(lines)
+        if result is None:
+            axes.text(-0.78, y + 0.15, label, color=MUTED, style="italic", **place)
+            continue
+        axes.text(-0.78, y, label, **place)
+        auc = result.get("auc")
+        if result.get("suppressed") or auc is None:
+            reason = "too few cases" if result.get("suppressed") else "one class only"
+            axes.text(1.04, y, reason, color=MUTED, style="italic", **place)
+            told.append(f"{' '.join(lines)}: {reason}")
+            continue
+        marker = 4 + 5 * math.sqrt(result["n"] / most)
+        axes.plot([auc["low"], auc["high"]], [y, y], color=INK, lw=1.3, solid_capstyle="butt")
+        axes.plot([auc["estimate"]], [y], "s", ms=marker, color=BLUE, mec=PAPER, mew=0.8)
+        values = [number(auc[key]) for key in ("estimate", "low", "high")]
+        axes.text(1.04, y, f"{values[0]} ({values[1]}–{values[2]})", **place)
+        told.append(f"{' '.join(lines)}: {interval(auc)}, {result['n']} cases")
+    axes.spines["left"].set_visible(False)
+    axes.set_yticks([])
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.set_xlabel("AUC")
+    return to_svg(figure, name, title, "; ".join(told) + ".")

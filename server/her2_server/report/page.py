@@ -1,0 +1,214 @@
+"""From a run's folder to report.html.
+
+1. Read summary.json and metrics.jsonl.
+2. Draw the figures (her2_server.report.figures and .flow) as inline SVG.
+3. Fill template.html.j2, with style.css inside it.
+4. Write a temporary file and rename it: a report is whole or absent.
+
+The page loads nothing: no font, script, picture or link from elsewhere. The same input gives the
+same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
+
+from her2_common.cases import MODALITIES
+from her2_common.clinical import PCR_DEFINITION
+from her2_common.errors import RunError
+from her2_server.report import figures, flow, text
+
+_NEEDED: Final = ("version", "run", "sites", "threshold", "validation", "test", "bytes", "seconds")
+
+_BREAKDOWNS: Final = (
+    ("by_centre", "Centre"),
+    ("by_combination", "Modalities of the case, all of them used"),
+    ("by_modality", "One modality alone"),
+)
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write ``report.html`` into ``run_folder`` from its summary.json and metrics.jsonl.
+
+    Returns the path of the report. Without metrics.jsonl the learning curves are left out.
+
+    Raises:
+        RunError: summary.json is missing, or one of the two files cannot be read.
+    """
+    summary, rounds = read_run(run_folder)
+    try:
+        page = render(summary, rounds)
+    except (KeyError, TypeError, AttributeError, UndefinedError) as error:
+        raise RunError(
+            f"{run_folder / 'summary.json'}: expected the summary of a finished run, "
+            f"got one of another form ({type(error).__name__}: {error})"
+        ) from error
+    target = run_folder / "report.html"
+    temporary = target.with_name(".report.html.part")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(target)
+    return target
+
+
+def read_run(run_folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary, and one mapping a round in their order; of a repeated round the last counts."""
+    path = run_folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(
+            f"{path}: no such file", hint="a run writes its summary at the end; resume it first"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: expected JSON, got {type(error).__name__}") from None
+    missing = [key for key in _NEEDED if not isinstance(summary, dict) or key not in summary]
+    if missing:
+        raise RunError(f"{path}: expected the keys {', '.join(_NEEDED)}, got no {missing[0]}")
+
+    path = run_folder / "metrics.jsonl"
+    rounds: dict[int, dict[str, Any]] = {}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            rounds[int(entry["round"])] = entry
+        except (ValueError, KeyError, TypeError):
+            raise RunError(f"{path}, line {number}: expected the JSON of a round") from None
+    return summary, [rounds[number] for number in sorted(rounds)]
+
+
+def render(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> str:
+    """The page as HTML."""
+    environment = Environment(
+        loader=PackageLoader("her2_server.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=lambda value: text.count(value, _min_cell(summary)),
+        number=text.number,
+        interval=text.interval,
+        percent=text.percent,
+        size=text.size,
+        duration=text.duration,
+        moment=text.moment,
+        combination=text.combination,
+    )
+    run, test, sites = summary["run"], summary["test"], summary["sites"]
+    positive, negative = text.OUTCOMES[run["label"]]
+    return environment.get_template("template.html.j2").render(
+        style=(Path(__file__).with_name("style.css")).read_text(encoding="utf-8"),
+        summary=summary,
+        run=run,
+        test=test,
+        sites=[site | {"letter": chr(65 + index)} for index, site in enumerate(sites)],
+        rounds=rounds,
+        faults=_faults(rounds, sites),
+        figures=_figures(summary, rounds),
+        breakdowns=[(title, _named(kind, test[kind])) for kind, title in _BREAKDOWNS],
+        modalities=MODALITIES,
+        modality_names=text.MODALITY_NAMES,
+        positive=positive,
+        negative=negative,
+        label_source=text.LABEL_SOURCES[run["label"]],
+        pcr_definition=PCR_DEFINITION if run["label"] == "pcr" else None,
+        verdict=text.verdict(test["auc"]),
+        totals=_totals(sites),
+        traffic=_traffic(sites, rounds),
+        min_cell=_min_cell(summary),
+    )
+
+
+def _figures(
+    summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]
+) -> dict[str, str | list[str] | None]:
+    test, sites = summary["test"], summary["sites"]
+    centres = _named("by_centre", test["by_centre"])
+    kinds: list[figures.Row] = [("all modalities of the case", None)]
+    kinds += _named("by_combination", test["by_combination"], short=True)
+    kinds += [("one modality alone", None)]
+    kinds += _named("by_modality", test["by_modality"], short=True)
+    return {
+        "flow": [
+            flow.patient_flow(site, index, _min_cell(summary)) for index, site in enumerate(sites)
+        ],
+        "learning": figures.learning_curves(rounds, summary["validation"]) if rounds else None,
+        "roc": figures.roc(test) if test["roc"] else None,
+        "calibration": figures.calibration(test) if test["calibration"] else None,
+        "centres": figures.forest("centres", "AUC by centre", centres, test["auc"]),
+        "kinds": figures.forest("kinds", "AUC by modalities", kinds, test["auc"]),
+        "traffic": flow.traffic(sites),
+        "phases": flow.phases(summary["seconds"]),
+    }
+
+
+def _named(
+    kind: str, groups: Mapping[str, Mapping[str, Any]], *, short: bool = False
+) -> list[tuple[str, Mapping[str, Any]]]:
+    if kind == "by_centre":
+        return list(groups.items())
+    return [(text.combination(name, short=short), numbers) for name, numbers in groups.items()]
+
+
+def _min_cell(summary: Mapping[str, Any]) -> int:
+    """The run's own limit for small counts, or the default of her2_common.config."""
+    return int(summary["run"].get("min_cell", 10))
+
+
+def _totals(sites: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
+    """Sums over the sites of the counts of the flow; None if a site keeps one of them."""
+
+    def total(section: str, key: str) -> int | None:
+        values = [(site.get(section) or {}).get(key) for site in sites]
+        known = [value for value in values if value is not None]
+        return sum(known) if len(known) == len(values) else None
+
+    return {
+        "in_table": total("flow", "in_table"),
+        "left_out": total("flow", "left_out"),
+        "accepted": total("flow", "accepted"),
+        "train": total("cases", "train"),
+        "val": total("cases", "val"),
+        "test": total("cases", "test"),
+    }
+
+
+def _faults(
+    rounds: Sequence[Mapping[str, Any]], sites: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The updates that were refused or missing, in their order."""
+    letters = {site["name"]: chr(65 + index) for index, site in enumerate(sites)}
+    return [
+        {
+            "round": entry["round"],
+            "letter": letters.get(name, ""),
+            "site": name,
+            "status": update["status"],
+            "reason": update["reason"] or "not stated",
+        }
+        for entry in rounds
+        for name, update in entry["sites"].items()
+        if update["status"] != "accepted"
+    ]
+
+
+def _traffic(
+    sites: Sequence[Mapping[str, Any]], rounds: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Bytes of each site by kind: the training rounds, and what is not part of a round."""
+    result = []
+    for site in sites:
+        row: dict[str, Any] = {"name": site["name"]}
+        for way in ("sent_bytes", "received_bytes"):
+            training = sum(e["sites"].get(site["name"], {}).get(way) or 0 for e in rounds)
+            whole = site[way] or 0
+            row[way] = {"training": training, "other": max(0, whole - training), "all": whole}
+        result.append(row)
+    return result

@@ -1,0 +1,150 @@
+"""Numbers as a reader wants them: rounded, with their interval, "<10" where a site keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+MODALITY_NAMES: Final = {"mg": "mammography", "us": "ultrasound", "mri": "MRI"}
+SHORT_NAMES: Final = {"mg": "MG", "us": "US", "mri": "MRI"}
+
+UNKNOWN: Final = "–"
+"""Shown for a number that the cases cannot give."""
+
+OUTCOMES: Final = {
+    "reference": ("HER2-positive", "HER2-negative"),
+    "biopsy": ("HER2-positive", "HER2-negative"),
+    "surgical": ("HER2-positive", "HER2-negative"),
+    "pcr": ("with pCR", "without pCR"),
+}
+"""Label of the run -> how a case of the positive and of the negative class is called."""
+
+LABEL_SOURCES: Final = {
+    "reference": "HER2 of the excised tumour where it is known, otherwise of the biopsy",
+    "biopsy": "HER2 of the needle biopsy",
+    "surgical": "HER2 of the excised tumour",
+    "pcr": "pathological complete response",
+}
+
+_MONTHS: Final = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
+"""English whatever the machine's locale is."""
+
+
+def count(value: int | None, min_cell: int = 10) -> str:
+    """A count of cases; one that a site keeps to itself is "<10".
+
+    >>> count(1204), count(None)
+    ('1,204', '<10')
+    """
+    return f"<{min_cell}" if value is None else f"{value:,}"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A plain number, with a true minus sign."""
+    if value is None:
+        return UNKNOWN
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def interval(estimate: Mapping[str, float] | None, digits: int = 2) -> str:
+    """An estimate with its interval.
+
+    >>> interval({"estimate": 0.812, "low": 0.7512, "high": 0.874})
+    '0.81 (0.75 to 0.87)'
+    """
+    if estimate is None:
+        return UNKNOWN
+    middle, low, high = (number(estimate[key], digits) for key in ("estimate", "low", "high"))
+    return f"{middle} ({low} to {high})"
+
+
+def percent(estimate: Mapping[str, float] | None) -> str:
+    """A proportion with its interval, in per cent.
+
+    >>> percent({"estimate": 0.784, "low": 0.69, "high": 0.861})
+    '78 % (69 to 86)'
+    """
+    if estimate is None:
+        return UNKNOWN
+    middle, low, high = (f"{100 * estimate[key]:.0f}" for key in ("estimate", "low", "high"))
+    return f"{middle} % ({low} to {high})"
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units.
+
+    >>> size(812), size(16_800_000), size(None)
+    ('812 B', '16.8 MB', '–')
+    """
+    if value is None:
+        return UNKNOWN
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """A length of time.
+
+    >>> duration(3.21), duration(147), duration(7322)
+    ('3.2 s', '2 min 27 s', '2 h 2 min')
+    """
+    if seconds is None:
+        return UNKNOWN
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def moment(value: str | None) -> str:
+    """An ISO 8601 time to the minute.
+
+    >>> moment("2026-01-15T09:12:04Z")
+    '15 January 2026, 09:12 UTC'
+    """
+    if value is None:
+        return UNKNOWN
+    try:
+        at = datetime.fromisoformat(value)
+    except ValueError:
+        return value
+    zone = f" {at.tzname()}" if at.tzinfo else ""
+    return f"{at.day} {_MONTHS[at.month - 1]} {at.year}, {at:%H:%M}{zone}"
+
+
+def combination(name: str, *, short: bool = False) -> str:
+    """A combination of modalities in words.
+
+    >>> combination("mg+us"), combination("mg+us", short=True)
+    ('mammography + ultrasound', 'MG + US')
+    """
+    names = SHORT_NAMES if short else MODALITY_NAMES
+    return " + ".join(names.get(part, part) for part in name.split("+"))
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words in a sentence: "a", "a and b", "a, b and c"."""
+    if len(words) < 2:
+        return "".join(words)
+    return ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def verdict(auc: Mapping[str, Any] | None) -> str:
+    """What the interval of an AUC says about chance, in one clause."""
+    if auc is None:
+        return "it cannot be said whether the model does better than chance"
+    if auc["low"] > 0.5:
+        return "the whole interval lies above 0.5: the model does better than chance"
+    if auc["high"] < 0.5:
+        return "the whole interval lies below 0.5: the model does worse than chance"
+    return "the interval contains 0.5: the model cannot be told from chance"

@@ -1,0 +1,117 @@
+"""The folder of a run: what is written where, and when.
+
+runs/<name>/
+├── federation.yaml   frozen copy of the configuration
+├── rounds/NNNN/      checkpoints (her2_server.checkpoint)
+├── metrics.jsonl     one line a round
+├── summary.json      at the end
+├── report.html       at the end
+└── release/          model.safetensors and manifest.json, at the end
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from her2_common.config import FederationConfig, load
+from her2_common.errors import RunError
+from her2_common.files import replace_durably
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run and the few ways in which they are written."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The frozen federation.yaml."""
+        return self.path / "federation.yaml"
+
+    @property
+    def rounds(self) -> Path:
+        """The checkpoints."""
+        return self.path / "rounds"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a round."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """The run's numbers; its presence means that the run is finished."""
+        return self.path / "summary.json"
+
+    @property
+    def release(self) -> Path:
+        """The model as handed out."""
+        return self.path / "release"
+
+    def create(self, config_file: Path) -> None:
+        """Make the folder and freeze the configuration into it, its paths made absolute.
+
+        Raises:
+            RunError: the folder holds a run already.
+        """
+        if self.config.exists():
+            raise RunError(
+                f"{self.path} holds a run already",
+                hint=f"go on with it: her2-server resume {self.path}; or choose another --out",
+            )
+        config = load(FederationConfig, config_file)
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        replace_durably(self.config, text.encode())
+
+    def load_config(self) -> FederationConfig:
+        """The frozen configuration.
+
+        Raises:
+            RunError: the folder holds no run.
+        """
+        if not self.config.exists():
+            raise RunError(f"{self.path} holds no run", hint="start one: her2-server run")
+        return load(FederationConfig, self.config)
+
+    def config_hash(self) -> str:
+        """SHA-256 of what is trained and by whom: names, keys and the run section, no addresses."""
+        config = self.load_config()
+        document = {
+            "name": config.name,
+            "sites": [site.model_dump(mode="json") for site in config.sites],
+            "run": config.run.model_dump(mode="json"),
+        }
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+    def read_metrics(self, up_to: int | None = None) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, of rounds up to ``up_to``; a torn last line is dropped."""
+        lines: list[dict[str, Any]] = []
+        if not self.metrics.exists():
+            return lines
+        for text in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                break
+            if up_to is None or line["round"] <= up_to:
+                lines.append(line)
+        return lines
+
+    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Replace metrics.jsonl; small enough to be written whole every round."""
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        replace_durably(self.metrics, text.encode())
+
+    def write_json(self, path: Path, document: dict[str, Any]) -> None:
+        """Replace a JSON file of the folder."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+        replace_durably(path, text.encode())

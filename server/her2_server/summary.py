@@ -1,0 +1,205 @@
+"""The end of a run: summary.json, the release, and the account of bytes and seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save as save_tensors
+
+from her2_common import __version__
+from her2_common.bundle import bundle_hash
+from her2_common.cases import MODALITIES
+from her2_common.config import FederationConfig
+from her2_common.files import replace_durably
+from her2_common.metrics import ScoreHistogram, pool, youden_threshold
+from her2_common.model import GROUPS, preset
+from her2_common.wire import SiteDescription
+from her2_server.checkpoint import Checkpoint
+from her2_server.evaluation import SiteScores, evaluate
+from her2_server.exchange import Outcome
+from her2_server.report import write_report
+from her2_server.run_folder import RunFolder
+
+PHASES = ("wait", "train", "evaluate", "aggregate", "checkpoint")
+
+
+@dataclass
+class Totals:
+    """What the exchanges outside the rounds cost; the rounds' own costs stand in metrics.jsonl."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: {"total": 0.0, "evaluate": 0.0})
+    bytes: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+
+    def add(self, kind: str, outcomes: Mapping[str, Outcome]) -> None:
+        """Count the bytes of one exchange, by kind and site."""
+        for site, outcome in outcomes.items():
+            entry = self.bytes.setdefault(site, {}).setdefault(kind, {"sent": 0, "received": 0})
+            entry["sent"] += outcome.bytes_from_site
+            entry["received"] += outcome.bytes_to_site
+
+
+def pooled_fused(scores: SiteScores) -> ScoreHistogram:
+    """The fused scores of all sites' cases in one histogram."""
+    return pool(
+        histogram
+        for site in scores.values()
+        for key, histogram in site.items()
+        if key.startswith("fused|")
+    )
+
+
+def freeze_threshold(validation: ScoreHistogram) -> dict[str, Any]:
+    """The threshold for the test split, from validation alone: Youden's, or 0.5 without classes."""
+    if validation.both_classes:
+        return {"value": youden_threshold(validation), "rule": "youden", "from": "validation"}
+    return {"value": 0.5, "rule": "fixed: validation holds one class only", "from": "none"}
+
+
+def finish(
+    folder: RunFolder,
+    final: Checkpoint,
+    *,
+    sites: Mapping[str, SiteDescription],
+    validation: SiteScores,
+    test: SiteScores,
+    threshold: Mapping[str, Any],
+    totals: Totals,
+    started: datetime,
+) -> dict[str, Any]:
+    """Write the release, summary.json and report.html; returns the summary."""
+    config = folder.load_config()
+    lines = folder.read_metrics()
+    min_cell = config.run.min_cell
+    accounts = [_site(name, sites[name], lines, totals) for name in sorted(sites)]
+    summary: dict[str, Any] = {
+        "version": __version__,
+        "run": _run(folder, config, final, started),
+        "sites": accounts,
+        "bytes": {
+            "sent_by_sites": sum(site["sent_bytes"] for site in accounts),
+            "received_by_sites": sum(site["received_bytes"] for site in accounts),
+        },
+        "threshold": dict(threshold),
+        "validation": evaluate(validation, threshold["value"], min_cell),
+        "test": evaluate(test, threshold["value"], min_cell),
+        "seconds": _seconds(lines, totals),
+    }
+    release(folder, config, final, dict(threshold))
+    folder.write_json(folder.summary, summary)
+    write_report(folder.path)
+    return summary
+
+
+def release(
+    folder: RunFolder, config: FederationConfig, final: Checkpoint, threshold: Mapping[str, Any]
+) -> None:
+    """Write release/: the weights, and what is needed to use them. Not signed."""
+    tensors = save_tensors(dict(final.groups))
+    layout = preset(config.run.preset)
+    manifest = {
+        "format": "her2-map release",
+        "version": __version__,
+        "run": config.name,
+        "preset": config.run.preset,
+        "label": config.run.label,
+        "image_size": config.run.image_size or layout.image_size,
+        "volume_size": config.run.volume_size or layout.volume_size,
+        "threshold": threshold["value"],
+        "sha256": hashlib.sha256(tensors).hexdigest(),
+    }
+    folder.release.mkdir(exist_ok=True)
+    replace_durably(folder.release / "model.safetensors", tensors)
+    folder.write_json(folder.release / "manifest.json", manifest)
+
+
+def _run(
+    folder: RunFolder, config: FederationConfig, final: Checkpoint, started: datetime
+) -> dict[str, Any]:
+    plan = config.run
+    layout = preset(plan.preset)
+    return {
+        "name": config.name,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rounds": plan.rounds,
+        "preset": plan.preset,
+        "label": plan.label,
+        "seed": plan.seed,
+        "parameters": int(sum(final.groups[g].size for g in GROUPS)),
+        "weights_sha256": weights_hash(final.groups),
+        "image_size": plan.image_size or layout.image_size,
+        "volume_size": plan.volume_size or layout.volume_size,
+        "strategy": plan.strategy,
+        "synthetic": config.synthetic,
+        "config_sha256": folder.config_hash(),
+        "bundle_sha256": bundle_hash(),
+        "command": f"her2-server run federation.yaml --out {folder.path.name}",
+        "plan": json.loads(plan.model_dump_json()),
+        "python": platform.python_version(),
+        "torch": installed_version("torch"),
+        "flwr": installed_version("flwr"),
+    }
+
+
+def weights_hash(groups: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over the groups in their fixed order: equal hashes mean equal bits."""
+    digest = hashlib.sha256()
+    for name in GROUPS:
+        digest.update(np.ascontiguousarray(groups[name], dtype="<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _site(
+    name: str, site: SiteDescription, lines: list[dict[str, Any]], totals: Totals
+) -> dict[str, Any]:
+    parts = [line["sites"][name] for line in lines if name in line["sites"]]
+    by_kind = {kind: dict(entry) for kind, entry in totals.bytes.get(name, {}).items()}
+    by_kind["train"] = {
+        "sent": sum(part["sent_bytes"] for part in parts),
+        "received": sum(part["received_bytes"] for part in parts),
+    }
+    statuses = [part["status"] for part in parts]
+    return {
+        "name": name,
+        "status": "ok" if all(s == "accepted" for s in statuses) else "incomplete",
+        "flow": site.flow.model_dump(),
+        "cases": site.cases.model_dump(),
+        "positives": site.positives.model_dump(),
+        "modalities": modality_counts(site.combinations),
+        "combinations": dict(site.combinations),
+        "groups": list(site.groups),
+        "bytes": by_kind,
+        "sent_bytes": sum(entry["sent"] for entry in by_kind.values()),
+        "received_bytes": sum(entry["received"] for entry in by_kind.values()),
+        "rounds_accepted": statuses.count("accepted"),
+        "rounds_refused": statuses.count("refused"),
+        "rounds_missing": statuses.count("missing"),
+        "train_seconds": round(sum(part["train_seconds"] or 0.0 for part in parts), 3),
+    }
+
+
+def modality_counts(combinations: Mapping[str, int | None]) -> dict[str, int | None]:
+    """Cases that have each modality; None where a site does not tell one of the combinations."""
+    counts: dict[str, int | None] = {}
+    for modality in MODALITIES:
+        parts = [n for name, n in combinations.items() if modality in name.split("+")]
+        known = [n for n in parts if n is not None]
+        counts[modality] = sum(known) if len(known) == len(parts) else None
+    return counts
+
+
+def _seconds(lines: list[dict[str, Any]], totals: Totals) -> dict[str, float]:
+    seconds = {
+        phase: round(sum(line["seconds"].get(phase, 0.0) for line in lines), 3) for phase in PHASES
+    }
+    seconds["evaluate"] = round(seconds["evaluate"] + totals.seconds["evaluate"], 3)
+    seconds["total"] = round(totals.seconds["total"], 3)
+    return seconds

@@ -1,0 +1,159 @@
+"""The coordinator at its SuperLink: register the sites, start a run, become its ServerApp.
+
+The SuperLink runs with ``--isolation process`` and a secret, so that its Runtime API answers only
+who knows the secret; the coordinator acquires the ServerApp's task itself and conducts the run in
+the process that the user started and watches.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization.ssh import load_ssh_public_key
+from flwr.common.serde import fab_to_proto
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+)
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.superlink.grid import HttpGrid
+
+from her2_common.bundle import build_bundle, bundle_hash
+from her2_common.config import FederationConfig
+from her2_common.errors import ConnectionFailedError, RunError
+from her2_common.runtime import (
+    Endpoint,
+    TaskSource,
+    end_server_task,
+    open_task,
+    read_secret,
+    retry_invoker,
+    take_server_task,
+)
+from her2_common.network import check_tls
+from her2_server.exchange import openssh_key
+
+ACQUIRE_SECONDS = 30.0
+
+
+@dataclass
+class Conduct:
+    """The open run: ``grid`` speaks to the sites, ``run_id`` is Flower's number for it."""
+
+    grid: HttpGrid
+    run_id: int
+
+
+def register_sites(client: ControlHttpClient, config: FederationConfig) -> None:
+    """Make every site's key known to the SuperLink; keys that it knows already are left alone."""
+    known = {
+        openssh_key(node.public_key) for node in client.ListNodes(ListNodesRequest()).nodes_info
+    }
+    for site in config.sites:
+        if " ".join(site.public_key.split()[:2]) in known:
+            continue
+        key = load_ssh_public_key(site.public_key.encode())
+        pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        client.RegisterNode(RegisterNodeRequest(public_key=pem, name=site.name))
+
+
+@contextmanager
+def conduct(
+    config: FederationConfig, notify: Callable[[str], None] = lambda _: None
+) -> Iterator[Conduct]:
+    """Start a run at the SuperLink and hold its ServerApp task while the block runs.
+
+    Raises:
+        ConnectionFailedError: the SuperLink does not answer, its certificate is foreign, or it
+            does not accept the secret.
+        RunError: the SuperLink does not start the run.
+    """
+    superlink = config.superlink
+    check_tls(superlink.address, superlink.root_certificates)
+    certificates = superlink.root_certificates.read_bytes()
+    try:
+        secret = read_secret(superlink.superexec_secret_file)
+    except OSError:
+        raise ConnectionFailedError(
+            f"{superlink.superexec_secret_file}: the SuperLink's secret cannot be read",
+            hint="it is the file given to flower-superlink as --superexec-auth-secret-file",
+        ) from None
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    control = ControlHttpClient.from_server_address(
+        server_address=superlink.address,
+        insecure=False,
+        root_certificates=certificates,
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        retry_invoker=retry_invoker(10.0),
+    )
+    run_id = 0
+    try:
+        register_sites(control, config)
+        notify(f"registered {len(config.sites)} sites at {superlink.address}")
+        bundle = build_bundle()
+        started = control.StartRun(
+            StartRunRequest(fab=fab_to_proto(Fab(bundle_hash(), bundle, {})))
+        )
+        if not started.HasField("run_id"):
+            raise RunError("the SuperLink did not start the run")
+        run_id = started.run_id
+        endpoint = Endpoint(superlink.address, certificates)
+        token = _acquire(endpoint, secret)
+        completed, details = False, "the coordinator stopped"
+        with open_task(endpoint, token, "flwr-serverapp") as client:
+            task = take_server_task(client)
+            grid = HttpGrid(superlink.address, root_certificates=certificates, token=token)
+            grid._retry_invoker = retry_invoker()
+            grid.set_run(task.run)
+            try:
+                yield Conduct(grid, task.run.run_id)
+                completed, details = True, ""
+            finally:
+                end_server_task(client, completed=completed, details=details)
+                grid.close()
+                run_id = 0
+    except httpx.HTTPError as error:
+        raise ConnectionFailedError(
+            f"{superlink.address}: the SuperLink refused or dropped the connection "
+            f"({type(error).__name__})",
+            hint="is it a flower-superlink 1.41 with --isolation process and the same secret?",
+        ) from None
+    finally:
+        if run_id:
+            control.StopRun(StopRunRequest(run_id=run_id))
+        control.close()
+
+
+def _acquire(endpoint: Endpoint, secret: bytes) -> str:
+    source = TaskSource(endpoint, secret, "flwr-serverapp")
+    try:
+        deadline = time.monotonic() + ACQUIRE_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                token = source.acquire()
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code in {401, 403}:
+                    raise ConnectionFailedError(
+                        f"{endpoint.address}: the SuperLink does not accept the secret",
+                        hint="use the file given to it as --superexec-auth-secret-file",
+                    ) from None
+                raise
+            if token is not None:
+                return token
+            time.sleep(0.2)
+    finally:
+        source.close()
+    raise RunError(
+        f"{endpoint.address}: the SuperLink gave no task within {ACQUIRE_SECONDS:.0f} s",
+        hint="does it run with --isolation process, and is no other process taking its tasks?",
+    )

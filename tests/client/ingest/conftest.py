@@ -1,0 +1,204 @@
+"""Small DICOM files and whole small sites, written with pydicom."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from her2_common.config import SiteConfig, load
+
+Array = npt.NDArray[Any]
+
+CANARY_NAME = "CANARY^NAME"
+CANARY_ID = "CANARYID4711"
+KEY = "0f" * 32
+
+
+class Dicoms:
+    """Writes DICOM files; keyword arguments set or, with None, remove tags."""
+
+    def write(self, path: Path, modality: str, stored: Array, tags: dict[str, Any]) -> Path:
+        dataset = Dataset()
+        dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+        dataset.SOPInstanceUID = generate_uid(entropy_srcs=[str(path)])
+        dataset.PatientName, dataset.PatientID = CANARY_NAME, CANARY_ID
+        dataset.Modality = modality
+        dataset.Rows, dataset.Columns = stored.shape[:2]
+        colour = stored.ndim == 3
+        dataset.SamplesPerPixel = 3 if colour else 1
+        if colour:
+            dataset.PlanarConfiguration = 0
+        dataset.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
+        bits = stored.dtype.itemsize * 8
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
+        dataset.PixelRepresentation = 0
+        dataset.PixelData = stored.tobytes() + b"\x00" * (stored.nbytes % 2)
+        dataset["PixelData"].VR = "OW" if bits == 16 else "OB"
+        for name, value in tags.items():
+            if value is None:
+                if name in dataset:
+                    delattr(dataset, name)
+            else:
+                setattr(dataset, name, value)
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.file_meta = meta
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dataset.save_as(path, enforce_file_format=True)
+        return path
+
+    def mg(self, path: Path, stored: Array, **tags: Any) -> Path:
+        usual = {
+            "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.2",
+            "PresentationIntentType": "FOR PRESENTATION",
+            "ViewPosition": "CC",
+            "ImageLaterality": "L",
+        }
+        return self.write(path, "MG", stored.astype(np.uint16), usual | tags)
+
+    def us(self, path: Path, stored: Array, *, region: Any = (), **tags: Any) -> Path:
+        """``region`` is (x0, y0, x1, y1) end-exclusive; () leaves a border of 4, None no region."""
+        if region == ():
+            region = (4, 4, stored.shape[1] - 4, stored.shape[0] - 4)
+        if region is not None:
+            item = Dataset()
+            item.RegionSpatialFormat, item.RegionDataType = 1, 1
+            item.RegionLocationMinX0, item.RegionLocationMinY0 = region[0], region[1]
+            item.RegionLocationMaxX1, item.RegionLocationMaxY1 = region[2] - 1, region[3] - 1
+            tags.setdefault("SequenceOfUltrasoundRegions", Sequence([item]))
+        return self.write(path, "US", stored.astype(np.uint8), tags)
+
+    def mri(
+        self,
+        folder: Path,
+        phases: Array,
+        *,
+        spacing: tuple[float, float, float] = (2.0, 1.0, 1.0),
+        change: Callable[[int, int, dict[str, Any]], dict[str, Any] | None] | None = None,
+        name: Callable[[int, int], str] = lambda phase, z: f"{phase}-{z:03d}.dcm",
+    ) -> Path:
+        """(phases, slices, rows, columns) as single slices; ``change`` edits or drops one."""
+        for phase, volume in enumerate(phases):
+            for z, plane in enumerate(volume):
+                tags: dict[str, Any] = {
+                    "PixelSpacing": [spacing[1], spacing[2]],
+                    "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+                    "ImagePositionPatient": [-20.0, -20.0, -30.0 + z * spacing[0]],
+                    "TemporalPositionIdentifier": phase + 1,
+                    "ImageType": ["ORIGINAL", "PRIMARY"],
+                }
+                edited = tags if change is None else change(phase, z, tags)
+                if edited is not None:
+                    self.write(folder / name(phase, z), "MR", plane.astype(np.uint16), edited)
+        return folder
+
+
+@pytest.fixture
+def dicoms() -> Dicoms:
+    return Dicoms()
+
+
+def breast(rows: int = 80, columns: int = 60) -> Array:
+    """A left breast in 12 bits: air, a half-ellipse of fat, a denser disc, some texture."""
+    y, x = np.mgrid[:rows, :columns].astype(float)
+    tissue = ((y - rows / 2) / (0.45 * rows)) ** 2 + (x / (0.8 * columns)) ** 2 < 1
+    dense = (y - 0.45 * rows) ** 2 + (x - 0.3 * columns) ** 2 < (0.15 * rows) ** 2
+    texture = 60 * np.sin(y / 3) * np.cos(x / 4)
+    return np.where(tissue, 1200 + 800 * dense + texture, 40).round()
+
+
+def echo(rows: int = 64, columns: int = 72) -> Array:
+    """An 8-bit B-mode picture: speckle around a dark disc."""
+    y, x = np.mgrid[:rows, :columns].astype(float)
+    dark = (y - rows / 2) ** 2 + (x - columns / 2) ** 2 < (rows / 6) ** 2
+    speckle = np.random.default_rng(5).integers(0, 60, (rows, columns))
+    return np.where(dark, 30, 120) + speckle
+
+
+def dynamic(phases: int = 3, slices: int = 10, rows: int = 24, columns: int = 20) -> Array:
+    """(phases, slices, rows, columns): parenchyma in air, a lesion that enhances."""
+    z, y, x = np.mgrid[:slices, :rows, :columns].astype(float)
+    body = (y > 4) & (x > 3)
+    lesion = (z - 5) ** 2 + (y - 14) ** 2 + (x - 10) ** 2 < 9
+    rest = 300 + 5 * np.sin(z + 2 * y + 3 * x)
+    base = np.where(body, rest, 10.0)
+    curve = [0.0, 400.0, 330.0, 280.0, 250.0, 220.0]
+    return np.stack([(base + curve[p] * lesion).round() for p in range(phases)])
+
+
+@pytest.fixture
+def pictures() -> Any:
+    """The three made-up pictures, as functions."""
+
+    class Pictures:
+        pass
+
+    made = Pictures()
+    made.breast, made.echo, made.dynamic = breast, echo, dynamic  # type: ignore[attr-defined]
+    return made
+
+
+class Site:
+    """A small site on disk; ``rows`` and ``boxes`` become its tables at ``config()``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.images = folder / "images"
+        self.rows: list[dict[str, Any]] = []
+        self.boxes: list[dict[str, Any]] = []
+        self.dicoms = Dicoms()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pseudonym.key").write_text(KEY)
+        (folder / "pseudonym.key").chmod(0o600)
+
+    def add(self, case_id: str, modalities: str = "mg us mri", **values: Any) -> None:
+        folder, row = self.images / f"CANARYPATH-{case_id}", dict(values)
+        if "mg" in modalities:
+            self.dicoms.mg(folder / "cc.dcm", breast())
+            self.dicoms.mg(folder / "mlo.dcm", breast(90, 60), ViewPosition="MLO")
+            row |= {"mg_cc": folder / "cc.dcm", "mg_mlo": folder / "mlo.dcm"}
+        if "us" in modalities:
+            self.dicoms.us(folder / "us.dcm", echo())
+            row |= {"us": folder / "us.dcm"}
+        if "mri" in modalities:
+            self.dicoms.mri(folder / "mri", dynamic(2, 8, 20, 20))
+            row |= {"mri": folder / "mri"}
+        self.rows.append({"case_id": case_id} | row)
+
+    def config(self, cache: str = "cache") -> SiteConfig:
+        columns = ["case_id", *sorted({c for row in self.rows for c in row} - {"case_id"})]
+        with (self.folder / "cases.csv").open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        lesions = ""
+        if self.boxes:
+            with (self.folder / "lesions.csv").open("w", newline="") as stream:
+                names = ["case_id", "image", "x0", "y0", "z0", "x1", "y1", "z1"]
+                boxes = csv.DictWriter(stream, names)
+                boxes.writeheader()
+                boxes.writerows(self.boxes)
+            lesions = "lesions: lesions.csv,"
+        (self.folder / "site.yaml").write_text(
+            f"name: centre-t\nstate: state\n"
+            f"data: {{cases: cases.csv, {lesions} cache: {cache}, "
+            f"pseudonym_key_file: pseudonym.key, image_size: 32, volume_size: 16}}\n"
+            f"superlink: {{address: 'localhost:1', root_certificates: ca.crt, private_key: node}}\n"
+        )
+        return load(SiteConfig, self.folder / "site.yaml")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path / "site")

@@ -1,0 +1,306 @@
+"""Whole ingests of small sites: counts, faults, privacy, reproducibility."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from her2_client.cache import CacheWriter, open_cache, verify_cache
+from her2_client.ingest import IngestSummary, ingest, summary_table
+from her2_client.ingest import run as run_module
+from her2_common.cases import SPLITS, assign_split, pseudonym
+from her2_common.errors import CacheError, ConfigError, DataError, TableError
+
+KEY = bytes.fromhex("0f" * 32)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_whole_site(site: Any) -> None:
+    site.add("a", age=50, biopsy_ihc=3, surgical_ihc=1, split="train", pcr=0)
+    site.add("b", "us", biopsy_her2=0, split="test")
+    site.add("c", "mg mri", split="val", menopausal=1)
+    site.add("d", "")
+    seen: list[tuple[int, int]] = []
+    summary = ingest(
+        site.config(), workers=1, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert summary.refusals == []
+    figures = summary.as_dict()
+    assert figures.pop("seconds") > 0
+    assert figures == {
+        "site": "centre-t",
+        "cases": {"in_table": 4, "accepted": 3, "left_out": {"no image named": 1}},
+        "images": {
+            "accepted": {"mg_cc": 2, "mg_mlo": 2, "us": 2, "mri": 2},
+            "refused": {"mg_cc": 0, "mg_mlo": 0, "us": 0, "mri": 0},
+            "reasons": {},
+        },
+        "modalities": {"mg": 2, "us": 2, "mri": 2},
+        "combinations": {"mg+mri": 1, "mg+us+mri": 1, "us": 1},
+        "splits": {
+            "train": {"cases": 1, "positive": 0, "negative": 1, "unknown": 0},
+            "val": {"cases": 1, "positive": 0, "negative": 0, "unknown": 1},
+            "test": {"cases": 1, "positive": 0, "negative": 1, "unknown": 0},
+        },
+    }
+
+    cache = open_cache(site.folder / "cache")
+    verify_cache(site.folder / "cache")
+    assert cache.pseudonyms == tuple(pseudonym(KEY, case_id) for case_id in "abc")
+    assert [SPLITS[i] for i in cache.split] == ["train", "test", "val"]
+    assert cache.labels["biopsy"].tolist() == [1, 0, -1]
+    assert cache.labels["surgical"].tolist() == [0, -1, -1]
+    assert cache.labels["reference"].tolist() == [0, 0, -1]
+    assert cache.labels["pcr"].tolist() == [0, -1, -1]
+    np.testing.assert_array_equal(cache.clinical[:, 0], np.float32([50, np.nan, np.nan]))
+    np.testing.assert_array_equal(cache.clinical[:, 1], np.float32([np.nan, np.nan, 1]))
+    assert cache.rows["mg"].tolist() == [0, -1, 1]
+    assert cache.rows["mri"].tolist() == [0, -1, 1]
+    for array in cache.arrays.values():
+        assert np.abs(array).max() <= 5
+
+
+def test_lesion_boxes_reach_their_images(site: Any) -> None:
+    site.add("a")
+    ingest(site.config("plain"), workers=1)
+    for image, box in {
+        "mg_cc": (10, 28, "", 26, 44, ""),
+        "mg_mlo": (12, 30, "", 28, 46, ""),
+        "us": (28, 24, "", 44, 40, ""),
+        "mri": (7, 8, 3, 13, 14, 6),
+    }.items():
+        names = ("x0", "y0", "z0", "x1", "y1", "z1")
+        site.boxes.append({"case_id": "a", "image": image} | dict(zip(names, box, strict=True)))
+    ingest(site.config("boxed"), workers=1)
+    plain, boxed = open_cache(site.folder / "plain"), open_cache(site.folder / "boxed")
+    np.testing.assert_array_equal(plain.arrays["mg"][0, :2], boxed.arrays["mg"][0, :2])
+    for channel in (2, 3):
+        assert (plain.arrays["mg"][0, channel] != boxed.arrays["mg"][0, channel]).any()
+    for modality in ("us", "mri"):
+        assert (plain.arrays[modality] != boxed.arrays[modality]).any()
+
+
+def test_a_missing_view_is_two_empty_channels(site: Any) -> None:
+    site.add("a", "mg")
+    del site.rows[0]["mg_cc"]
+    ingest(site.config(), workers=1)
+    channels = open_cache(site.folder / "cache").arrays["mg"][0]
+    assert [bool(channel.any()) for channel in channels] == [False, True, False, True]
+
+
+def test_the_first_ultrasound_that_can_be_used_is_taken(site: Any, pictures: Any) -> None:
+    site.add("a", "us")
+    ingest(site.config("one"), workers=1)
+    folder = site.folder / "images"
+    site.dicoms.us(folder / "no.dcm", pictures.echo(), region=None)
+    site.dicoms.us(folder / "later.dcm", pictures.echo().T)
+    good = site.rows[0]["us"]
+    site.rows[0]["us"] = f"{folder}/no.dcm;{good};{folder}/later.dcm"
+    summary = ingest(site.config("several"), workers=1)
+    assert summary.reasons == {"no verified region": 1}
+    one, several = open_cache(site.folder / "one"), open_cache(site.folder / "several")
+    np.testing.assert_array_equal(one.arrays["us"], several.arrays["us"])
+
+
+@pytest.fixture
+def faulty(site: Any, pictures: Any) -> Any:
+    """Eight cases with one fault each, in row order, and a ninth that is sound."""
+    for number in range(9):
+        site.add(f"case-{number}")
+
+    def named(number: int, column: str) -> Path:
+        return Path(site.rows[number][column])
+
+    named(0, "mg_cc").unlink()
+    data = named(1, "mg_cc").read_bytes()
+    named(1, "mg_cc").write_bytes(data[: len(data) // 2])
+    named(2, "mg_mlo").write_bytes(b"\x89PNG" + bytes(1000))
+    site.dicoms.mg(named(3, "mg_cc"), pictures.breast(), PresentationIntentType="FOR PROCESSING")
+    (named(4, "mri") / "1-004.dcm").unlink()
+    (named(5, "mri") / "x.dcm").write_bytes((named(5, "mri") / "1-004.dcm").read_bytes())
+    site.dicoms.us(named(6, "us"), pictures.echo(), region=None)
+    site.rows[7]["us"] = site.rows[7]["mg_cc"]
+    return site
+
+
+def test_one_bad_image_does_not_stop_the_others(faulty: Any) -> None:
+    summary = ingest(faulty.config(), workers=1)
+    assert [(r.row, r.column, r.reason) for r in summary.refusals] == [
+        (2, "mg_cc", "missing file"),
+        (3, "mg_cc", "truncated"),
+        (4, "mg_mlo", "not DICOM"),
+        (5, "mg_cc", "for processing"),
+        (6, "mri", "gap"),
+        (7, "mri", "duplicate slice"),
+        (8, "us", "no verified region"),
+        (9, "us", "wrong modality"),
+    ]
+    assert str(summary.refusals[1]).startswith("row 3, mg_cc: truncated DICOM")
+    assert summary.accepted == 9
+    assert summary.combinations == {"mg+us+mri": 5, "mg+us": 2, "mg+mri": 2}
+    text = "\n".join(str(refusal) for refusal in summary.refusals)
+    assert "CANARY" not in text
+    assert "case-" not in text
+
+
+def test_strict_writes_nothing_if_one_image_is_refused(faulty: Any) -> None:
+    config = faulty.config()
+    with pytest.raises(DataError, match=r"8 refused; nothing was written\n  row 2, mg_cc"):
+        ingest(config, workers=1, strict=True)
+    with pytest.raises(CacheError, match="no cache"):
+        open_cache(config.data.cache)
+
+
+@pytest.mark.parametrize("cut", [3, 130, 140, 200, 350, 600, -2000, -1])
+@pytest.mark.parametrize("column", ["mg_cc", "us"])
+def test_however_a_file_is_cut_it_is_refused(site: Any, column: str, cut: int) -> None:
+    site.add("a")
+    path = Path(site.rows[0][column])
+    path.write_bytes(path.read_bytes()[:cut])
+    summary = ingest(site.config(), workers=1)
+    assert [(r.row, r.column) for r in summary.refusals] == [(2, column)]
+    assert summary.accepted == 1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_garbage_is_refused_or_harmless(site: Any, seed: int) -> None:
+    """Bytes changed at random end in a refusal or an image, never in another error."""
+    site.add("a")
+    rng = np.random.default_rng(seed)
+    paths = [Path(site.rows[0][c]) for c in ("mg_cc", "us")]
+    paths.append(Path(site.rows[0]["mri"]) / "1-003.dcm")
+    for path in paths:
+        data = bytearray(path.read_bytes())
+        for position in rng.integers(132, min(len(data), 900), 6):
+            data[position] = rng.integers(256)
+        path.write_bytes(data)
+    ingest(site.config(), workers=1)
+    verify_cache(site.folder / "cache")
+
+
+def test_no_usable_case_is_an_error_that_says_why(site: Any) -> None:
+    site.add("a", "us")
+    Path(site.rows[0]["us"]).unlink()
+    site.add("b", "")
+    with pytest.raises(DataError, match=r"a site with no cases.*1 x missing file"):
+        ingest(site.config(), workers=1)
+    assert list((site.folder / "cache").iterdir()) in ([], [site.folder / "cache" / ".lock"])
+
+
+def test_a_case_without_a_usable_image_is_left_out_and_counted(site: Any) -> None:
+    site.add("a", "us")
+    site.add("b", "us")
+    Path(site.rows[0]["us"]).unlink()
+    summary = ingest(site.config(), workers=1)
+    assert summary.left_out == {"no usable image": 1}
+    assert open_cache(site.folder / "cache").pseudonyms == (pseudonym(KEY, "b"),)
+
+
+def test_the_same_bytes_for_any_number_of_workers(faulty: Any) -> None:
+    for number in range(9, 20):
+        faulty.add(f"case-{number}", "us")
+    one = ingest(faulty.config("one"), workers=1)
+    two = ingest(faulty.config("two"), workers=2)
+    assert one.refusals == two.refusals
+    first, second = tree(faulty.folder / "one"), tree(faulty.folder / "two")
+    assert first.keys() == second.keys()
+    assert first == second
+
+
+def test_no_identifier_is_in_any_byte_of_the_cache(faulty: Any) -> None:
+    ingest(faulty.config(), workers=1)
+    for name, data in tree(faulty.folder / "cache").items():
+        for canary in ("CANARY", "case-", "images", str(faulty.folder), ".dcm"):
+            assert canary.encode() not in data, (name, canary)
+            assert canary.encode("utf-16-le") not in data, (name, canary)
+            assert canary not in name
+
+
+def test_splits_follow_the_key_and_the_patient(site: Any) -> None:
+    for number in range(12):
+        site.add(f"case-{number}", "us", patient_id=f"patient-{number // 2}")
+    ingest(site.config(), workers=1)
+    cache = open_cache(site.folder / "cache")
+    expected = [SPLITS.index(assign_split(KEY, f"patient-{n // 2}")) for n in range(12)]
+    assert cache.split.tolist() == expected
+
+
+def test_an_error_half_way_leaves_the_previous_cache(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.add("a", "us")
+    config = site.config()
+    ingest(config, workers=1)
+    before = tree(config.data.cache)
+
+    def stop(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    site.add("b", "us")
+    with pytest.raises(KeyboardInterrupt):
+        ingest(site.config(), workers=1, progress=stop)
+    assert tree(config.data.cache) == before
+
+    monkeypatch.setattr(run_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(CacheError, match="of free disk"):
+        ingest(site.config(), workers=1)
+    assert tree(config.data.cache) == before
+
+
+def test_a_second_ingest_is_refused(site: Any) -> None:
+    site.add("a", "us")
+    config = site.config()
+    holder = CacheWriter(config.data.cache, site="x", image_size=32, volume_size=16)
+    with holder, pytest.raises(CacheError, match="another ingest"):
+        ingest(config, workers=1)
+
+
+def test_a_faulty_table_or_key_ends_it_before_any_image(site: Any) -> None:
+    site.add("a", "us", age=7)
+    with pytest.raises(TableError, match="row 2, column age"):
+        ingest(site.config(), workers=1)
+    site.rows[0]["age"] = 40
+    (site.folder / "pseudonym.key").write_text("short")
+    with pytest.raises(ConfigError, match="64 hex digits"):
+        ingest(site.config(), workers=1)
+    assert not (site.folder / "cache").exists()
+
+
+def test_a_dead_worker_ends_it_with_a_hint(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(9):
+        site.add(f"{number}", "us")
+    monkeypatch.setattr(run_module, "standardise_cases", os._exit)  # as the system kills it
+    with pytest.raises(DataError, match="a worker process died") as caught:
+        ingest(site.config(), workers=2)
+    assert caught.value.hint == "run: her2-client ingest --workers 1"
+
+
+def test_the_summary_fits_80_columns(faulty: Any) -> None:
+    summary = ingest(faulty.config(), workers=1)
+    for number in range(9):
+        summary.reasons[f"another long reason {number}"] = 1000
+    text = _render(summary)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    for expected in ("cases in the table", "1 gap", "mg_cc images", "train cases"):
+        assert expected in text
+
+
+def _render(summary: IngestSummary) -> str:
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(summary_table(summary))
+    return capture.get()

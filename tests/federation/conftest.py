@@ -1,0 +1,134 @@
+"""Small real sites: keys, site.yaml and a written cache, with a signal that a few rounds learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from her2_client.app import make_app
+from her2_client.cache import CacheWriter, image_shape
+from her2_client.keys import init_site
+from her2_client.site import Site
+from her2_common.cases import MODALITIES, SPLITS, Modality
+from her2_common.config import SiteConfig, load
+from her2_deploy.simulation import LocalGrid, LocalNode
+from her2_server.coordinator import Coordinator
+from her2_server.run_folder import RunFolder
+
+IMAGE_SIZE = 32
+VOLUME_SIZE = 16
+SHARES = (0.6, 0.2, 0.2)  # train, val, test
+
+
+def write_cache(
+    folder: Path, site: str, cases: int, modalities: tuple[Modality, ...], seed: int
+) -> None:
+    """A cache whose left image half is brighter in positive cases, by 0.25 standard deviations."""
+    rng = np.random.default_rng(seed)
+    with CacheWriter(
+        folder, site=site, image_size=IMAGE_SIZE, volume_size=VOLUME_SIZE
+    ) as writer:
+        for case in range(cases):
+            positive = int(rng.random() < 0.4)
+            present = [m for m in modalities if rng.random() < 0.8] or [modalities[0]]
+            images = {}
+            for modality in present:
+                image = rng.normal(size=image_shape(modality, IMAGE_SIZE, VOLUME_SIZE))
+                image[..., : image.shape[-1] // 2] += 0.25 * positive
+                images[modality] = image.astype(np.float16)
+            bounds = np.cumsum(SHARES) * cases
+            writer.add(
+                pseudonym=f"{case:024x}",
+                split=SPLITS[int(np.searchsorted(bounds, case, side="right"))],
+                clinical=(float(rng.integers(30, 80)), 1, None, 1.0, 0.0),
+                labels={"reference": positive, "biopsy": positive, "surgical": None, "pcr": None},
+                images=images,
+            )
+        writer.publish()
+
+
+@dataclass
+class LocalFederation:
+    """Four sites in this process and the run folder of their coordinator."""
+
+    configs: dict[str, SiteConfig]
+    keys: dict[str, str]
+    folder: RunFolder
+
+    def grid(self, **options: object) -> LocalGrid:
+        """A fresh grid with a fresh Site for every node, as after a restart of everything."""
+        nodes = {}
+        for number, (name, config) in enumerate(self.configs.items(), start=11):
+            site = Site(config)
+            nodes[number] = LocalNode(make_app(lambda _, site=site: site), self.keys[name])
+        return LocalGrid(nodes, **options)  # type: ignore[arg-type]
+
+    def node(self, grid: LocalGrid, name: str) -> LocalNode:
+        """The node of the site of that name."""
+        return next(n for n in grid.nodes.values() if n.public_key == self.keys[name])
+
+    def coordinator(self, grid: LocalGrid | None = None, log: list[str] | None = None) -> Coordinator:
+        """A coordinator of this folder over ``grid``; its messages go to ``log``."""
+        notify = log.append if log is not None else (lambda _: None)
+        return Coordinator(grid or self.grid(), self.folder, notify)
+
+
+MakeFederation = Callable[..., LocalFederation]
+
+CENTRES: dict[str, tuple[int, tuple[Modality, ...]]] = {
+    "centre-a": (60, MODALITIES),
+    "centre-b": (50, ("mg", "us")),
+    "centre-c": (50, ("mri",)),
+    "centre-d": (40, ("us",)),
+}
+
+
+@pytest.fixture
+def make_federation(tmp_path: Path) -> MakeFederation:
+    """Build four sites and a run folder; keyword arguments change the run section."""
+
+    def make(
+        name: str = "run",
+        centres: dict[str, tuple[int, tuple[Modality, ...]]] | None = None,
+        **run: object,
+    ) -> LocalFederation:
+        configs, keys = {}, {}
+        root = tmp_path / name
+        for seed, (site, (cases, modalities)) in enumerate((centres or CENTRES).items()):
+            folder = root / site
+            keys[site] = init_site(
+                folder, name=site, address="localhost:1", image_size=32, volume_size=16, threads=1
+            )
+            configs[site] = load(SiteConfig, folder / "site.yaml")
+            write_cache(configs[site].data.cache, site, cases, modalities, seed)
+        plan = {
+            "rounds": 2,
+            "image_size": IMAGE_SIZE,
+            "volume_size": VOLUME_SIZE,
+            "local_epochs": 1,
+            "round_timeout": 20,
+            "start_timeout": 1,
+            "min_cell": 3,
+            "seed": 5,
+        } | run
+        federation = {
+            "name": "test",
+            "synthetic": True,
+            "superlink": {
+                "address": "localhost:1",
+                "root_certificates": "ca.crt",
+                "superexec_secret_file": "secret",
+            },
+            "sites": [{"name": n, "public_key": k} for n, k in keys.items()],
+            "run": plan,
+        }
+        (root / "federation.yaml").write_text(yaml.safe_dump(federation), encoding="utf-8")
+        folder = RunFolder(root / "out")
+        folder.create(root / "federation.yaml")
+        return LocalFederation(configs, keys, folder)
+
+    return make
