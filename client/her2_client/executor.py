@@ -1,6 +1,7 @@
 """The site executor: one long-lived process that runs the installed app for every message.
 
-1. Take the site's lock, so that a second `start` is refused.
+1. See that the SuperLink answers and is ours; take the site's lock, so that a second `start` is
+   refused.
 2. Start ``flower-supernode --isolation process`` with a fresh secret; restart it with back-off
    when it ends. Its connection, keys and certificates are Flower's business, its log is ours.
 3. Acquire a task, check the bundle's hash against the policy, hand the message to the installed
@@ -33,7 +34,7 @@ from her2_client.app import error_reply, make_app
 from her2_client.policy import check_bundle
 from her2_client.site import Site
 from her2_common.config import SiteConfig
-from her2_common.errors import ConnectionFailedError, Her2Error, PolicyError
+from her2_common.errors import Her2Error, PolicyError
 from her2_common.files import write_private
 from her2_common.network import check_tls, free_port
 from her2_common.runtime import (
@@ -51,9 +52,16 @@ log = logging.getLogger("her2_client")
 POLL_SECONDS: Final = 0.2
 """How often the executor asks its own SuperNode (loopback) for a task."""
 
-BACKOFF_SECONDS: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
-"""Waits between restarts of a SuperNode. A killed one's session lives on at the SuperLink for up
-to 60 s, in which a new one is refused (exit code 305): so it is tried again, without limit."""
+BACKOFF_SECONDS: Final = (1.0, 2.0, 5.0, 10.0)
+"""Waits between restarts of a SuperNode, the last one without limit."""
+
+SESSION_SECONDS: Final = 75.0
+"""A killed SuperNode's session lives on at the SuperLink for up to 60 s, in which a new one is
+refused just like an unknown key. Refused for longer than this, it is the key."""
+
+REFUSED: Final = "[code: 2004]"  # flwr ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED, in its log
+ACCEPTED: Final = "SuperNode ID:"
+
 
 def _end_with_parent() -> None:
     """In the child: ask Linux for SIGTERM when the executor dies, even by SIGKILL."""
@@ -74,6 +82,9 @@ class SuperNode:
         self._restarts = 0
         self._started = 0.0
         self._log_start = 0
+        self._refused_since: float | None = None
+        self._said: str | None = None
+        self.accepted = False
 
     def start(self) -> None:
         """Start the child on a free port."""
@@ -102,39 +113,51 @@ class SuperNode:
             )
         self._started = time.monotonic()
 
-    def watch(self) -> bool:
-        """Restart an ended child once its back-off is over; True while it runs.
+    def watch(self) -> str | None:
+        """None while the child runs and is accepted; else what there is to say about it.
 
-        Raises:
-            ConnectionFailedError: the SuperLink does not know the site's key.
+        An ended child is started again once its back-off is over, without limit: the SuperLink
+        may be down for a while, and a key may be registered later than its site starts.
         """
         if self.process is None:
             self.start()
-        assert self.process is not None  # noqa: S101 (start has set it; for the type checker)
-        code = self.process.poll()
-        if code is None:
-            if time.monotonic() - self._started > 2 * BACKOFF_SECONDS[-1]:
-                self._restarts = 0
-            return True
-        self.explain_end()
+        if self.process is not None and self.process.poll() is None:
+            if self.accepted:
+                return None
+            if ACCEPTED in self._log():
+                self.accepted, self._restarts, self._refused_since = True, 0, None
+                return None
+            return self._said or ""
+        self.accepted = False
+        self._said = self._explain()
         wait = BACKOFF_SECONDS[min(self._restarts, len(BACKOFF_SECONDS) - 1)]
         if time.monotonic() - self._started >= wait:
-            log.warning("the SuperNode ended with code %s; starting it again", code)
             self._restarts += 1
             self.start()
-        return False
+        return self._said
 
-    def explain_end(self) -> None:
-        """Raise the one failure that waiting does not mend: an unregistered key."""
+    def _log(self) -> str:
         with self.log_path.open("rb") as file:
             file.seek(self._log_start)
-            text = file.read()[-20_000:].decode(errors="replace")
-        if is_unregistered(text):
-            raise ConnectionFailedError(
-                f"{self.config.superlink.address} does not know the key of site "
-                f"{self.config.name!r}",
-                hint="send keys/node.pub to the coordinator, to be put into federation.yaml",
+            return file.read()[-20_000:].decode(errors="replace")
+
+    def _explain(self) -> str:
+        """Why the child ended, in words for the site's engineer."""
+        address = self.config.superlink.address
+        if REFUSED not in self._log():
+            self._refused_since = None
+            return f"the connection to {address} ended; trying again"
+        now = time.monotonic()
+        self._refused_since = self._refused_since or now
+        if now - self._refused_since < SESSION_SECONDS:
+            return (
+                f"{address} does not accept this site yet: its key is not registered, or an "
+                "earlier session is still open (60 s at most); trying again"
             )
+        return (
+            f"{address} does not know the key of site {self.config.name!r}: send "
+            f"{self.config.superlink.private_key.name}.pub to the coordinator; trying again"
+        )
 
     def stop(self) -> None:
         """End the child by its own process id."""
@@ -148,21 +171,14 @@ class SuperNode:
             self.process.wait()
 
 
-def is_unregistered(log_text: str) -> bool:
-    """Does a SuperNode's log say that the SuperLink refused its key?"""
-    lowered = log_text.lower()
-    return "public key" in lowered and ("not registered" in lowered or "unauthor" in lowered)
-
-
-def run_site(
-    config: SiteConfig, *, notify: Callable[[str], None], stop_after_idle: float | None = None
-) -> None:
+def run_site(config: SiteConfig, *, notify: Callable[[str], None]) -> None:
     """Serve orders until SIGTERM or Ctrl-C.
 
     Raises:
-        ConnectionFailedError: the SuperLink does not know the site's key.
+        ConnectionFailedError: the SuperLink does not answer, or its certificate is foreign.
         PolicyError: another `her2-client start` of this site is running.
     """
+    check_tls(config.superlink.address, config.superlink.root_certificates)
     config.state.mkdir(parents=True, exist_ok=True)
     lock = FileLock(config.state / "start.lock")
     try:
@@ -203,23 +219,26 @@ def _serve(
     notify: Callable[[str], None],
 ) -> None:
     source: TaskSource | None = None
-    connected = False
+    said = ""
     while True:
-        if not node.watch():
-            source, connected = None, False
+        trouble = node.watch()
+        if trouble is not None:
+            if trouble not in ("", said):
+                notify(trouble)
+            said = trouble or said
             time.sleep(POLL_SECONDS)
             continue
+        if said != "up":
+            said = "up"
+            notify(f"site {config.name} is up, SuperLink {config.superlink.address}")
         endpoint = Endpoint(f"127.0.0.1:{node.port}", None)
         if source is None or source.endpoint != endpoint:
             source = TaskSource(endpoint, secret, "flwr-clientapp")
         try:
             token = source.acquire()
         except httpx.HTTPError:
-            time.sleep(POLL_SECONDS)  # the SuperNode is starting; watch() sees if it ends
+            time.sleep(POLL_SECONDS)  # the SuperNode is ending; watch() will see it
             continue
-        if not connected:
-            connected = True
-            notify(f"site {config.name} is up, SuperLink {config.superlink.address}")
         if token is None:
             time.sleep(POLL_SECONDS)
             continue

@@ -195,8 +195,10 @@ def auc_interval(histogram: ScoreHistogram, level: float = 0.95) -> Estimate | N
     """The AUC with DeLong's interval, clipped to [0, 1]; None without both classes.
 
     With a single positive or a single negative the variance does not exist and the interval is
-    all of [0, 1]. When the classes are separated completely, DeLong's variance is 0 and the
-    interval shrinks to the point: it then says nothing about precision.
+    all of [0, 1]. Where the classes do not overlap, DeLong's variance is 0 and its interval a
+    point, which says nothing; instead Wilson's interval is taken for the min(m, n - m) disjoint
+    pairs of a positive and a negative that can be drawn, all ranked alike: each is an independent
+    trial with the AUC as its probability. It is wider than need be, and honest.
 
     Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988) 837-845.
 
@@ -209,6 +211,9 @@ def auc_interval(histogram: ScoreHistogram, level: float = 0.95) -> Estimate | N
     variance = _delong_variance(histogram, area)
     if variance is None:
         return Estimate(area, 0.0, 1.0)
+    if area in {0.0, 1.0}:
+        pairs = min(histogram.m, histogram.n - histogram.m)
+        return wilson(int(area) * pairs, pairs, level)
     margin = normal_quantile(level) * float(np.sqrt(variance))
     return Estimate(area, max(0.0, area - margin), min(1.0, area + margin))
 

@@ -153,7 +153,9 @@ class LocalGrid(Grid):
         message.metadata.__dict__["_message_id"] = object_id
         return message
 
-    def _answer(self, order_id: str, objects: dict[str, bytes]) -> list[tuple[str, dict[str, bytes]]]:
+    def _answer(
+        self, order_id: str, objects: dict[str, bytes]
+    ) -> list[tuple[str, dict[str, bytes]]]:
         order = self._inflate(order_id, objects)
         node_id = order.metadata.dst_node_id
         node = self.nodes[node_id]
@@ -170,4 +172,3 @@ class LocalGrid(Grid):
         finally:
             self._identify()
         return [self._deflate(reply) for reply in replies]
-

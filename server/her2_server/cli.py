@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from her2_common.config import FederationConfig, load
 from her2_common.console import console, main_for, print_json
 from her2_common.errors import RunError
 from her2_server.coordinator import Coordinator
@@ -40,12 +42,10 @@ def run(
     json: Json = False,
 ) -> None:
     """Train across the sites of FEDERATION and write the report."""
-    from her2_common.config import FederationConfig, load
-
     config = load(FederationConfig, federation)
     folder = RunFolder(out or Path("runs") / config.name)
-    folder.create(federation)
-    _conduct(folder, json)
+    folder.require_free()
+    _conduct(folder, config, json, prepare=lambda: folder.create(federation))
 
 
 @app.command()
@@ -54,7 +54,14 @@ def resume(
     json: Json = False,
 ) -> None:
     """Go on with a run from its newest sound checkpoint."""
-    _conduct(RunFolder(folder), json)
+    run_folder = RunFolder(folder)
+    config = run_folder.load_config()
+    if run_folder.summary.exists():
+        raise RunError(
+            f"{folder}: the run is finished; its test split is not scored again",
+            hint=f"its report is {folder / 'report.html'}",
+        )
+    _conduct(run_folder, config, json)
 
 
 @app.command()
@@ -68,20 +75,23 @@ def report(folder: Annotated[Path, typer.Argument(help="The run's folder, runs/<
     console.print(f"report  {write_report(folder)}", soft_wrap=True)
 
 
-def _conduct(folder: RunFolder, json: bool) -> None:
-    config = folder.load_config()
-    if folder.summary.exists():
-        raise RunError(
-            f"{folder.path}: the run is finished; its test split is not scored again",
-            hint=f"its report is {folder.path / 'report.html'}",
-        )
+def _conduct(
+    folder: RunFolder,
+    config: FederationConfig,
+    json: bool,
+    prepare: Callable[[], None] = lambda: None,
+) -> None:
+    """Conduct a run; ``prepare`` is called once the SuperLink has accepted it."""
     started = time.monotonic()
 
     def notify(text: str) -> None:
         console.print(f"[dim]{time.monotonic() - started:6.1f} s[/]  {text}", soft_wrap=True)
 
-    with conduct(config, notify) as held:
-        Coordinator(held.grid, folder, notify).run()
+    with conduct(config, notify, previous=folder.flower_run()) as held:
+        prepare()
+        with folder.held():
+            folder.set_flower_run(held.run_id)
+            Coordinator(held.grid, folder, notify).run()
     notify(f"report  {folder.path / 'report.html'}")
     if json:
         import json as json_module

@@ -3,6 +3,7 @@
 runs/<name>/
 ├── federation.yaml   frozen copy of the configuration
 ├── rounds/NNNN/      checkpoints (her2_server.checkpoint)
+├── flower-run        Flower's number of the run, to stop a killed one
 ├── metrics.jsonl     one line a round
 ├── summary.json      at the end
 ├── report.html       at the end
@@ -13,11 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from her2_common.config import FederationConfig, load
 from her2_common.errors import RunError
@@ -55,21 +59,51 @@ class RunFolder:
         """The model as handed out."""
         return self.path / "release"
 
-    def create(self, config_file: Path) -> None:
-        """Make the folder and freeze the configuration into it, its paths made absolute.
-
-        Raises:
-            RunError: the folder holds a run already.
+    def require_free(self) -> None:
+        """Raises:
+        RunError: the folder holds a run already.
         """
         if self.config.exists():
             raise RunError(
                 f"{self.path} holds a run already",
                 hint=f"go on with it: her2-server resume {self.path}; or choose another --out",
             )
+
+    def create(self, config_file: Path) -> None:
+        """Make the folder and freeze the configuration into it, its paths made absolute.
+
+        Raises:
+            RunError: the folder holds a run already.
+        """
+        self.require_free()
         config = load(FederationConfig, config_file)
         self.path.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         replace_durably(self.config, text.encode())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep a second coordinator out of the folder while the block runs.
+
+        Raises:
+            RunError: another one is at work here.
+        """
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise RunError(f"{self.path}: another coordinator conducts this run") from None
+
+    def flower_run(self) -> int | None:
+        """Flower's number of the run as it was last started, if it was."""
+        try:
+            return int((self.path / "flower-run").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return None
+
+    def set_flower_run(self, number: int) -> None:
+        """Remember Flower's number of the run."""
+        replace_durably(self.path / "flower-run", f"{number}\n".encode())
 
     def load_config(self) -> FederationConfig:
         """The frozen configuration.

@@ -31,6 +31,7 @@ from flwr.superlink.grid import HttpGrid
 from her2_common.bundle import build_bundle, bundle_hash
 from her2_common.config import FederationConfig
 from her2_common.errors import ConnectionFailedError, RunError
+from her2_common.network import check_tls
 from her2_common.runtime import (
     Endpoint,
     TaskSource,
@@ -40,7 +41,6 @@ from her2_common.runtime import (
     retry_invoker,
     take_server_task,
 )
-from her2_common.network import check_tls
 from her2_server.exchange import openssh_key
 
 ACQUIRE_SECONDS = 30.0
@@ -69,9 +69,17 @@ def register_sites(client: ControlHttpClient, config: FederationConfig) -> None:
 
 @contextmanager
 def conduct(
-    config: FederationConfig, notify: Callable[[str], None] = lambda _: None
+    config: FederationConfig,
+    notify: Callable[[str], None] = lambda _: None,
+    *,
+    previous: int | None = None,
 ) -> Iterator[Conduct]:
     """Start a run at the SuperLink and hold its ServerApp task while the block runs.
+
+    A resumed run gives the number of the one that
+    was killed as ``previous``: while the SuperLink believes that it goes on (a minute, and three
+    for a message that was half sent), its sites wait for the rest of that message and for nothing
+    else; stopped, it frees them at once.
 
     Raises:
         ConnectionFailedError: the SuperLink does not answer, its certificate is foreign, or it
@@ -100,6 +108,8 @@ def conduct(
     try:
         register_sites(control, config)
         notify(f"registered {len(config.sites)} sites at {superlink.address}")
+        if previous is not None:
+            _stop(control, previous)
         bundle = build_bundle()
         started = control.StartRun(
             StartRunRequest(fab=fab_to_proto(Fab(bundle_hash(), bundle, {})))
@@ -130,8 +140,17 @@ def conduct(
         ) from None
     finally:
         if run_id:
-            control.StopRun(StopRunRequest(run_id=run_id))
+            _stop(control, run_id)
         control.close()
+
+
+def _stop(control: ControlHttpClient, run_id: int) -> None:
+    """Stop a run; one that the SuperLink has ended or does not know needs no stopping."""
+    try:
+        control.StopRun(StopRunRequest(run_id=run_id))
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code >= 500:
+            raise
 
 
 def _acquire(endpoint: Endpoint, secret: bytes) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy.stats import norm
@@ -171,6 +171,7 @@ def test_the_interval_is_delongs(make: object, level: float) -> None:
 @given(both_classes.filter(lambda r: 2 <= r[1].sum() <= len(r[1]) - 2))
 def test_the_interval_is_delongs_clipped(data: Rows) -> None:
     area, variance = naive_delong(on_grid(data[0]), data[1])
+    assume(0 < area < 1)
     half = norm.ppf(0.975) * np.sqrt(variance)
     got = metrics.auc_interval(histogram(data))
     assert_allclose([got.low, got.high], [max(0, area - half), min(1, area + half)], atol=1e-7)
@@ -196,6 +197,18 @@ def test_without_both_classes_there_is_no_answer(labels: list[int]) -> None:
     assert metrics.roc_curve(one) is None
     with pytest.raises(MetricError, match="expected positives and negatives"):
         metrics.youden_threshold(one)
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(4, 8), (30, 3), (2, 2)])
+def test_classes_without_overlap_keep_an_interval(positives: int, negatives: int) -> None:
+    labels = np.repeat([1, 0], [positives, negatives])
+    pairs = min(positives, negatives)
+    low, _ = proportion_confint(pairs, pairs, method="wilson")
+    perfect = metrics.auc_interval(histogram((0.2 + 0.6 * labels, labels)))
+    assert (perfect.estimate, perfect.high) == (1.0, 1.0)
+    assert_allclose(perfect.low, low, atol=1e-12)
+    inverted = metrics.auc_interval(histogram((0.8 - 0.6 * labels, labels)))
+    assert_allclose([inverted.low, inverted.high], [0.0, 1 - low], atol=1e-12)
 
 
 def test_a_single_positive_has_no_variance() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+
 from her2_client.app import make_app
 from her2_client.cache import CacheWriter, image_shape
 from her2_client.keys import init_site
@@ -29,9 +30,7 @@ def write_cache(
 ) -> None:
     """A cache whose left image half is brighter in positive cases, by 0.25 standard deviations."""
     rng = np.random.default_rng(seed)
-    with CacheWriter(
-        folder, site=site, image_size=IMAGE_SIZE, volume_size=VOLUME_SIZE
-    ) as writer:
+    with CacheWriter(folder, site=site, image_size=IMAGE_SIZE, volume_size=VOLUME_SIZE) as writer:
         for case in range(cases):
             positive = int(rng.random() < 0.4)
             present = [m for m in modalities if rng.random() < 0.8] or [modalities[0]]
@@ -71,7 +70,9 @@ class LocalFederation:
         """The node of the site of that name."""
         return next(n for n in grid.nodes.values() if n.public_key == self.keys[name])
 
-    def coordinator(self, grid: LocalGrid | None = None, log: list[str] | None = None) -> Coordinator:
+    def coordinator(
+        self, grid: LocalGrid | None = None, log: list[str] | None = None
+    ) -> Coordinator:
         """A coordinator of this folder over ``grid``; its messages go to ``log``."""
         notify = log.append if log is not None else (lambda _: None)
         return Coordinator(grid or self.grid(), self.folder, notify)

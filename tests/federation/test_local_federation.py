@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
+
 from her2_common.errors import RunError
 from her2_common.wire import weights_record
 from her2_server import checkpoint
@@ -161,9 +162,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("reason", FAULTS)
-def test_a_faulty_update_is_refused_by_name(
-    make_federation: MakeFederation, reason: str
-) -> None:
+def test_a_faulty_update_is_refused_by_name(make_federation: MakeFederation, reason: str) -> None:
     faulty = make_federation("faulty", quorum=3, rounds=1)
     absent = make_federation("absent", quorum=3, rounds=1)
     grid = faulty.grid()

@@ -33,6 +33,7 @@ SITES: dict[str, dict[str, Any]] = {
     "valley-practice": {"cases": 90, "prevalence": 0.18, "mix": {"us": 85, "mg+us": 15}},
 }
 SIGNAL = {"mg": 0.9, "us": 1.0, "mri": 1.3}
+UPDATE_BYTES = 1_400_000
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 
 
@@ -81,24 +82,38 @@ def _site(name: str, index: int, rounds: int) -> dict[str, Any]:
         positives.update(val=None, test=None)
         cases["val"] = None  # type: ignore[assignment]
     combinations = {key: round(n * share / sum(mix.values())) for key, share in mix.items()}
-    modalities = {
+    modalities: dict[str, int | None] = {
         m: sum(c for key, c in combinations.items() if m in key.split("+")) for m in MODALITIES
     }
     groups = [m for m in MODALITIES if modalities[m]]
-    refused = 1 if name == "valley-practice" else 0
+    faults = {"valley-practice": (1, 0), "river-clinic": (0, 1)}
+    refused, missing = faults.get(name, (0, 0))
+    update = UPDATE_BYTES * len(groups)
+    kinds = {
+        "describe": {"sent": 1_912, "received": 702},
+        "train": {"sent": update * (rounds - missing), "received": update * rounds},
+        "val": {"sent": 24_310, "received": update},
+        "test": {"sent": 26_144, "received": update},
+    }
+    hidden = {key for key, count in combinations.items() if count < 10}
+    for modality in MODALITIES:
+        if any(modality in key.split("+") for key in hidden):
+            modalities[modality] = None
     return {
         "name": name,
-        "status": "ok",
+        "status": "incomplete" if refused or missing else "ok",
         "flow": {"in_table": n + 17 + 9 * index, "accepted": n, "left_out": 17 + 9 * index},
         "cases": cases,
         "positives": positives,
-        "modalities": {m: c or None if c < 10 else c for m, c in modalities.items()},
-        "combinations": {key: c if c >= 10 else None for key, c in combinations.items()},
+        "modalities": modalities,
+        "combinations": {key: None if key in hidden else c for key, c in combinations.items()},
         "groups": [*groups, "clinical", "head"],
-        "received_bytes": rounds * 1_400_000 * len(groups) + 31_000,
-        "sent_bytes": (rounds - refused) * 1_400_000 * len(groups) + 52_000,
-        "rounds_accepted": rounds - refused,
+        "bytes": kinds,
+        "received_bytes": sum(kind["received"] for kind in kinds.values()),
+        "sent_bytes": sum(kind["sent"] for kind in kinds.values()),
+        "rounds_accepted": rounds - refused - missing,
         "rounds_refused": refused,
+        "rounds_missing": missing,
         "train_seconds": 4.2 * rounds * n / 300,
     }
 
@@ -106,14 +121,14 @@ def _site(name: str, index: int, rounds: int) -> dict[str, Any]:
 def _round(number: int, rounds: int) -> dict[str, Any]:
     rng = np.random.default_rng(number)
     progress = 1 - np.exp(-number / 4)
-    scale = 0.55 + 0.45 * progress
+    scale = 0.97 * (1 - np.exp(-(number - 1) / 2.5)) + 0.02
     scores = {
         site: {
             key: ScoreHistogram.from_scores(*_weaker(histogram, scale, rng))
             for key, histogram in histograms.items()
             if key.startswith("fused|")
         }
-        for site, histograms in simulated_scores("val", 77).items()
+        for site, histograms in simulated_scores("val").items()
     }
     validation = evaluate(scores, 0.5)
     sites = {}
@@ -123,14 +138,15 @@ def _round(number: int, rounds: int) -> dict[str, Any]:
             status, reason = "refused", "norm"
         if name == "river-clinic" and number == 7:
             status, reason = "missing", "timeout"
-        sent = 1_400_000 if status != "missing" else 0
+        groups = len({m for key in SITES[name]["mix"] for m in key.split("+")})
+        sent = UPDATE_BYTES * groups if status != "missing" else 0
         sites[name] = {
             "status": status,
             "reason": reason,
             "loss": None if status == "missing" else float(2.6 - 0.9 * progress),
             "seconds": None if status == "missing" else float(3 + rng.random()),
             "sent_bytes": sent,
-            "received_bytes": 1_400_000,
+            "received_bytes": UPDATE_BYTES * groups,
         }
     return {
         "round": number,
@@ -174,6 +190,8 @@ def write_simulated_run(folder: Path, rounds: int = 12) -> Path:
             "volume_size": 32,
             "strategy": "fedavg",
             "synthetic": True,
+            "weights_sha256": "5c" * 32,
+            "plan": {"min_cell": 10},
             "config_sha256": "3f" * 32,
             "bundle_sha256": "a7" * 32,
             "command": "her2-deploy demo --seed 7",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from her2_client.ingest import dicom
 from her2_client.ingest.mammography import View, mammogram
 from her2_client.ingest.mri import dce_mri
 from her2_client.ingest.ultrasound import ultrasound
@@ -67,7 +68,8 @@ def standardise_case(job: Job) -> Outcome:
     _ultrasounds(job, outcome)
     if job.case.mri is not None:
         try:
-            cube = dce_mri(job.case.mri, job.boxes.get("mri"), size=job.volume_size)
+            with dicom.reading("image"):
+                cube = dce_mri(job.case.mri, job.boxes.get("mri"), size=job.volume_size)
         except ImageError as error:
             _refuse(job, "mri", error, outcome)
         else:
@@ -85,13 +87,14 @@ def _mammograms(job: Job, outcome: Outcome) -> None:
         if path is None:
             continue
         try:
-            whole, crop = mammogram(
-                path,
-                job.boxes.get(column),
-                view=view,
-                laterality=job.case.laterality,
-                size=size,
-            )
+            with dicom.reading("image"):
+                whole, crop = mammogram(
+                    path,
+                    job.boxes.get(column),
+                    view=view,
+                    laterality=job.case.laterality,
+                    size=size,
+                )
         except ImageError as error:
             _refuse(job, column, error, outcome)
             continue
@@ -108,7 +111,8 @@ def _ultrasounds(job: Job, outcome: Outcome) -> None:
     for index, path in enumerate(job.case.us):
         box = job.boxes.get("us") if index == 0 else None
         try:
-            picture = ultrasound(path, box, size=job.image_size)
+            with dicom.reading("image"):
+                picture = ultrasound(path, box, size=job.image_size)
         except ImageError as error:
             _refuse(job, "us", error, outcome)
             continue

@@ -7,21 +7,27 @@ name a patient.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
+from pydicom.uid import UID
 
 from her2_common.errors import ImageError
 
 Array = npt.NDArray[Any]
+
+
+CODE_LENGTH: Final = 4
+"""The longest of the modality and view codes; whatever is longer may be anything."""
 
 
 @contextmanager
@@ -58,15 +64,22 @@ def read(path: Path, modality: str) -> Dataset:
     """
     with reading():
         dataset = pydicom.dcmread(path)
-        check_modality(dataset, modality)
+        check_modality(str(dataset.get("Modality", "")), modality)
     return dataset
 
 
-def check_modality(dataset: Dataset | Mapping[str, Any], modality: str) -> None:
-    """Raises ImageError (reason "wrong modality") unless the data set is of ``modality``."""
-    got = str(dataset.get("Modality", "")) or "none"
+def check_modality(got: str, modality: str) -> None:
+    """Raises ImageError (reason "wrong modality") unless ``got`` is ``modality``."""
     if got != modality:
-        raise ImageError(f"expected modality {modality}, got {got[:16]}", reason="wrong modality")
+        raise ImageError(f"expected modality {modality}, got {code(got)}", reason="wrong modality")
+
+
+def code(value: object) -> str:
+    """A tag's value for a message: shown only where it looks like a DICOM code, such as MLO."""
+    text = str(value or "")
+    if not text:
+        return "none"
+    return text if len(text) <= CODE_LENGTH and text.isalpha() and text.isupper() else "another"
 
 
 def pixels(dataset: Dataset) -> Array:
@@ -85,8 +98,22 @@ def pixels(dataset: Dataset) -> Array:
                 f"got {len(dataset.PixelData)}",
                 reason="truncated",
             )
+        if syntax.is_compressed and not _has_decoder(syntax):
+            name = syntax.name if syntax.name != syntax else "one that is not in the standard"
+            raise ImageError(
+                f"expected a compression that can be decoded here, got {name}",
+                reason="no decoder",
+                hint="convert the images to uncompressed DICOM, or install python-gdcm",
+            )
         return np.asarray(pixel_array(dataset, index=0))
     raise AssertionError  # pragma: no cover - `reading` never swallows
+
+
+def _has_decoder(syntax: UID) -> bool:
+    try:
+        return get_decoder(syntax).is_available
+    except NotImplementedError:
+        return False
 
 
 def expected_bytes(dataset: Dataset) -> int:

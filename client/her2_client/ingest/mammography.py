@@ -141,9 +141,9 @@ def _check_view(dataset: Dataset, view: View) -> None:
         raise ImageError(f"expected a {view} view, got one with an implant", reason="implant")
     got = str(dataset.get("ViewPosition", "") or "")
     if not got and codes:
-        got = VIEW_CODES.get(str(codes[0].get("CodeValue", "")), "an unknown code")
+        got = VIEW_CODES.get(str(codes[0].get("CodeValue", "")), "another")
     if got and got != view:
-        raise ImageError(f"expected view {view}, got {got[:16]}", reason="wrong view")
+        raise ImageError(f"expected view {view}, got {dicom.code(got)}", reason="wrong view")
 
 
 def _side(dataset: Dataset, stated: Literal["L", "R"] | None) -> Literal["L", "R"] | None:
@@ -153,7 +153,8 @@ def _side(dataset: Dataset, stated: Literal["L", "R"] | None) -> Literal["L", "R
         return stated
     if stated is not None and tag != stated:
         raise ImageError(
-            f"expected side {stated} as in the table, got {tag}", reason="wrong laterality"
+            f"expected side {stated} as in the table, got {dicom.code(tag)}",
+            reason="wrong laterality",
         )
     side: Literal["L", "R"] = tag
     return side

@@ -22,11 +22,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from her2_client.ingest import dicom
@@ -52,13 +54,14 @@ DIRECTION_TOLERANCE: Final = 1e-3
 SPACING_TOLERANCE: Final = 1e-3
 
 DERIVED: Final = {"SUBTRACT", "SUBTRACTION", "SUB", "MIP", "PROJECTION IMAGE", "LOCALIZER"}
-GEOMETRY: Final = (
-    "Rows",
-    "Columns",
-    "PixelSpacing",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-)
+GEOMETRY: Final = {
+    "Rows": 1,
+    "Columns": 1,
+    "PixelSpacing": 2,
+    "ImageOrientationPatient": 6,
+    "ImagePositionPatient": 3,
+}
+"""What places a slice, and how many values each has."""
 PHASE_KEYS: Final = ("TemporalPositionIdentifier", "TriggerTime", "AcquisitionTime", "ContentTime")
 _DATES: Final = {"AcquisitionTime": "AcquisitionDate", "ContentTime": "ContentDate"}
 _HEADER: Final = (
@@ -71,8 +74,9 @@ _HEADER: Final = (
 )
 
 
-_HEADER_TAGS: Final = [Tag(keyword) for keyword in _HEADER]
-Header = Mapping[str, Any]
+_KEYWORDS: Final = {Tag(keyword): keyword for keyword in _HEADER}
+_HEADER_TAGS: Final = list(_KEYWORDS)
+Header = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -154,13 +158,12 @@ def read_headers(folder: Path) -> list[Slice]:
     for path in paths:
         try:
             with dicom.reading():
-                # Looking elements up by keyword one by one would double the time a header takes.
                 dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
-                header = {element.keyword: element.value for element in dataset}
+                header = _plain(dataset)
                 if "Rows" not in header and "Modality" not in header:
                     continue  # DICOMDIR
-                dicom.check_modality(header, "MR")
-                if DERIVED & {str(part).upper() for part in header.get("ImageType") or ()}:
+                dicom.check_modality(" ".join(header.get("Modality", ())), "MR")
+                if DERIVED & {part.upper() for part in header.get("ImageType", ())}:
                     derived += 1
                     continue
                 slices.append(_slice(path, header))
@@ -175,33 +178,61 @@ def read_headers(folder: Path) -> list[Slice]:
     return slices
 
 
+def _plain(dataset: Dataset) -> Header:
+    """The values of ``dataset`` as text, those that are blank left out.
+
+    A site has tens of thousands of slices, and turning each value into the library's own types
+    would take as long as reading it.
+    """
+    plain: dict[str, tuple[str, ...]] = {}
+    for element in dataset.values():
+        keyword = _KEYWORDS.get(element.tag)
+        if keyword is None or not element.value:
+            continue
+        if not isinstance(element, RawDataElement):  # converted while it was read
+            parts = [str(v) for v in (element.value if element.VM > 1 else [element.value])]
+        elif keyword in ("Rows", "Columns"):  # binary, unsigned
+            order: Literal["little", "big"] = "little" if element.is_little_endian else "big"
+            parts = [str(int.from_bytes(element.value, order))]
+        else:
+            text = element.value.decode("ascii", "replace")
+            parts = [part.strip(" \0") for part in text.split("\\")]
+        if any(parts):
+            plain[keyword] = tuple(parts)
+    return plain
+
+
 def _slice(path: Path, header: Header) -> Slice:
-    if int(header.get("NumberOfFrames") or 1) > 1:
+    if int(header.get("NumberOfFrames", ("1",))[0]) > 1:
         raise ImageError("expected one slice a file, got multi-frame MR", reason="multi-frame MR")
-    for keyword in GEOMETRY:
-        if header.get(keyword) is None:
-            raise ImageError(f"expected {keyword}, got none", reason="no geometry")
-    row_mm, column_mm = (float(mm) for mm in header["PixelSpacing"])
+    numbers = {}
+    for keyword, count in GEOMETRY.items():
+        if len(header.get(keyword, ())) != count:
+            raise ImageError(f"expected {keyword} with {count} values", reason="no geometry")
+        numbers[keyword] = tuple(float(part) for part in header[keyword])
+    if not np.isfinite([v for values in numbers.values() for v in values]).all():
+        raise ImageError("expected finite positions and spacing", reason="no geometry")
+    if min(numbers["PixelSpacing"]) <= 0:
+        raise ImageError("expected a PixelSpacing above 0 mm", reason="no geometry")
     return Slice(
         path=path,
-        size=(int(header["Rows"]), int(header["Columns"])),
-        spacing=(row_mm, column_mm),
-        directions=tuple(float(v) for v in header["ImageOrientationPatient"]),
-        position=tuple(float(v) for v in header["ImagePositionPatient"]),
+        size=(int(header["Rows"][0]), int(header["Columns"][0])),
+        spacing=(numbers["PixelSpacing"][0], numbers["PixelSpacing"][1]),
+        directions=numbers["ImageOrientationPatient"],
+        position=numbers["ImagePositionPatient"],
         when=tuple(_when(header, key) for key in PHASE_KEYS),
     )
 
 
 def _when(header: Header, key: str) -> tuple[str, float] | None:
     """(date, seconds), (date, number) or None; a later one sorts later, also past midnight."""
-    value = header.get(key)
-    if value is None or value == "":
+    text = header.get(key, ("",))[0]
+    if not text:
         return None
     if key not in _DATES:
-        return "", float(value)
-    text = str(value)
+        return "", float(text)
     seconds = int(text[0:2]) * 3600 + int(text[2:4] or 0) * 60 + float(text[4:] or 0)
-    return str(header.get(_DATES[key]) or ""), seconds
+    return header.get(_DATES[key], ("",))[0], seconds
 
 
 # --- phases -------------------------------------------------------------------------------------
@@ -307,4 +338,6 @@ def _read_volume(stack: Stack) -> Array:
             slope = float(dataset.get("RescaleSlope", 1.0) or 1.0)
             intercept = float(dataset.get("RescaleIntercept", 0.0) or 0.0)
         volume[index] = stored * np.float32(slope) + np.float32(intercept)
+    if not np.isfinite(volume).all():
+        raise ImageError("expected finite values, got others after rescaling", reason="damaged")
     return volume

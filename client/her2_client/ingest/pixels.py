@@ -56,7 +56,7 @@ def _resample_axis(image: Array, axis: int, window: Window, size: int) -> tuple[
         centres = np.clip(centres, 0, length - 1)
         below = np.minimum(centres.astype(np.int64), max(length - 2, 0))
         above = np.minimum(below + 1, length - 1)
-        share = (centres - below).reshape(along)
+        share = (centres - below).astype(np.float32).reshape(along)
         low, high = image.take(below, axis), image.take(above, axis)
         return low * (1 - share) + high * share, covered
 

@@ -37,10 +37,10 @@ from her2_common.errors import CacheError, DataError
 Progress = Callable[[int, int], None]
 """Called with the number of cases done and of all cases."""
 
-CASES_A_TASK: Final = 8
+CASES_A_TASK: Final = 4
 """Few enough for an even load and little memory, many enough to hide the cost of a task."""
 TASKS_AHEAD: Final = 3
-"""Tasks in flight for each worker: the bound on memory."""
+"""Tasks in flight for each worker: the bound on memory, about 30 MB a worker at full size."""
 SMALL_SITE: Final = 24
 """Cases up to which starting workers costs more than it saves."""
 MAX_REFUSALS_SHOWN: Final = 20

@@ -12,7 +12,7 @@ from typing import Final, Literal
 from her2_common.cases import Modality
 
 Size = Literal["demo", "full"]
-Syntax = Literal["plain", "rle", "jpeg2000"]
+Syntax = Literal["rle", "jpegls"]
 Mix = tuple[tuple[tuple[Modality, ...], float], ...]
 
 
@@ -133,7 +133,7 @@ CENTRES: Final = (
         prevalence=PREVALENCE_D,
         mix=((("us",), 0.80), (("mg", "us"), 0.15), (("mg",), 0.05)),
         mg=MammographyLook("Lindgren", "MONOCHROME2", "lut", 1.00, 1.10, 0.032),
-        us=UltrasoundLook("Portasound", "MONOCHROME2", "jpeg2000", 0.25, 1.12, 4.3, 1.15),
+        us=UltrasoundLook("Portasound", "MONOCHROME2", "jpegls", 0.25, 1.12, 4.3, 1.15),
     ),
 )
 BY_NAME: Final = {centre.name: centre for centre in CENTRES}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from her2_server.report.svg import (
     BLUE,
@@ -27,7 +27,7 @@ from her2_server.report.svg import (
     new_figure,
     to_svg,
 )
-from her2_server.report.text import interval, number
+from her2_server.report.text import interval, letter, number
 
 Row = tuple[str, Mapping[str, Any] | None]
 """A label and the numbers of a group; None draws a heading."""
@@ -39,21 +39,23 @@ _MARKS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def learning_curves(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any]) -> str:
+def learning_curves(
+    rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any], sites: Sequence[str]
+) -> str:
     """Validation AUC with its interval, training loss, and the updates of each site.
 
     Args:
         rounds: metrics.jsonl, one mapping a round. A round's validation is of the weights that it
             started from and is drawn at the number of rounds completed before it.
         final: the validation of the final weights, from summary.json.
+        sites: names in the order of their letters.
     """
-    sites = list(dict.fromkeys(name for entry in rounds for name in entry["sites"]))
     last = rounds[-1]["round"]
     strip = 0.2 * len(sites) + 0.1
-    figure = new_figure(5.2, 3.95 + strip)
-    curve = add_axes(figure, (0.62, 2.2 + strip, 4.45, 1.6))
-    loss = add_axes(figure, (0.62, 0.85 + strip, 4.45, 1.0))
-    marks = add_axes(figure, (0.62, 0.42, 4.45, strip))
+    figure = new_figure(4.6, 3.95 + strip)
+    curve = add_axes(figure, (0.62, 2.2 + strip, 3.85, 1.6))
+    loss = add_axes(figure, (0.62, 0.85 + strip, 3.85, 1.0))
+    marks = add_axes(figure, (0.62, 0.42, 3.85, strip))
 
     points = [(entry["round"] - 1, (entry["validation"] or {}).get("auc")) for entry in rounds]
     known = [(x, auc) for x, auc in [*points, (last, final.get("auc"))] if auc]
@@ -94,7 +96,7 @@ def learning_curves(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any
                 [entry["round"]], [row], zorder=3, **_MARKS.get(status, _MARKS["missing"])
             )
     marks.set_ylim(len(sites) - 0.5, -0.6)
-    marks.set_yticks(range(len(sites)), [chr(65 + row) for row in range(len(sites))])
+    marks.set_yticks(range(len(sites)), [letter(row) for row in range(len(sites))])
     marks.spines["left"].set_visible(False)
     marks.tick_params(axis="y", length=0)
     marks.set_xlabel("rounds completed")
@@ -119,8 +121,8 @@ def learning_curves(rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any
 
 def roc(result: Mapping[str, Any]) -> str:
     """The ROC curve with the operating point and its two intervals."""
-    figure = new_figure(4.2, 4.0)
-    axes = _unit_square(add_axes(figure, (0.62, 0.55, 3.4, 3.3)))
+    figure = new_figure(4.4, 4.0)
+    axes = _unit_square(add_axes(figure, (0.62, 0.55, 3.6, 3.3)))
     fpr, tpr = zip(*result["roc"], strict=True)
     axes.fill_between(fpr, tpr, color=BLUE, alpha=0.1, lw=0)
     axes.plot(fpr, tpr, color=BLUE, lw=1.8)
@@ -143,7 +145,7 @@ def roc(result: Mapping[str, Any]) -> str:
 
 def calibration(result: Mapping[str, Any]) -> str:
     """The reliability diagram, with the number of cases of each bin below it."""
-    figure = new_figure(4.2, 4.0)
+    figure = new_figure(4.4, 4.0)
     axes = _unit_square(add_axes(figure, (0.62, 1.3, 3.4, 2.55)))
     below = add_axes(figure, (0.62, 0.55, 3.4, 0.55))
     bins = [bin_ for bin_ in result["calibration"]["bins"] if bin_["n"]]
@@ -203,45 +205,55 @@ def forest(name: str, title: str, rows: Sequence[Row], pooled: Mapping[str, Any]
         rows: label and numbers ``{"n", "positives", "auc"}``, or ``{"suppressed": true}``.
         pooled: the AUC over all cases, drawn as a band behind the groups.
     """
-    step, width = 0.36, 5.2
-    labels = [textwrap.wrap(label, 24) or [""] for label, _ in rows]
-    figure = new_figure(width, step * len(rows) + 0.62)
-    axes = add_axes(figure, (1.72, 0.5, 2.1, step * len(rows)))
-    lows = [r["auc"]["low"] for _, r in rows if r and r.get("auc")]
-    left = min(0.4, math.floor(10 * min(lows)) / 10) if lows else 0.4
-    axes.set_xlim(left, 1.0)
+    step = 0.34
+    figure = new_figure(4.7, step * (len(rows) + 1) + 0.5)
+    axes = add_axes(figure, (1.95, 0.45, 1.5, step * len(rows)))
+    aucs = [result["auc"] for _, result in rows if result and result.get("auc")]
+    left = min([0.4, *(math.floor(10 * auc["low"]) / 10 for auc in aucs)])
+    axes.set_xlim(left, 1.005)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.axvline(0.5, color=MUTED, lw=0.8, ls=(0, (4, 3)))
     if pooled:
-        axes.axvspan(pooled["low"], pooled["high"], color=BLUE, alpha=0.1, lw=0)
+        axes.axvspan(pooled["low"], pooled["high"], color=BLUE, alpha=0.12, lw=0)
         axes.axvline(pooled["estimate"], color=BLUE, lw=0.9, alpha=0.8)
-    most = max([r.get("n") or 1 for _, r in rows if r], default=1)
+    _forest_text(axes, -1, "", "cases (positive)", "AUC (95 % CI)", color=MUTED)
+    most = max([result.get("n") or 1 for _, result in rows if result], default=1)
     told = []
-    for y, (lines, (_, result)) in enumerate(zip(labels, rows, strict=True)):
-        place: dict[str, Any] = {
-            "transform": axes.get_yaxis_transform(),
-            "va": "center",
-            "fontsize": 8.5,
-        }
-        label = "\n".join(lines)
+    for y, (label, result) in enumerate(rows):
         if result is None:
-            axes.text(-0.78, y + 0.15, label, color=MUTED, style="italic", **place)
+            _forest_text(axes, y + 0.12, label, "", "", color=MUTED, style="italic")
             continue
-        axes.text(-0.78, y, label, **place)
         auc = result.get("auc")
-        if result.get("suppressed") or auc is None:
-            reason = "too few cases" if result.get("suppressed") else "one class only"
-            axes.text(1.04, y, reason, color=MUTED, style="italic", **place)
-            told.append(f"{' '.join(lines)}: {reason}")
+        if auc is None:
+            reason = "not published" if result.get("suppressed") else "one class only"
+            _forest_text(axes, y, label, "", reason, color=MUTED)
+            told.append(f"{label}: {reason}")
             continue
-        marker = 4 + 5 * math.sqrt(result["n"] / most)
         axes.plot([auc["low"], auc["high"]], [y, y], color=INK, lw=1.3, solid_capstyle="butt")
+        marker = 4 + 4 * math.sqrt(result["n"] / most)
         axes.plot([auc["estimate"]], [y], "s", ms=marker, color=BLUE, mec=PAPER, mew=0.8)
-        values = [number(auc[key]) for key in ("estimate", "low", "high")]
-        axes.text(1.04, y, f"{values[0]} ({values[1]}–{values[2]})", **place)
-        told.append(f"{' '.join(lines)}: {interval(auc)}, {result['n']} cases")
+        middle, low, high = (number(auc[key]) for key in ("estimate", "low", "high"))
+        cases = f"{result['n']:,} ({result['positives']:,})"
+        _forest_text(axes, y, label, cases, f"{middle} ({low}–{high})", color=INK)
+        told.append(f"{label}: {interval(auc)}, {result['n']} cases")
     axes.spines["left"].set_visible(False)
     axes.set_yticks([])
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.xaxis.set_major_locator(MultipleLocator(0.2))
     axes.set_xlabel("AUC")
     return to_svg(figure, name, title, "; ".join(told) + ".")
+
+
+def _forest_text(axes: Axes, y: float, label: str, cases: str, result: str, **style: Any) -> None:
+    """One line of a forest plot's three columns; a long label takes two lines."""
+    label = "\n".join(textwrap.wrap(label, 17, max_lines=2, placeholder="…")) if cases else label
+    for x, words, side in ((-1.26, label, "left"), (-0.05, cases, "right"), (1.05, result, "left")):
+        axes.text(
+            x,
+            y,
+            words,
+            ha=side,
+            va="center",
+            fontsize=8.5,
+            transform=axes.get_yaxis_transform(),
+            **style,
+        )

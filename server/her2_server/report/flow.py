@@ -22,7 +22,7 @@ from her2_server.report.svg import (
     new_figure,
     to_svg,
 )
-from her2_server.report.text import MODALITY_NAMES, count, duration, size
+from her2_server.report.text import MODALITY_NAMES, count, duration, shorten, size
 
 _STUB: Final = 0.03
 """Width, as a share of the axis, that stands for a count that the site keeps to itself."""
@@ -50,8 +50,8 @@ def patient_flow(site: Mapping[str, Any], index: int, min_cell: int = 10) -> str
     flow = site.get("flow") or {}
     accepted, whole = flow.get("accepted"), flow.get("in_table")
     scale = whole or accepted or 1
-    figure = new_figure(4.8, 2.05)
-    axes = add_axes(figure, (1.12, 0.08, 3.0, 1.9))
+    figure = new_figure(4.5, 2.05)
+    axes = add_axes(figure, (0.98, 0.08, 2.55, 1.9))
     axes.axis("off")
     axes.set_xlim(0, scale)
     axes.set_ylim(6.75, -0.55)
@@ -78,22 +78,33 @@ def patient_flow(site: Mapping[str, Any], index: int, min_cell: int = 10) -> str
         told.append(f"{name} {count(value, min_cell)}")
     _label(axes, 2, "split")
     for row, modality in enumerate(MODALITIES, start=4):
-        value = (site.get("modalities") or {}).get(modality)
+        known, hidden = _having(site, modality)
+        words = _at_least(known, hidden, min_cell)
+        if known and not hidden and accepted:
+            words += f" ({100 * known / accepted:.0f} %)"
         _rectangle(axes, 0, row, accepted or scale, RULE, alpha=0.45)
-        share = f" ({100 * value / accepted:.0f} %)" if value is not None and accepted else ""
-        _bar(
-            axes,
-            row,
-            MODALITY_NAMES[modality],
-            value,
-            scale,
-            PURPLE,
-            min_cell,
-            suffix=share,
-            at=accepted or scale,
-        )
-        told.append(f"{MODALITY_NAMES[modality]} {count(value, min_cell)}{share}")
+        _rectangle(axes, 0, row, known, PURPLE)
+        if hidden:
+            _rectangle(axes, known, row, _STUB * scale, PURPLE, unknown=True)
+        _label(axes, row, MODALITY_NAMES[modality])
+        axes.text((accepted or scale) + 0.015 * scale, row, words, va="center", fontsize=8.5)
+        told.append(f"{MODALITY_NAMES[modality]} {words}")
     return to_svg(figure, f"flow-{index}", f"Patient flow at {site['name']}", "; ".join(told) + ".")
+
+
+def _having(site: Mapping[str, Any], modality: str) -> tuple[int, int]:
+    """Cases with ``modality`` as far as the site tells, and how many of the parts it keeps."""
+    whole = site["modalities"].get(modality, 0)
+    if whole is not None:
+        return whole, 0
+    parts = [n for name, n in site["combinations"].items() if modality in name.split("+")]
+    return sum(n for n in parts if n is not None), max(parts.count(None), 1)
+
+
+def _at_least(known: int, hidden: int, min_cell: int) -> str:
+    if not hidden:
+        return f"{known:,}" if known else "none"
+    return f"{known:,} or more" if known else f"<{hidden * min_cell}"
 
 
 def _bar(
@@ -104,21 +115,12 @@ def _bar(
     scale: float,
     colour: str,
     min_cell: int,
-    *,
-    suffix: str = "",
-    at: float | None = None,
 ) -> None:
     width = _STUB * scale if value is None else value
     _rectangle(axes, 0, row, width, colour, unknown=value is None)
     _label(axes, row, label)
-    end = max(width, at or 0)
     axes.text(
-        end + 0.015 * scale,
-        row,
-        count(value, min_cell) + suffix,
-        va="center",
-        fontsize=8.5,
-        clip_on=False,
+        width + 0.015 * scale, row, count(value, min_cell), va="center", fontsize=8.5, clip_on=False
     )
 
 
@@ -160,8 +162,8 @@ def _rectangle(
 
 def traffic(sites: Sequence[Mapping[str, Any]]) -> str:
     """Bytes that left and that reached each centre."""
-    figure = new_figure(5.2, 0.56 * len(sites) + 0.35)
-    axes = add_axes(figure, (1.72, 0.1, 2.6, 0.56 * len(sites) + 0.15))
+    figure = new_figure(4.5, 0.56 * len(sites) + 0.35)
+    axes = add_axes(figure, (1.4, 0.1, 2.4, 0.56 * len(sites) + 0.15))
     most = max(
         (site[k] or 0 for site in sites for k in ("sent_bytes", "received_bytes")), default=0
     )
@@ -172,7 +174,7 @@ def traffic(sites: Sequence[Mapping[str, Any]]) -> str:
         axes.text(
             -0.02,
             row,
-            site["name"][:26],
+            shorten(site["name"], 22),
             transform=axes.get_yaxis_transform(),
             ha="right",
             va="center",
@@ -204,8 +206,8 @@ def phases(seconds: Mapping[str, float | None]) -> str:
     if rest > 0.05:
         parts.append(("other", rest, MUTED))
     most = max(value for _, value, _ in parts) or 1.0
-    figure = new_figure(5.2, 0.3 * len(parts) + 0.25)
-    axes = add_axes(figure, (1.72, 0.1, 2.6, 0.3 * len(parts) + 0.1))
+    figure = new_figure(4.5, 0.3 * len(parts) + 0.25)
+    axes = add_axes(figure, (1.4, 0.1, 2.4, 0.3 * len(parts) + 0.1))
     axes.set_xlim(0, most)
     axes.set_ylim(len(parts) - 0.5, -0.5)
     axes.axis("off")

@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from her2_common.cases import MODALITIES
 from her2_common.clinical import PCR_DEFINITION
+from her2_common.config import Policy
 from her2_common.errors import RunError
 from her2_server.report import figures, flow, text
 
@@ -30,6 +31,18 @@ _BREAKDOWNS: Final = (
     ("by_combination", "Modalities of the case, all of them used"),
     ("by_modality", "One modality alone"),
 )
+
+
+SITE_MIN_CELL: Final = int(Policy.model_fields["min_cell"].default)
+"""Shown for a count that a site keeps to itself: the default of its policy."""
+
+_KINDS: Final = (
+    ("describe", "description"),
+    ("train", "training rounds"),
+    ("val", "validation"),
+    ("test", "test"),
+)
+"""Kind of exchange in a site's ``bytes`` -> how table 6 calls it."""
 
 
 def write_report(run_folder: Path) -> Path:
@@ -92,7 +105,7 @@ def render(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> s
         lstrip_blocks=True,
     )
     environment.filters.update(
-        count=lambda value: text.count(value, _min_cell(summary)),
+        count=lambda value: text.count(value, SITE_MIN_CELL),
         number=text.number,
         interval=text.interval,
         percent=text.percent,
@@ -108,7 +121,7 @@ def render(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> s
         summary=summary,
         run=run,
         test=test,
-        sites=[site | {"letter": chr(65 + index)} for index, site in enumerate(sites)],
+        sites=[site | {"letter": text.letter(index)} for index, site in enumerate(sites)],
         rounds=rounds,
         faults=_faults(rounds, sites),
         figures=_figures(summary, rounds),
@@ -117,29 +130,49 @@ def render(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> s
         modality_names=text.MODALITY_NAMES,
         positive=positive,
         negative=negative,
+        such_as=_phrases(run["label"], positive, negative),
         label_source=text.LABEL_SOURCES[run["label"]],
         pcr_definition=PCR_DEFINITION if run["label"] == "pcr" else None,
         verdict=text.verdict(test["auc"]),
+        threshold_rule=text.threshold_rule(summary["threshold"]),
         totals=_totals(sites),
-        traffic=_traffic(sites, rounds),
+        kinds=_KINDS,
+        kind_totals={
+            kind: sum(site["bytes"].get(kind, {}).get("sent", 0) for site in sites)
+            for kind, _ in _KINDS
+        },
         min_cell=_min_cell(summary),
+        site_min_cell=SITE_MIN_CELL,
     )
+
+
+def _phrases(label: str, positive: str, negative: str) -> dict[str, str]:
+    """The classes as they follow "a case" and "cases"."""
+    one, several = ("", "") if label == "pcr" else ("that is ", "that are ")
+    return {
+        "positive": one + positive,
+        "negative": one + negative,
+        "plural_positive": several + positive,
+        "plural_negative": several + negative,
+    }
 
 
 def _figures(
     summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]
 ) -> dict[str, str | list[str] | None]:
     test, sites = summary["test"], summary["sites"]
-    centres = _named("by_centre", test["by_centre"])
+    centres: list[figures.Row] = [*_named("by_centre", test["by_centre"])]
     kinds: list[figures.Row] = [("all modalities of the case", None)]
     kinds += _named("by_combination", test["by_combination"], short=True)
     kinds += [("one modality alone", None)]
     kinds += _named("by_modality", test["by_modality"], short=True)
     return {
-        "flow": [
-            flow.patient_flow(site, index, _min_cell(summary)) for index, site in enumerate(sites)
-        ],
-        "learning": figures.learning_curves(rounds, summary["validation"]) if rounds else None,
+        "flow": [flow.patient_flow(site, index, SITE_MIN_CELL) for index, site in enumerate(sites)],
+        "learning": (
+            figures.learning_curves(rounds, summary["validation"], [site["name"] for site in sites])
+            if rounds
+            else None
+        ),
         "roc": figures.roc(test) if test["roc"] else None,
         "calibration": figures.calibration(test) if test["calibration"] else None,
         "centres": figures.forest("centres", "AUC by centre", centres, test["auc"]),
@@ -158,8 +191,8 @@ def _named(
 
 
 def _min_cell(summary: Mapping[str, Any]) -> int:
-    """The run's own limit for small counts, or the default of her2_common.config."""
-    return int(summary["run"].get("min_cell", 10))
+    """The run's limit for small groups, 10 if the summary does not hold its plan."""
+    return int(summary["run"].get("plan", {}).get("min_cell", 10))
 
 
 def _totals(sites: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
@@ -184,7 +217,7 @@ def _faults(
     rounds: Sequence[Mapping[str, Any]], sites: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """The updates that were refused or missing, in their order."""
-    letters = {site["name"]: chr(65 + index) for index, site in enumerate(sites)}
+    letters = {site["name"]: text.letter(index) for index, site in enumerate(sites)}
     return [
         {
             "round": entry["round"],
@@ -197,18 +230,3 @@ def _faults(
         for name, update in entry["sites"].items()
         if update["status"] != "accepted"
     ]
-
-
-def _traffic(
-    sites: Sequence[Mapping[str, Any]], rounds: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Bytes of each site by kind: the training rounds, and what is not part of a round."""
-    result = []
-    for site in sites:
-        row: dict[str, Any] = {"name": site["name"]}
-        for way in ("sent_bytes", "received_bytes"):
-            training = sum(e["sites"].get(site["name"], {}).get(way) or 0 for e in rounds)
-            whole = site[way] or 0
-            row[way] = {"training": training, "other": max(0, whole - training), "all": whole}
-        result.append(row)
-    return result

@@ -40,6 +40,9 @@ _VARIABLES: Final = {
 }
 """Stand-in -> CSS variable of style.css. Hues: Okabe and Ito's, safe for colour-blind readers."""
 
+_ZOOM: Final = 1.55
+"""Largest size of a figure on the page, in CSS pixels a point: text is as large in each of them."""
+
 _STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
     "font.size": 9.0,
@@ -103,6 +106,7 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
     width, height = figure.get_size_inches() * 72
     head = (
         f'<svg class="figure" role="img" viewBox="0 0 {width:g} {height:g}" '
+        f'style="max-width: {width * _ZOOM / 16:.1f}rem" '
         f'aria-labelledby="{name}-title {name}-desc">'
         f'<title id="{name}-title">{escape(title)}</title>'
         f'<desc id="{name}-desc">{escape(description)}</desc>'

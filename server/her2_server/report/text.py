@@ -139,6 +139,32 @@ def listed(words: Sequence[str]) -> str:
     return ", ".join(words[:-1]) + " and " + words[-1]
 
 
+def shorten(name: str, most: int) -> str:
+    """A name of at most ``most`` characters, cut with an ellipsis.
+
+    >>> shorten("breast-centre-of-the-north", 14)
+    'breast-centre…'
+    """
+    return name if len(name) <= most else name[: most - 1].rstrip("-") + "…"
+
+
+def threshold_rule(threshold: Mapping[str, Any]) -> str:
+    """How the threshold was chosen, as the end of "was frozen before the test cases were read"."""
+    if threshold["rule"] == "youden":
+        return "at the greatest sensitivity + specificity on the validation cases"
+    return f"by rule ({threshold['rule']})"
+
+
+def letter(index: int) -> str:
+    """The letter of a centre in tables and figures.
+
+    >>> letter(0), letter(25), letter(26)
+    ('A', 'Z', 'AA')
+    """
+    first, last = divmod(index, 26)
+    return (letter(first - 1) if first else "") + chr(65 + last)
+
+
 def verdict(auc: Mapping[str, Any] | None) -> str:
     """What the interval of an AUC says about chance, in one clause."""
     if auc is None:

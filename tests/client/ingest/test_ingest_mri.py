@@ -224,6 +224,8 @@ def _with(where: Callable[[int, int], bool], **changed: Any) -> Change:
         (_with(lambda p, z: z == 4, ImagePositionPatient=[-15.0, -20.0, -22.0]),
          "unequal geometry"),
         (_with(lambda p, z: z == 4, ImagePositionPatient=None), "no geometry"),
+        (_with(lambda p, z: z == 4, PixelSpacing=[0.0, 1.0]), "no geometry"),
+        (_with(lambda p, z: z == 4, PixelSpacing=[1.0]), "no geometry"),
         (_with(lambda p, z: z == 4, NumberOfFrames=3), "multi-frame MR"),
         (_with(lambda p, z: z == 4, Modality="CT"), "wrong modality"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -230,6 +231,18 @@ def test_no_identifier_is_in_any_byte_of_the_cache(faulty: Any) -> None:
             assert canary not in name
 
 
+@pytest.mark.parametrize("tag", ["Modality", "ViewPosition", "PresentationIntentType"])
+def test_no_message_quotes_what_a_tag_should_not_hold(site: Any, pictures: Any, tag: str) -> None:
+    site.add("a")
+    site.dicoms.mg(
+        Path(site.rows[0]["mg_cc"]),
+        pictures.breast(),
+        **{"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4", tag: "CANARY"},
+    )
+    (refusal,) = ingest(site.config(), workers=1).refusals
+    assert "CANARY" not in str(refusal)
+
+
 def test_splits_follow_the_key_and_the_patient(site: Any) -> None:
     for number in range(12):
         site.add(f"case-{number}", "us", patient_id=f"patient-{number // 2}")
@@ -283,7 +296,8 @@ def test_a_faulty_table_or_key_ends_it_before_any_image(site: Any) -> None:
 def test_a_dead_worker_ends_it_with_a_hint(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(9):
         site.add(f"{number}", "us")
-    monkeypatch.setattr(run_module, "standardise_cases", os._exit)  # as the system kills it
+    # as the system kills one that takes too much memory
+    monkeypatch.setattr(run_module, "_start_worker", partial(os._exit, 1))
     with pytest.raises(DataError, match="a worker process died") as caught:
         ingest(site.config(), workers=2)
     assert caught.value.hint == "run: her2-client ingest --workers 1"

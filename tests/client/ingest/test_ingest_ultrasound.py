@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.pixels import convert_color_space
 from pydicom.sequence import Sequence
+from pydicom.uid import MPEG2MPML, UID, JPEGLSLossless, RLELossless
 
 from her2_client.ingest.ultrasound import ultrasound
 from her2_common.cases import Box
@@ -151,3 +153,28 @@ def test_a_whole_picture_is_a_region_where_nothing_is_burned_in(
         tmp_path / "us.dcm", pictures.echo(), region=(0, 0, 72, 64), BurnedInAnnotation="NO"
     )
     assert ultrasound(path, None, size=SIZE).any()
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless])
+def test_lossless_compression_changes_nothing(
+    tmp_path: Path, dicoms: Any, pictures: Any, syntax: UID
+) -> None:
+    path = dicoms.us(tmp_path / "us.dcm", pictures.echo())
+    plain = ultrasound(path, None, size=SIZE)
+    dataset = pydicom.dcmread(path)
+    dataset.compress(syntax)
+    dataset.save_as(path)
+    np.testing.assert_array_equal(ultrasound(path, None, size=SIZE), plain)
+
+
+def test_a_compression_without_a_decoder_is_named(
+    tmp_path: Path, dicoms: Any, pictures: Any
+) -> None:
+    path = dicoms.us(tmp_path / "us.dcm", pictures.echo())
+    dataset = pydicom.dcmread(path)
+    dataset.compress(RLELossless)
+    dataset.file_meta.TransferSyntaxUID = MPEG2MPML
+    dataset.save_as(path)
+    with pytest.raises(ImageError, match="can be decoded here, got MPEG2") as caught:
+        ultrasound(path, None, size=SIZE)
+    assert caught.value.reason == "no decoder"

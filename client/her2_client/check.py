@@ -1,0 +1,284 @@
+"""``her2-client check``: what is wrong at this site, and what to do about it, in seconds.
+
+Every check is made whatever the others find, so that one run names all that needs mending. The
+last ones look from the site towards the coordinator; nothing but a TLS handshake leaves.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import stat
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from cryptography import x509
+from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from her2_client.cache import INDEX_NAME, open_cache
+from her2_client.ingest.run import bytes_needed, named_files
+from her2_client.keys import public_key, read_pseudonym_key
+from her2_common.cases import CaseTable, read_cases
+from her2_common.config import SiteConfig, load
+from her2_common.console import console, print_json
+from her2_common.errors import ConnectionFailedError, DataError, Her2Error
+
+CONNECT_TIMEOUT_S: Final = 10.0
+SIGNATURE_LIFE_S: Final = 300
+"""How long a signed message of a site is accepted, by Flower's SuperLink; hence clocks matter."""
+EXPIRY_WARNING_DAYS: Final = 30
+GROUP_OR_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+
+# OpenSSL's verification results (openssl/x509_vfy.h), as Python passes them on in verify_code.
+_NOT_YET_VALID: Final = 9
+_EXPIRED: Final = 10
+_FOREIGN: Final = (2, 18, 19, 20, 21)
+_OTHER_NAME: Final = (62, 64)
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check: what was looked at, whether it is in order, what was found, what to do."""
+
+    name: str
+    ok: bool
+    message: str
+    hint: str | None = None
+
+
+def check(config: SiteConfig) -> list[CheckResult]:
+    """Look at everything that a site needs, in the order in which it is set up. Raises nothing."""
+    results = [
+        _result("pseudonym key", lambda: _pseudonym_key(config.data.pseudonym_key_file)),
+        _result("node key", lambda: _node_key(config.superlink.private_key)),
+    ]
+    table: CaseTable | None = None
+
+    def tables() -> str:
+        nonlocal table
+        table = read_cases(config.data.cases, config.data.lesions)
+        return f"{len(table)} cases, {len(table.boxes)} lesion boxes"
+
+    results.append(_result("tables", tables))
+    if table is not None:
+        results.append(_images(table))
+        results.append(_space(table, config))
+    results.append(_result("cache", lambda: _cache(config)))
+    results.append(_result("root certificates", lambda: _roots(config.superlink.root_certificates)))
+    results.append(_result("SuperLink", lambda: _superlink(config)))
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    note = f"this machine says {now}; {SIGNATURE_LIFE_S} s off, and the SuperLink refuses it"
+    results.append(CheckResult("clock", True, note))
+    return results
+
+
+def _result(name: str, look: Callable[[], str]) -> CheckResult:
+    try:
+        return CheckResult(name, True, look())
+    except Her2Error as error:
+        return CheckResult(name, False, str(error), error.hint)
+    except OSError as error:
+        return CheckResult(name, False, error.strerror or type(error).__name__)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def _private(path: Path) -> None:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & GROUP_OR_OTHERS:
+        raise DataError(
+            f"{path}: expected a file that only its owner may read, got mode {mode:04o}",
+            hint=f"run: chmod 600 {path}",
+        )
+
+
+def _pseudonym_key(path: Path) -> str:
+    key = read_pseudonym_key(path)
+    _private(path)
+    return f"{len(key)} bytes, for its owner alone"
+
+
+def _node_key(path: Path) -> str:
+    public = public_key(path)
+    _private(path)
+    return public
+
+
+def _images(table: CaseTable) -> CheckResult:
+    named = named_files(table)
+    missing = [(row, column) for row, column, path in named if not path.exists()]
+    message = f"{len(named) - len(missing)} of {len(named)} files and folders named are there"
+    if not missing:
+        return CheckResult("images", True, message)
+    row, column = missing[0]
+    return CheckResult(
+        "images",
+        False,
+        f"{message}; the first that is not: row {row}, {column}",
+        "paths in the case table start at the table's own folder",
+    )
+
+
+def _space(table: CaseTable, config: SiteConfig) -> CheckResult:
+    folder = config.data.cache
+    while not folder.exists():
+        folder = folder.parent
+    needed, free = bytes_needed(table, config), shutil.disk_usage(folder).free
+    message = f"{needed / 1e9:.2f} GB for a new cache, {free / 1e9:.2f} GB free"
+    if free > needed:
+        return CheckResult("disk", True, message)
+    return CheckResult("disk", False, message, "free some space, or move data.cache elsewhere")
+
+
+def _cache(config: SiteConfig) -> str:
+    folder = config.data.cache
+    if not (folder / INDEX_NAME).exists():
+        return "none yet; run: her2-client ingest"
+    cache = open_cache(folder)
+    got = (cache.site, cache.image_size, cache.volume_size)
+    expected = (config.name, config.data.image_size, config.data.volume_size)
+    if got != expected:
+        raise DataError(
+            "expected a cache of {} with sizes {} and {}, got one of {} with {} and {}".format(
+                *expected, *got
+            ),
+            hint="run: her2-client ingest",
+        )
+    return f"{len(cache)} cases"
+
+
+def _roots(path: Path) -> str:
+    try:
+        certificates = x509.load_pem_x509_certificates(path.read_bytes())
+    except FileNotFoundError:
+        raise ConnectionFailedError(
+            f"{path}: no such file", hint="the coordinator sends it: ca.crt"
+        ) from None
+    except ValueError:
+        raise ConnectionFailedError(f"{path}: expected certificates in PEM form") from None
+    now = datetime.now(UTC)
+    for certificate in certificates:
+        end = certificate.not_valid_after_utc
+        if end <= now:
+            raise ConnectionFailedError(
+                f"expired on {end:%Y-%m-%d}", hint="ask the coordinator for the new ca.crt"
+            )
+    first = min(certificate.not_valid_after_utc for certificate in certificates)
+    days = (first - now).days
+    left = f" (only {days} days left)" if days < EXPIRY_WARNING_DAYS else ""
+    count = "1 certificate" if len(certificates) == 1 else f"{len(certificates)} certificates"
+    return f"{count}, valid until {first:%Y-%m-%d}{left}"
+
+
+# --- the coordinator ----------------------------------------------------------------------------
+
+
+def _superlink(config: SiteConfig) -> str:
+    address = config.superlink.address
+    version = handshake(address, config.superlink.root_certificates)
+    return f"{address} answers, {version}, certificate signed by our root"
+
+
+def handshake(address: str, roots: Path, *, timeout: float = CONNECT_TIMEOUT_S) -> str:
+    """Connect to ``address`` (host:port) and shake hands, trusting ``roots`` alone.
+
+    Returns the TLS version.
+
+    Raises:
+        ConnectionFailedError: the name is unknown, nothing answers, it does not speak TLS, or its
+            certificate is expired, not yet valid, foreign or of another name; each says which.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        context = ssl.create_default_context(cafile=str(roots))
+    except FileNotFoundError:
+        raise ConnectionFailedError(f"not tried: {roots}: no such file") from None
+    except ssl.SSLError:
+        raise ConnectionFailedError(f"not tried: {roots}: not certificates") from None
+    try:
+        with (
+            socket.create_connection((host, int(port)), timeout=timeout) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secure,
+        ):
+            return secure.version() or "TLS"
+    except ssl.SSLCertVerificationError as error:
+        raise ConnectionFailedError(_untrusted(error, address, host)) from None
+    except ssl.SSLError as error:
+        raise ConnectionFailedError(
+            f"{address} answers, but does not speak TLS ({error.reason or 'handshake failed'})",
+            hint="is that the port of the SuperLink, and is it started with certificates?",
+        ) from None
+    except socket.gaierror:
+        raise ConnectionFailedError(
+            f"the name {host} is unknown here", hint="ask the coordinator for the address"
+        ) from None
+    except (OSError, OverflowError) as error:
+        what = "no answer in time" if isinstance(error, TimeoutError) else "connection refused"
+        if not isinstance(error, (TimeoutError, ConnectionRefusedError)):
+            what = getattr(error, "strerror", None) or type(error).__name__
+        raise ConnectionFailedError(
+            f"{address} does not answer: {what}",
+            hint="is the SuperLink running, and does the firewall let this machine out?",
+        ) from None
+
+
+def _untrusted(error: ssl.SSLCertVerificationError, address: str, host: str) -> str:
+    code = error.verify_code
+    if code == _EXPIRED:
+        why = "has expired, or this machine's clock is wrong"
+    elif code == _NOT_YET_VALID:
+        why = "is not yet valid, or this machine's clock is wrong"
+    elif code in _OTHER_NAME:
+        why = f"is for another name than {host}"
+    elif code in _FOREIGN:
+        why = "is foreign: not signed by our root"
+    else:
+        why = f"is refused: {error.verify_message}"
+    return f"{address}: its certificate {why}"
+
+
+# --- command ------------------------------------------------------------------------------------
+
+
+def results_table(results: list[CheckResult]) -> Table:
+    """The results for a person, within 80 columns."""
+    table = Table(show_header=False, box=None, padding=(0, 1))
+    table.add_column("ok", no_wrap=True)
+    table.add_column("name", no_wrap=True)
+    table.add_column("message", overflow="fold")
+    for result in results:
+        mark = "[green]ok[/]" if result.ok else "[red]FAIL[/]"
+        table.add_row(mark, result.name, _plain(result.message))
+        if result.hint is not None:
+            table.add_row("", "", _plain(f"hint: {result.hint}"))
+    return table
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def check_command(
+    site: Annotated[Path, typer.Option(help="The site's configuration.")] = Path("site.yaml"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Say what is in order at this site and what is not; exit 1 if anything is not."""
+    config = load(SiteConfig, site)
+    columns = (SpinnerColumn(), TextColumn("checking"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        bar.add_task("checking", total=None)
+        results = check(config)
+    console.print(results_table(results))
+    if as_json:
+        failed = [result for result in results if not result.ok]
+        print_json({"ok": not failed, "checks": [asdict(result) for result in results]})
+    if not all(result.ok for result in results):
+        raise typer.Exit(1)

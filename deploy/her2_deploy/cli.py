@@ -1,0 +1,65 @@
+"""`her2-deploy`: certificates for a coordinator, the synthetic cohort, the demo federation."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from her2_common.console import console, main_for
+from her2_deploy.demo import Demo, run_demo
+from her2_deploy.provision import VALID_DAYS, provision, superlink_command
+
+app = typer.Typer(
+    help="Set up a her2-map federation, or try one on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command("provision")
+def provision_command(
+    host: Annotated[list[str], typer.Option(help="A name or address of the SuperLink; repeat.")],
+    folder: Annotated[Path, typer.Option(help="Where the files go.")] = Path("coordinator"),
+    port: Annotated[int, typer.Option(help="The port in the command printed.")] = 8000,
+    days: Annotated[int, typer.Option(help="How long the certificates are valid.")] = VALID_DAYS,
+) -> None:
+    """Make a root certificate, a server certificate and the SuperLink's secret."""
+    paths = provision(folder, host, days=days)
+    console.print(f"wrote {', '.join(path.name for path in paths.values())} into {folder}")
+    console.print("give ca.crt to every site; keep server.key and superexec.secret here")
+    console.print("start the SuperLink with:")
+    command = superlink_command(paths, host="127.0.0.1", port=port, database="state.db")
+    typer.echo(shlex.join(command))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the hospitals live.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Where the run and its report go.")] = Path("runs/demo"),
+    cases: Annotated[int, typer.Option(min=80, help="Cases in all.")] = 1000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of training.")] = 12,
+    local_epochs: Annotated[int, typer.Option(min=0, help="Epochs a site and round.")] = 2,
+    scenario: Annotated[
+        str, typer.Option(help="default, heterogeneous, null or randomised.")
+    ] = "default",
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+) -> None:
+    """Four hospitals on this machine: cohort, ingest, training over TLS, report."""
+    run_demo(
+        Demo(
+            folder=folder,
+            out=out,
+            cases=cases,
+            rounds=rounds,
+            local_epochs=local_epochs,
+            scenario=scenario,
+            seed=seed,
+        )
+    )
+
+
+main = main_for(app, "her2-deploy")
