@@ -48,6 +48,7 @@ Array = npt.NDArray[Any]
 class Cache:
     """The standardised cases of one site, in the order of its case table.
 
+    ``in_table`` counts the rows of the table, accepted or left out.
     ``split`` is (n,) int8, an index into ``SPLITS``; ``clinical`` (n, 5) float32 in raw units and
     the order of ``CLINICAL_INPUTS``, NaN where unknown; ``labels[kind]`` (n,) int8, -1 where
     unknown; ``rows[m]`` (n,) int64, the case's row in ``arrays[m]``, -1 where it has no such
@@ -56,6 +57,7 @@ class Cache:
 
     folder: Path
     site: str
+    in_table: int
     image_size: int
     volume_size: int
     pseudonyms: tuple[str, ...]
@@ -166,6 +168,7 @@ def _load(folder: Path, index: dict[str, Any]) -> Cache:
     return Cache(
         folder=folder,
         site=index["site"],
+        in_table=index["in_table"],
         image_size=sizes[0],
         volume_size=sizes[1],
         pseudonyms=tuple(index["pseudonyms"]),
@@ -339,15 +342,19 @@ class CacheWriter:
             value = labels[kind]
             index["labels"][kind].append(-1 if value is None else int(value))
 
-    def publish(self) -> None:
-        """Make what was added the cache of this folder, durably and in one step."""
+    def publish(self, in_table: int | None = None) -> None:
+        """Make what was added the cache of this folder, durably and in one step.
+
+        ``in_table`` counts the rows of the case table; by default the cases added.
+        """
         try:
             present = _read_index(self.folder)["generation"]
         except CacheError:
             present = "0000"
         generation = f"{int(present) + 1:04d}"
         arrays = {modality: file.finish() for modality, file in self._files.items()}
-        index = self._index | {"generation": generation, "arrays": arrays}
+        rows = len(self._index["pseudonyms"]) if in_table is None else in_table
+        index = self._index | {"in_table": rows, "generation": generation, "arrays": arrays}
         document = {"format": FORMAT, "version": VERSION, "sha256": _digest(index), "index": index}
 
         # 1. the arrays, under a name that no index mentions yet

@@ -7,8 +7,6 @@ last ones look from the site towards the coordinator; nothing but a TLS handshak
 from __future__ import annotations
 
 import shutil
-import socket
-import ssl
 import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -28,18 +26,12 @@ from her2_common.cases import CaseTable, read_cases
 from her2_common.config import SiteConfig, load
 from her2_common.console import console, print_json
 from her2_common.errors import ConnectionFailedError, DataError, Her2Error
+from her2_common.network import check_tls
 
-CONNECT_TIMEOUT_S: Final = 10.0
 SIGNATURE_LIFE_S: Final = 300
 """How long a signed message of a site is accepted, by Flower's SuperLink; hence clocks matter."""
 EXPIRY_WARNING_DAYS: Final = 30
 GROUP_OR_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
-
-# OpenSSL's verification results (openssl/x509_vfy.h), as Python passes them on in verify_code.
-_NOT_YET_VALID: Final = 9
-_EXPIRED: Final = 10
-_FOREIGN: Final = (2, 18, 19, 20, 21)
-_OTHER_NAME: Final = (62, 64)
 
 
 @dataclass(frozen=True)
@@ -182,67 +174,8 @@ def _roots(path: Path) -> str:
 
 def _superlink(config: SiteConfig) -> str:
     address = config.superlink.address
-    version = handshake(address, config.superlink.root_certificates)
+    version = check_tls(address, config.superlink.root_certificates)
     return f"{address} answers, {version}, certificate signed by our root"
-
-
-def handshake(address: str, roots: Path, *, timeout: float = CONNECT_TIMEOUT_S) -> str:
-    """Connect to ``address`` (host:port) and shake hands, trusting ``roots`` alone.
-
-    Returns the TLS version.
-
-    Raises:
-        ConnectionFailedError: the name is unknown, nothing answers, it does not speak TLS, or its
-            certificate is expired, not yet valid, foreign or of another name; each says which.
-    """
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    try:
-        context = ssl.create_default_context(cafile=str(roots))
-    except FileNotFoundError:
-        raise ConnectionFailedError(f"not tried: {roots}: no such file") from None
-    except ssl.SSLError:
-        raise ConnectionFailedError(f"not tried: {roots}: not certificates") from None
-    try:
-        with (
-            socket.create_connection((host, int(port)), timeout=timeout) as plain,
-            context.wrap_socket(plain, server_hostname=host) as secure,
-        ):
-            return secure.version() or "TLS"
-    except ssl.SSLCertVerificationError as error:
-        raise ConnectionFailedError(_untrusted(error, address, host)) from None
-    except ssl.SSLError as error:
-        raise ConnectionFailedError(
-            f"{address} answers, but does not speak TLS ({error.reason or 'handshake failed'})",
-            hint="is that the port of the SuperLink, and is it started with certificates?",
-        ) from None
-    except socket.gaierror:
-        raise ConnectionFailedError(
-            f"the name {host} is unknown here", hint="ask the coordinator for the address"
-        ) from None
-    except (OSError, OverflowError) as error:
-        what = "no answer in time" if isinstance(error, TimeoutError) else "connection refused"
-        if not isinstance(error, (TimeoutError, ConnectionRefusedError)):
-            what = getattr(error, "strerror", None) or type(error).__name__
-        raise ConnectionFailedError(
-            f"{address} does not answer: {what}",
-            hint="is the SuperLink running, and does the firewall let this machine out?",
-        ) from None
-
-
-def _untrusted(error: ssl.SSLCertVerificationError, address: str, host: str) -> str:
-    code = error.verify_code
-    if code == _EXPIRED:
-        why = "has expired, or this machine's clock is wrong"
-    elif code == _NOT_YET_VALID:
-        why = "is not yet valid, or this machine's clock is wrong"
-    elif code in _OTHER_NAME:
-        why = f"is for another name than {host}"
-    elif code in _FOREIGN:
-        why = "is foreign: not signed by our root"
-    else:
-        why = f"is refused: {error.verify_message}"
-    return f"{address}: its certificate {why}"
 
 
 # --- command ------------------------------------------------------------------------------------

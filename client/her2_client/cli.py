@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from her2_client.check import check_command
+from her2_client.ingest.command import ingest
 from her2_client.keys import init_site
 from her2_common.config import Address, Name, SiteConfig, load
 from her2_common.console import console, main_for
@@ -68,6 +70,10 @@ def init(
     console.print(f"wrote {folder / 'site.yaml'} and {folder / 'keys'}", soft_wrap=True)
     console.print("send this line to the coordinator (it is not secret):", soft_wrap=True)
     typer.echo(public)
+
+
+app.command("check")(check_command)
+app.command("ingest")(ingest)
 
 
 @app.command()

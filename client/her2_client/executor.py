@@ -21,8 +21,10 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Final
 
@@ -39,7 +41,6 @@ from her2_common.files import write_private
 from her2_common.network import check_tls, free_port
 from her2_common.runtime import (
     FLOWER_ENVIRONMENT,
-    ClientTask,
     Endpoint,
     TaskSource,
     give_client_reply,
@@ -242,24 +243,39 @@ def _serve(
         if token is None:
             time.sleep(POLL_SECONDS)
             continue
-        try:
-            _run_task(endpoint, token, app, config)
-        except (httpx.HTTPError, RuntimeError) as error:
-            log.error(  # noqa: TRY400 (a lost connection, no trace)
-                "a task could not be finished: %s", type(error).__name__
-            )
+        # A SuperNode works on one message at a time. If it offers another task while the input
+        # of this one is still awaited, it has given this one up.
+        while token is not None:
+            token = _run_task(source, token, app, config)
 
 
-def _run_task(endpoint: Endpoint, token: str, app: ClientApp, config: SiteConfig) -> None:
-    with open_task(endpoint, token, "flwr-clientapp") as client:
-        task: ClientTask = take_client_task(client)
-        try:
-            check_bundle(config.policy, task.bundle)
-            reply = app(task.message, task.context)
-        except Her2Error as error:
-            log.error("%s: %s", error.code, error)  # noqa: TRY400 (a user's mistake, no trace)
-            reply = error_reply(task.message, error.code)
-        except Exception:
-            log.exception("internal error")
-            reply = error_reply(task.message, "internal")
-        give_client_reply(client, task, reply, completed=not reply.has_error())
+def _run_task(source: TaskSource, token: str, app: ClientApp, config: SiteConfig) -> str | None:
+    """Do one task; returns the token of the next, if this one was given up for it."""
+    abandoned = threading.Event()
+    try:
+        with (
+            open_task(source.endpoint, token, "flwr-clientapp") as client,
+            ThreadPoolExecutor(1, thread_name_prefix="task-input") as pool,
+        ):
+            taking = pool.submit(take_client_task, client, abandoned)
+            try:
+                while not wait([taking], timeout=POLL_SECONDS).done:
+                    if (newer := source.acquire()) is not None:
+                        log.warning("a message whose content did not come is given up")
+                        return newer
+            finally:
+                abandoned.set()
+            task = taking.result()
+            try:
+                check_bundle(config.policy, task.bundle)
+                reply = app(task.message, task.context)
+            except Her2Error as error:
+                log.error("%s: %s", error.code, error)  # noqa: TRY400 (a user's mistake, no trace)
+                reply = error_reply(task.message, error.code)
+            except Exception:
+                log.exception("internal error")
+                reply = error_reply(task.message, "internal")
+            give_client_reply(client, task, reply, completed=not reply.has_error())
+    except (httpx.HTTPError, RuntimeError) as error:
+        log.error("a task could not be finished: %s", type(error).__name__)  # noqa: TRY400
+    return None

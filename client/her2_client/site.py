@@ -141,7 +141,7 @@ class Site:
             everything += cohort.combinations()
             modalities.update({m: int((rows >= 0).sum()) for m, rows in cohort.rows.items()})
         used = sum(len(cohort) for cohort in cohorts.values())
-        in_table = len(self._cache) if self._cache else 0
+        in_table = self._cache.in_table if self._cache else 0
         self.notify(f"described {used} cases, groups {', '.join(self._groups())}")
         return SiteDescription(
             site=self.config.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from pathlib import Path
+from typing import Final
 
 from her2_common.errors import ConfigError, ConnectionFailedError
 
@@ -23,60 +24,68 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def check_tls(address: str, root_certificates: Path, *, timeout: float = 5.0) -> None:
-    """Open a TLS connection to ``address`` and close it again.
+def check_tls(address: str, root_certificates: Path, *, timeout: float = 10.0) -> str:
+    """Shake hands with ``address``, trusting ``root_certificates`` alone; the TLS version.
 
     Raises:
         ConfigError: the root certificates cannot be read.
-        ConnectionFailedError: nothing answers; the certificate is foreign, expired or for another
-            name; or what answers does not speak TLS.
+        ConnectionFailedError: the name is unknown, nothing answers, it does not speak TLS, or its
+            certificate is expired, not yet valid, foreign or of another name; each says which.
     """
     try:
         context = ssl.create_default_context(cafile=str(root_certificates))
     except FileNotFoundError:
-        raise ConfigError(f"{root_certificates}: no such file") from None
+        raise ConfigError(
+            f"{root_certificates}: no such file", hint="the coordinator sends it: ca.crt"
+        ) from None
     except (OSError, ssl.SSLError):
         raise ConfigError(f"{root_certificates}: expected PEM certificates") from None
     host, port = split_address(address)
     try:
         with (
-            socket.create_connection((host, port), timeout=timeout) as raw,
-            context.wrap_socket(raw, server_hostname=host),
+            socket.create_connection((host, port), timeout=timeout) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secure,
         ):
-            return
+            return secure.version() or "TLS"
     except ssl.SSLCertVerificationError as error:
         raise _untrusted(address, root_certificates, error) from None
     except ssl.SSLError as error:
         raise ConnectionFailedError(
-            f"{address}: expected a TLS server, got {error.reason or 'no TLS'}"
+            f"{address} answers, but does not speak TLS ({error.reason or 'handshake failed'})",
+            hint="is that the port of the SuperLink, and is it started with certificates?",
         ) from None
-    except TimeoutError:
+    except socket.gaierror:
         raise ConnectionFailedError(
-            f"{address}: no answer within {timeout:.0f} s",
-            hint="a firewall in between? The site needs an outgoing connection to this address",
+            f"{address}: the name {host} is unknown here",
+            hint="ask the coordinator for the address",
         ) from None
-    except OSError as error:
+    except (OSError, OverflowError) as error:
+        what = "no answer in time" if isinstance(error, TimeoutError) else None
+        what = what or getattr(error, "strerror", None) or type(error).__name__
         raise ConnectionFailedError(
-            f"{address}: does not answer ({error.strerror or type(error).__name__})",
-            hint="is flower-superlink running there, and is the address right?",
+            f"{address} does not answer: {what}",
+            hint="is the SuperLink running, and does the firewall let this machine out?",
         ) from None
+
+
+# OpenSSL's X509_V_ERR_*: not yet valid 9, expired 10, host name 62, IP address 64.
+_CLOCK: Final = {9: "is not yet valid", 10: "has expired"}
+_OTHER_NAME: Final = (62, 64)
 
 
 def _untrusted(
     address: str, root_certificates: Path, error: ssl.SSLCertVerificationError
 ) -> ConnectionFailedError:
-    reason = error.verify_message
-    if "expired" in reason:
+    if error.verify_code in _CLOCK:
         return ConnectionFailedError(
-            f"{address}: its certificate has expired",
-            hint="the coordinator renews it; if the date is right there, check this clock",
+            f"{address}: its certificate {_CLOCK[error.verify_code]}",
+            hint="check this machine's clock; if it is right, tell the coordinator",
         )
-    if "not yet valid" in reason:
+    if error.verify_code in _OTHER_NAME:
         return ConnectionFailedError(
-            f"{address}: its certificate is not valid yet", hint="check this machine's clock"
+            f"{address}: its certificate is for another name",
+            hint="use the name for which the coordinator made it",
         )
-    if "mismatch" in reason or "doesn't match" in reason or "not valid for" in reason:
-        return ConnectionFailedError(f"{address}: its certificate is for another name")
     return ConnectionFailedError(
         f"{address}: foreign certificate, not signed by {root_certificates.name}",
         hint="ask the coordinator for the root certificate, by another way than this network",

@@ -11,6 +11,7 @@ import typer
 from her2_common.console import console, main_for
 from her2_deploy.demo import Demo, run_demo
 from her2_deploy.provision import VALID_DAYS, provision, superlink_command
+from her2_deploy.synth.command import synth
 
 app = typer.Typer(
     help="Set up a her2-map federation, or try one on this machine.",
@@ -18,6 +19,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.command()(synth)
 
 
 @app.command("provision")

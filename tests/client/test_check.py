@@ -25,10 +25,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from her2_client.cache import CacheWriter
-from her2_client.check import CheckResult, check, check_command, handshake, results_table
+from her2_client.check import CheckResult, check, check_command, results_table
 from her2_client.keys import new_node_key, write_private
 from her2_common.config import SiteConfig, load
-from her2_common.errors import ConnectionFailedError
+from her2_common.errors import ConfigError, ConnectionFailedError
+from her2_common.network import check_tls
 
 DAY = datetime.timedelta(days=1)
 
@@ -116,34 +117,34 @@ def authority(tmp_path: Path) -> Authority:
 
 def test_a_trusted_server_is_greeted(authority: Authority) -> None:
     with serving(authority.server()) as address:
-        assert handshake(address, authority.path).startswith("TLSv1.")
+        assert check_tls(address, authority.path).startswith("TLSv1.")
 
 
 def test_each_reason_to_distrust_has_its_own_words(authority: Authority, tmp_path: Path) -> None:
     foreign = Authority(tmp_path, "theirs")
     for pem, words in [
-        (foreign.server(), "foreign: not signed by our root"),
+        (foreign.server(), "foreign certificate, not signed by"),
         (authority.server(days=(-20, -10)), "has expired"),
         (authority.server(days=(10, 20)), "is not yet valid"),
-        (authority.server("10.0.0.1"), "for another name than 127.0.0.1"),
-        (authority.server("elsewhere.example"), "for another name than 127.0.0.1"),
+        (authority.server("10.0.0.1"), "for another name"),
+        (authority.server("elsewhere.example"), "for another name"),
         (None, "does not speak TLS"),
     ]:
         with serving(pem) as address, pytest.raises(ConnectionFailedError, match=words):
-            handshake(address, authority.path)
+            check_tls(address, authority.path)
 
 
 def test_silence_refusal_and_unknown_names_are_told_apart(authority: Authority) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ConnectionFailedError, match="does not answer: no answer in time"):
-            handshake(address, authority.path, timeout=0.2)
-    with pytest.raises(ConnectionFailedError, match="does not answer: connection refused"):
-        handshake(address, authority.path)
+            check_tls(address, authority.path, timeout=0.2)
+    with pytest.raises(ConnectionFailedError, match="does not answer: Connection refused"):
+        check_tls(address, authority.path)
     with pytest.raises(ConnectionFailedError, match=r"the name no-such-host\.invalid is unknown"):
-        handshake("no-such-host.invalid:8000", authority.path)
-    with pytest.raises(ConnectionFailedError, match="not tried"):
-        handshake(address, authority.folder / "none.crt")
+        check_tls("no-such-host.invalid:8000", authority.path)
+    with pytest.raises(ConfigError, match="no such file"):
+        check_tls(address, authority.folder / "none.crt")
 
 
 @pytest.fixture
@@ -199,7 +200,7 @@ def test_what_is_wrong_is_named_all_at_once(folder: Path, tmp_path: Path) -> Non
         "images": "0 of 1 files and folders named are there; the first that is not: row 2, us",
         "cache": "expected a cache of centre-t with sizes 32 and 16, got one of other",
         "root certificates": "expired on",
-        "SuperLink": "does not answer: connection refused",
+        "SuperLink": "does not answer: Connection refused",
     }.items():
         assert not results[name].ok
         assert words in results[name].message

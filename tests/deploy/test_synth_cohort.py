@@ -17,7 +17,7 @@ from her2_deploy.synth import tables
 from her2_deploy.synth.centres import CENTRES
 from her2_deploy.synth.cohort import SCENARIOS, SynthCase, centre_sizes, draw_cohort
 
-MANY = 5000
+MANY = 4000
 ALPHA = 1e-4
 """With fixed seeds a test either holds or not; a wrong probability of a few points fails it."""
 
@@ -175,7 +175,7 @@ def test_wrong_options_are_refused(options: dict[str, object]) -> None:
 
 
 def test_tables_say_what_was_drawn(tmp_path: Path, cohorts: dict[str, list[SynthCase]]) -> None:
-    cases = cohorts["default"][:2100]  # centre A
+    cases = cohorts["default"][: centre_sizes(MANY)[0]]  # centre A
     tables.write_table(tmp_path / "cases.csv", CASE_COLUMNS, map(tables.case_row, cases))
     table = read_cases(tmp_path / "cases.csv")
     for case, read in zip(cases, table.cases, strict=True):

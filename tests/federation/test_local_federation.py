@@ -222,7 +222,7 @@ def test_below_quorum_the_run_stops_and_can_be_resumed(make_federation: MakeFede
     undisturbed.coordinator().run()
     grid = stopped.grid()
     stopped.node(grid, "centre-c").fault = altered(set_weights(spoil))
-    with pytest.raises(RunError, match="expected 4 sites, got 3.*centre-c refused: not finite"):
+    with pytest.raises(RunError, match=r"expected 4 sites, got 3.*centre-c refused: not finite"):
         stopped.coordinator(grid).run()
     stopped.coordinator().run()
     assert final_hash(stopped.folder) == final_hash(undisturbed.folder)

@@ -94,7 +94,7 @@ def ingest(
                     if progress is not None:
                         progress(done, len(table))
             _check(summary, strict=strict)
-            writer.publish()
+            writer.publish(in_table=len(table))
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise CacheError(f"{config.data.cache}: the disk is full") from None
