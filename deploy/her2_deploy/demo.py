@@ -67,6 +67,11 @@ class Demo:
     scenario: str
     seed: int
 
+    @property
+    def hospitals(self) -> Path:
+        """Where the four centres' folders stand; truth.csv lies beside them."""
+        return self.folder / "hospitals"
+
 
 def run_demo(demo: Demo) -> None:
     """Run the demo; its result is ``demo.out``.
@@ -86,7 +91,7 @@ def run_demo(demo: Demo) -> None:
         [
             program("her2-deploy"),
             "synth",
-            *("--out", str(demo.folder)),
+            *("--out", str(demo.hospitals)),
             *("--scenario", demo.scenario),
             *("--size", "demo"),
             *("--cases", str(demo.cases)),
@@ -99,7 +104,7 @@ def run_demo(demo: Demo) -> None:
     coordinator = demo.folder / "coordinator"
     paths = provision(coordinator, ["localhost", "127.0.0.1"])
     for centre in CENTRES:
-        _prepare_site(demo.folder / centre, centre, address)
+        _prepare_site(demo.hospitals / centre, centre, address)
     federation = coordinator / "federation.yaml"
     federation.write_text(_federation(demo, address), encoding="utf-8")
 
@@ -114,7 +119,7 @@ def run_demo(demo: Demo) -> None:
         )
         wait_for_tls(superlink, address, paths["root"])
         for centre in CENTRES:
-            site = demo.folder / centre / "site.yaml"
+            site = demo.hospitals / centre / "site.yaml"
             start = [program("her2-client"), "start", "--site", str(site)]
             stack.enter_context(child(centre, start, logs / f"{centre}.log"))
         step(4, f"{demo.rounds} rounds of training across the four sites")
@@ -151,7 +156,7 @@ def _prepare_site(folder: Path, name: str, address: str) -> None:
             *("--superlink", address),
             *("--folder", str(folder)),
             *("--lesions", "lesions.csv"),
-            *("--root-certificates", "../coordinator/ca.crt"),
+            *("--root-certificates", "../../coordinator/ca.crt"),
             *("--image-size", str(IMAGE_SIZE)),
             *("--volume-size", str(VOLUME_SIZE)),
             *("--threads", "1"),  # four sites share this machine
@@ -163,7 +168,7 @@ def _prepare_site(folder: Path, name: str, address: str) -> None:
 def _federation(demo: Demo, address: str) -> str:
     sites = ""
     for centre in CENTRES:
-        key = (demo.folder / centre / "keys" / "node.pub").read_text(encoding="ascii").strip()
+        key = (demo.hospitals / centre / "keys" / "node.pub").read_text(encoding="ascii").strip()
         sites += f"  - name: {centre}\n    public_key: {key}\n"
     return FEDERATION_TEMPLATE.format(
         address=address,

@@ -55,7 +55,7 @@ def synth(
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("cases", total=cases)
+        task = bar.add_task("cases", total=cases, visible=False)
         summary = write_cohort(
             out,
             cases=cases,
@@ -63,7 +63,9 @@ def synth(
             size=size,
             seed=seed,
             workers=workers,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda done, total: bar.update(
+                task, completed=done, total=total, visible=True
+            ),
         )
     if preview is not None:
         write_preview(out, summary.cohort, preview)
