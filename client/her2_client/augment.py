@@ -13,10 +13,9 @@ from typing import Final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from her2_common.cases import Modality
-from her2_common.types import Images
+from her2_common.types import Draws, Images
 
 DRAWS: Final = 10
 """Random numbers in [0, 1) a case uses: 3 flips, angle, zoom, 3 shifts, gain, offset."""
@@ -45,7 +44,7 @@ RANGES: Final[dict[Modality, Ranges]] = {
 }
 
 
-def augment(images: Images, draws: Tensor, ranges: Ranges) -> Images:
+def augment(images: Images, draws: Draws, ranges: Ranges) -> Images:
     """A changed copy of ``images`` (n, channels, *size); ``draws`` (n, DRAWS) lie in [0, 1)."""
     sides = images.ndim - 2
     signed = draws * 2 - 1

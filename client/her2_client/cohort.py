@@ -14,20 +14,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from her2_client.cache import Cache
 from her2_common.cases import MODALITIES, SPLITS, Label, Modality, Split
 from her2_common.errors import CacheError
 from her2_common.model import CLINICAL_CENTRE, CLINICAL_SCALE, Batch
-from her2_common.types import Clinical, Labels
+from her2_common.types import Clinical, Images, ImagesOf, Labels
 
 
 @dataclass(frozen=True)
 class Cohort:
     """n labelled cases. ``rows[m]`` (n,) is the row in ``images[m]`` (float16), -1 if absent."""
 
-    images: Mapping[Modality, Tensor]
+    images: Mapping[Modality, ImagesOf]
     rows: Mapping[Modality, np.ndarray]
     clinical: Clinical
     labels: Labels
@@ -47,7 +48,7 @@ class Cohort:
 
     def combination(self, case: int) -> str:
         """The modalities of one case, joined by "+" in the order of ``MODALITIES``."""
-        return "+".join(m for m in self.rows if self.rows[m][case] >= 0)
+        return "+".join(m for m in MODALITIES if m in self.rows and self.rows[m][case] >= 0)
 
     def restricted(self, modalities: Sequence[Modality]) -> Cohort:
         """The same cohort with only ``modalities``; cases that then have none are left out."""
@@ -88,7 +89,7 @@ def scale_clinical(raw: np.ndarray) -> np.ndarray:
     return known
 
 
-def fit_size(images: Tensor, size: int) -> Tensor:
+def fit_size(images: Images, size: int) -> Float[Tensor, "n channels ..."]:
     """Images (n, channels, *size) averaged down to ``size`` along every side.
 
     Raises:

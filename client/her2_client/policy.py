@@ -42,6 +42,11 @@ def check_order(policy: Policy, order: TaskOrder) -> None:
     if order.task not in policy.allowed_tasks:
         allowed = ", ".join(policy.allowed_tasks) or "none"
         raise PolicyError(f"policy.allowed_tasks: {order.task!r} is not among {allowed}")
+    if order.plan.min_cell < policy.min_cell:
+        raise PolicyError(
+            f"policy.min_cell: expected a run whose report shows no group of fewer than "
+            f"{policy.min_cell}, got run.min_cell {order.plan.min_cell}"
+        )
     if max(order.round, order.plan.rounds) > policy.max_rounds:
         raise PolicyError(
             f"policy.max_rounds: expected at most {policy.max_rounds} rounds, "

@@ -10,11 +10,10 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
-from her2_client.cache import Cache, open_cache
+from her2_client.cache import INGEST_HINT, Cache, open_cache
 from her2_client.cohort import load_cohort
 from her2_client.keys import read_pseudonym_key
 from her2_client.scoring import score
@@ -23,16 +22,24 @@ from her2_common.cases import MODALITIES, SPLITS, pseudonym, read_cases
 from her2_common.config import SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError
 from her2_common.metrics import GRID
-from her2_common.model import MapModel, build_model, set_groups
+from her2_common.model import GROUPS, MapModel, build_model, set_groups
 
 COLUMNS: Final = ("case_id", "score", "call", *(f"{m}_score" for m in MODALITIES), "modalities")
+
+MANIFEST: Final[dict[str, Any]] = {
+    "preset": str,
+    "image_size": int,
+    "volume_size": int,
+    "threshold": (int, float),
+}
+"""What a prediction needs of manifest.json, beside the SHA-256 of the weights."""
 
 
 def load_release(folder: Path) -> tuple[MapModel, dict[str, Any]]:
     """The model of a release folder and its manifest.
 
     Raises:
-        DataError: a file is missing or does not match the manifest.
+        DataError: a file is missing or incomplete, or does not match the manifest.
     """
     hint = "expected the release/ folder of a finished run"
     try:
@@ -50,11 +57,17 @@ def load_release(folder: Path) -> tuple[MapModel, dict[str, Any]]:
             f"{folder}: model.safetensors was changed: expected SHA-256 {expected[:12]}..., "
             f"got {got[:12]}..."
         )
+    for key, kind in MANIFEST.items():
+        if not isinstance(manifest.get(key), kind):
+            raise DataError(f"{folder}: manifest.json: {key} is missing or wrong", hint=hint)
     try:
-        model = build_model(manifest["preset"], 0)
-        set_groups(model, load_tensors(tensors))
-    except (SafetensorError, KeyError) as error:
+        groups = load_tensors(tensors)
+    except SafetensorError as error:
         raise DataError(f"{folder}: not a release ({type(error).__name__})", hint=hint) from None
+    if missing := set(GROUPS) - set(groups):  # they would keep the new model's random weights
+        raise DataError(f"{folder}: model.safetensors lacks {', '.join(sorted(missing))}")
+    model = build_model(manifest["preset"], 0)
+    set_groups(model, groups)
     return model, manifest
 
 
@@ -86,6 +99,8 @@ def predict_table(
         volume_size=manifest["volume_size"],
         device=device,
     )
+    if len(cohort) != len(cache):  # rows of one would be given the names of the other
+        raise CacheError(f"{cache.folder}: expected an image for every case", hint=INGEST_HINT)
     scores = score(model.to(device), cohort)
     names = _case_names(config, cache)
     text = io.StringIO()
@@ -123,4 +138,5 @@ def _case_names(config: SiteConfig, cache: Cache) -> list[str]:
 
 
 def _cell(value: float) -> str:
-    return "" if math.isnan(value) else repr(round(np.rint(value * GRID) / GRID, 10))
+    """A score of the grid with all its digits (ten at most); blank for NaN."""
+    return "" if math.isnan(value) else repr(round(value * GRID) / GRID)

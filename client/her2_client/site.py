@@ -136,7 +136,7 @@ class Site:
     def _describe(self) -> SiteDescription:
         policy, cohorts = self.config.policy, self._cohorts
         everything = Counter[str]()
-        modalities = Counter[str]()
+        modalities = Counter[Modality]()
         for cohort in cohorts.values():
             everything += cohort.combinations()
             modalities.update({m: int((rows >= 0).sum()) for m, rows in cohort.rows.items()})

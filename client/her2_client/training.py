@@ -49,7 +49,7 @@ class TrainResult:
 def learning_rate(plan: RunConfig, progress: float) -> float:
     """The rate after ``progress`` rounds (0 at the start of the run, plan.rounds at its end)."""
     if progress < plan.warmup_rounds:
-        return plan.learning_rate * max(progress, 0.02) / plan.warmup_rounds
+        return plan.learning_rate * min(max(progress, 0.02) / plan.warmup_rounds, 1.0)
     span = max(plan.rounds - plan.warmup_rounds, 1e-9)
     done = min((progress - plan.warmup_rounds) / span, 1.0)
     height = FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * done))

@@ -16,14 +16,13 @@ from __future__ import annotations
 from itertools import combinations
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from her2_common.cases import MODALITIES
 from her2_common.model import MapOutput
-from her2_common.types import Labels
+from her2_common.types import Labels, Scalar
 
 
-def map_loss(output: MapOutput, labels: Labels, *, alignment_weight: float = 1.0) -> Tensor:
+def map_loss(output: MapOutput, labels: Labels, *, alignment_weight: float = 1.0) -> Scalar:
     """The scalar training loss of a batch; ``labels`` are 0 or 1 for every case."""
     total = F.cross_entropy(output.fused, labels)
     for modality in MODALITIES:
@@ -34,7 +33,7 @@ def map_loss(output: MapOutput, labels: Labels, *, alignment_weight: float = 1.0
     return total
 
 
-def alignment(output: MapOutput) -> Tensor:
+def alignment(output: MapOutput) -> Scalar:
     """L1 distance of the features of each pair of modalities, over the cases that have both."""
     distance = output.fused.new_zeros(())
     present = [m for m in MODALITIES if m in output.features]

@@ -33,7 +33,16 @@ from torch import Tensor, nn
 from her2_common.cases import MODALITIES, Modality
 from her2_common.errors import ConfigError, UpdateError
 from her2_common.seeds import seed_for
-from her2_common.types import Clinical, Features, Images, Logits, Rows
+from her2_common.types import (
+    Clinical,
+    Features,
+    FeaturesOf,
+    Images,
+    ImagesOf,
+    Logits,
+    LogitsOf,
+    RowsOf,
+)
 
 Group = Literal["mg", "us", "mri", "clinical", "head"]
 GROUPS: Final[tuple[Group, ...]] = get_args(Group)
@@ -51,8 +60,8 @@ patients leaves with them. An unknown value becomes 0, the centre."""
 class Batch:
     """Cases of one step. ``rows[m]`` says to which case each row of ``images[m]`` belongs."""
 
-    images: dict[Modality, Images]
-    rows: dict[Modality, Rows]
+    images: dict[Modality, ImagesOf]
+    rows: dict[Modality, RowsOf]
     clinical: Clinical
 
 
@@ -61,9 +70,9 @@ class MapOutput:
     """``fused`` is (b, 2); ``single[m]`` and ``features[m]`` have a row for each of ``rows[m]``."""
 
     fused: Logits
-    single: Mapping[Modality, Logits]
-    features: Mapping[Modality, Features]
-    rows: Mapping[Modality, Rows]
+    single: Mapping[Modality, LogitsOf]
+    features: Mapping[Modality, FeaturesOf]
+    rows: Mapping[Modality, RowsOf]
 
     def float(self) -> MapOutput:
         """The same in float32, for a loss that autocast must not round."""
@@ -135,9 +144,9 @@ PRESETS: Final[dict[str, Preset]] = {
         volume_size=48,
         features=128,
         encoders={
-            "mg": ("conv2d", {"widths": (24, 48, 96, 160)}),
-            "us": ("conv2d", {"widths": (24, 48, 96, 160)}),
-            "mri": ("conv3d", {"widths": (24, 48, 96, 160)}),
+            "mg": ("conv2d", {"widths": (24, 48, 96, 128)}),
+            "us": ("conv2d", {"widths": (24, 48, 96, 128)}),
+            "mri": ("conv3d", {"widths": (16, 32, 64, 128)}),
         },
     ),
 }

@@ -54,7 +54,7 @@ def check_tls(address: str, root_certificates: Path, *, timeout: float = 10.0) -
             f"{address} answers, but does not speak TLS ({error.reason or 'handshake failed'})",
             hint="is that the port of the SuperLink, and is it started with certificates?",
         ) from None
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # the latter: no host name at all, "a..b"
         raise ConnectionFailedError(
             f"{address}: the name {host} is unknown here",
             hint="ask the coordinator for the address",

@@ -20,15 +20,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
-from her2_common.cases import Split
+from her2_common.cases import Modality, Split
 from her2_common.config import Name, RunConfig, Section, Task
-from her2_common.errors import UpdateError
+from her2_common.errors import MetricError, UpdateError
 from her2_common.metrics import GRID, ScoreHistogram
 from her2_common.model import Group
 
@@ -38,6 +38,16 @@ MESSAGE_TYPES: Final[dict[Task, str]] = {
     "evaluate": "evaluate",
 }
 """Flower's message type for each task."""
+
+
+_MODALITY_SETS: Final = r"(mg(\+us)?(\+mri)?|us(\+mri)?|mri)"
+Combination = Annotated[str, Field(pattern=f"^{_MODALITY_SETS}$")]
+"""One of the seven non-empty subsets of the modalities, e.g. "mg+us"."""
+
+ScoreKey = Annotated[str, Field(pattern=rf"^(fused\|{_MODALITY_SETS}|single\|(mg|us|mri))$")]
+"""The name of a histogram: the fused score of a combination, or the score of one modality."""
+
+Cases = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class TaskOrder(Section):
@@ -54,21 +64,24 @@ class TaskOrder(Section):
 class Counts(Section):
     """Cases, or None where a site does not tell because there are fewer than its min_cell."""
 
-    train: int | None
-    val: int | None
-    test: int | None
+    train: Cases | None
+    val: Cases | None
+    test: Cases | None
 
 
 class Flow(Section):
     """How many rows the site's table has and what became of them."""
 
-    in_table: int | None
-    accepted: int | None
-    left_out: int | None
+    in_table: Cases | None
+    accepted: Cases | None
+    left_out: Cases | None
 
 
 class SiteDescription(Section):
-    """A site's answer to describe: who it is and what it can train."""
+    """A site's answer to describe: who it is and what it can train.
+
+    ``groups`` always holds the head, which every case uses.
+    """
 
     site: Name
     version: str
@@ -76,8 +89,15 @@ class SiteDescription(Section):
     flow: Flow
     cases: Counts
     positives: Counts
-    modalities: dict[str, int | None]
-    combinations: dict[str, int | None]
+    modalities: dict[Modality, Cases | None]
+    combinations: dict[Combination, Cases | None]
+
+    @field_validator("groups")
+    @classmethod
+    def _check_groups(cls, groups: tuple[Group, ...]) -> tuple[Group, ...]:
+        if "head" not in groups or len(set(groups)) != len(groups):
+            raise ValueError(f"expected different groups with the head, got {', '.join(groups)}")
+        return groups
 
 
 class SiteReply(Section):
@@ -95,7 +115,7 @@ class SiteReply(Section):
     loss: float | None = None
     steps: int = Field(default=0, ge=0)
     seconds: dict[str, float] = Field(default_factory=dict)
-    score_keys: tuple[str, ...] = ()
+    score_keys: tuple[ScoreKey, ...] = ()
 
 
 D = TypeVar("D", bound=Section)
@@ -118,10 +138,9 @@ def read_weights(record: RecordDict, sizes: Mapping[str, int]) -> dict[str, np.n
     for name, array in record.array_records["weights"].items():
         if name not in sizes:
             raise UpdateError(f"unknown parameter group {name!r}", reason="unknown group")
-        try:
-            vector = array.numpy()
-        except (ValueError, TypeError, EOFError, OSError):
-            raise UpdateError(f"group {name}: not a numpy array", reason="misshapen") from None
+        vector = _numpy(array)
+        if vector is None:
+            raise UpdateError(f"group {name}: not a numpy array", reason="misshapen")
         if vector.dtype != np.float32:
             raise UpdateError(
                 f"group {name}: expected float32, got {vector.dtype}", reason="wrong type"
@@ -135,6 +154,19 @@ def read_weights(record: RecordDict, sizes: Mapping[str, int]) -> dict[str, np.n
             raise UpdateError(f"group {name}: holds NaN or infinity", reason="not finite")
         groups[name] = vector
     return groups
+
+
+def _numpy(array: Array) -> np.ndarray | None:
+    """The array of a message, or None if its bytes hold anything else.
+
+    numpy's reader answers hostile bytes with errors of many kinds (of syntax, of zip files, of
+    memory for a shape that nobody sent), and with an archive object for a .npz file.
+    """
+    try:
+        value: Any = array.numpy()
+    except Exception:
+        return None
+    return value if isinstance(value, np.ndarray) else None
 
 
 def document_record(document: Section) -> ConfigRecord:
@@ -153,7 +185,7 @@ def read_document(record: RecordDict, key: str, schema: type[D]) -> D:
         return schema.model_validate(json.loads(text))
     except KeyError:
         raise UpdateError(f"expected a document {key!r}, got none", reason="missing") from None
-    except (ValueError, TypeError, ValidationError) as error:
+    except (ValueError, TypeError, ValidationError, RecursionError) as error:
         raise UpdateError(
             f"document {key!r} breaks the schema {schema.__name__}: {type(error).__name__}",
             reason="misshapen",
@@ -178,22 +210,26 @@ def read_scores(record: RecordDict, keys: tuple[str, ...]) -> dict[str, ScoreHis
     Raises:
         UpdateError: "missing" or "misshapen".
     """
-    try:
-        cells = record.array_records["scores"]["cells"].numpy()
-    except (KeyError, ValueError, TypeError, EOFError, OSError):
-        raise UpdateError("expected score histograms, got none", reason="missing") from None
+    if "cells" not in record.array_records.get("scores", {}):
+        raise UpdateError("expected score histograms, got none", reason="missing")
+    cells = _numpy(record.array_records["scores"]["cells"])
     limits = np.array([len(keys), 2, GRID + 1])
     if (
-        cells.ndim != 2
+        cells is None
+        or cells.ndim != 2
         or cells.shape[1] != 4
-        or not np.issubdtype(cells.dtype, np.integer)
+        or cells.dtype != np.int32
         or (cells < 0).any()
         or (cells[:, :3] >= limits).any()
+        or len(set(keys)) != len(keys)
     ):
         raise UpdateError("score histograms are out of shape", reason="misshapen")
     tables = np.zeros((len(keys), 2, GRID + 1), dtype=np.int64)
     np.add.at(tables, (cells[:, 0], cells[:, 1], cells[:, 2]), cells[:, 3])
-    return {key: ScoreHistogram(*tables[index]) for index, key in enumerate(keys)}
+    try:
+        return {key: ScoreHistogram(*tables[index]) for index, key in enumerate(keys)}
+    except MetricError as error:
+        raise UpdateError(f"score histograms: {error}", reason="misshapen") from None
 
 
 def payload_bytes(record: RecordDict) -> int:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from her2_common.console import console, main_for
-from her2_deploy.demo import Demo, run_demo
+from her2_deploy.demo import LOCAL_EPOCHS, ROUNDS, Demo, run_demo
 from her2_deploy.provision import VALID_DAYS, provision, superlink_command
 from her2_deploy.synth.command import synth
 
@@ -42,10 +42,12 @@ def provision_command(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the hospitals live.")] = Path("demo"),
-    out: Annotated[Path, typer.Option(help="Where the run and its report go.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="The run and its report.")] = Path("runs/demo"),
     cases: Annotated[int, typer.Option(min=80, help="Cases in all.")] = 1000,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of training.")] = 12,
-    local_epochs: Annotated[int, typer.Option(min=0, help="Epochs a site and round.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of training.")] = ROUNDS,
+    local_epochs: Annotated[
+        int, typer.Option(min=0, help="Epochs a site and round.")
+    ] = LOCAL_EPOCHS,
     scenario: Annotated[
         str, typer.Option(help="default, heterogeneous, null or randomised.")
     ] = "default",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from her2_deploy.provision import provision, superlink_command
 CENTRES: Final = ("centre-a", "centre-b", "centre-c", "centre-d")
 IMAGE_SIZE: Final = 64
 VOLUME_SIZE: Final = 32
+ROUNDS: Final = 14
+LOCAL_EPOCHS: Final = 2
 STAMP: Final = ".her2-map-demo"
 
 FEDERATION_TEMPLATE = """\
@@ -47,8 +50,8 @@ run:
   image_size: {image_size}      # the demo's small images; the preset's own are larger
   volume_size: {volume_size}
   local_epochs: {local_epochs}
-  batch_size: 12
-  learning_rate: 0.001
+  batch_size: 6
+  learning_rate: 0.002
   seed: {seed}
   round_timeout: 180
   start_timeout: 120
@@ -103,10 +106,18 @@ def run_demo(demo: Demo) -> None:
     address = f"localhost:{port}"
     coordinator = demo.folder / "coordinator"
     paths = provision(coordinator, ["localhost", "127.0.0.1"])
-    for centre in CENTRES:
-        _prepare_site(demo.hospitals / centre, centre, address)
+    keys = {centre: _prepare_site(demo.hospitals / centre, centre, address) for centre in CENTRES}
     federation = coordinator / "federation.yaml"
-    federation.write_text(_federation(demo, address), encoding="utf-8")
+    federation.write_text(
+        federation_text(
+            keys,
+            address=address,
+            rounds=demo.rounds,
+            local_epochs=demo.local_epochs,
+            seed=demo.seed,
+        ),
+        encoding="utf-8",
+    )
 
     step(3, "the SuperLink and four sites start, over TLS, with node keys")
     logs = demo.folder / "logs"
@@ -135,7 +146,7 @@ def _make_room(folder: Path) -> None:
     Raises:
         ConfigError: the folder holds something that no demo made.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         if not (folder / STAMP).exists():
             raise ConfigError(
                 f"{folder}: expected an empty folder or an earlier demo's, got something else",
@@ -146,9 +157,10 @@ def _make_room(folder: Path) -> None:
     (folder / STAMP).touch()
 
 
-def _prepare_site(folder: Path, name: str, address: str) -> None:
+def _prepare_site(folder: Path, name: str, address: str) -> str:
+    """Run `her2-client init` and `ingest` for one centre; returns its public key."""
     client = program("her2-client")
-    call(
+    public_key = call(
         [
             client,
             "init",
@@ -160,22 +172,29 @@ def _prepare_site(folder: Path, name: str, address: str) -> None:
             *("--image-size", str(IMAGE_SIZE)),
             *("--volume-size", str(VOLUME_SIZE)),
             *("--threads", "1"),  # four sites share this machine
-        ]
+        ],
+        capture=True,
     )
     call([client, "ingest", "--site", str(folder / "site.yaml")])
+    return public_key.strip()
 
 
-def _federation(demo: Demo, address: str) -> str:
-    sites = ""
-    for centre in CENTRES:
-        key = (demo.hospitals / centre / "keys" / "node.pub").read_text(encoding="ascii").strip()
-        sites += f"  - name: {centre}\n    public_key: {key}\n"
+def federation_text(
+    keys: Mapping[str, str],
+    *,
+    address: str,
+    rounds: int = ROUNDS,
+    local_epochs: int = LOCAL_EPOCHS,
+    seed: int = 1,
+) -> str:
+    """The demo's federation.yaml; ``keys`` maps each site's name to its public key."""
+    sites = "".join(f"  - name: {name}\n    public_key: {key}\n" for name, key in keys.items())
     return FEDERATION_TEMPLATE.format(
         address=address,
         sites=sites,
-        rounds=demo.rounds,
+        rounds=rounds,
         image_size=IMAGE_SIZE,
         volume_size=VOLUME_SIZE,
-        local_epochs=demo.local_epochs,
-        seed=demo.seed,
+        local_epochs=local_epochs,
+        seed=seed,
     )

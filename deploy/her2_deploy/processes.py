@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from her2_common.console import console
 from her2_common.errors import ConnectionFailedError, Her2Error
 from her2_common.network import check_tls
 from her2_common.runtime import FLOWER_ENVIRONMENT
@@ -99,14 +100,22 @@ def wait_for_tls(
             return
 
 
-def call(command: Sequence[str], extra: Mapping[str, str] | None = None) -> None:
-    """Run a command to its end with its output on this terminal.
+def call(command: Sequence[str], *, capture: bool = False) -> str:
+    """Run a command to its end with its output on this terminal, or, captured, its stdout back.
 
     Raises:
         Her2Error: it failed; its own message stands above.
     """
     done = subprocess.run(  # noqa: S603 (commands of our own)
-        list(command), stdin=subprocess.DEVNULL, env=environment(extra), check=False
+        list(command),
+        stdin=subprocess.DEVNULL,
+        capture_output=capture,
+        text=True,
+        env=environment(),
+        check=False,
     )
     if done.returncode:
+        if capture:
+            console.print(done.stderr, markup=False, soft_wrap=True)
         raise Her2Error(f"{Path(command[0]).name} {command[1]} failed (exit {done.returncode})")
+    return done.stdout if capture else ""

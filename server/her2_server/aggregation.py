@@ -82,7 +82,8 @@ class Accumulator:
                 )
             if not np.isfinite(values).all():
                 raise UpdateError(f"group {group}: holds NaN or infinity", reason="not finite")
-            largest = float(np.abs(values - self.start[group]).max(initial=0.0))
+            with np.errstate(over="ignore"):  # infinity is out of range, too
+                largest = float(np.abs(values - self.start[group]).max(initial=0.0))
             if largest >= MAX_CHANGE:
                 raise UpdateError(
                     f"group {group}: a parameter changed by {largest:.3g}, "

@@ -230,7 +230,8 @@ class Coordinator:
         scores: SiteScores,
     ) -> None:
         histogram = pooled_fused(scores)
-        interval = auc_interval(histogram)
+        few = min(histogram.m, histogram.n - histogram.m) < self.plan.min_cell
+        interval = None if few else auc_interval(histogram)
         losses = {name: r.loss for name, r in replies.items() if r.loss is not None}
         cases = {name: replies[name].counts["head"] for name in losses}
         loss = sum(losses[n] * cases[n] for n in losses) / sum(cases.values()) if losses else None
@@ -239,7 +240,7 @@ class Coordinator:
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
             "loss": loss,
             "validation": {
-                "n": int(histogram.negatives.sum() + histogram.positives.sum()),
+                "n": histogram.n,
                 "auc": interval.as_dict() if interval else None,
             },
             "sites": {

@@ -104,7 +104,9 @@ def make_federation(tmp_path: Path) -> MakeFederation:
             keys[site] = init_site(
                 folder, name=site, address="localhost:1", image_size=32, volume_size=16, threads=1
             )
-            configs[site] = load(SiteConfig, folder / "site.yaml")
+            path = folder / "site.yaml"
+            path.write_text(path.read_text().replace("min_cell: 10", "min_cell: 3"))
+            configs[site] = load(SiteConfig, path)
             write_cache(configs[site].data.cache, site, cases, modalities, seed)
         plan = {
             "rounds": 2,

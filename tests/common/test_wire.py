@@ -1,0 +1,300 @@
+"""Messages: what is sent comes back, and each malformed message has its reason."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from her2_common.config import RunConfig
+from her2_common.errors import UpdateError
+from her2_common.metrics import GRID, ScoreHistogram
+from her2_common.wire import (
+    SiteDescription,
+    SiteReply,
+    TaskOrder,
+    document_record,
+    payload_bytes,
+    read_document,
+    read_scores,
+    read_weights,
+    scores_record,
+    weights_record,
+)
+
+SIZES = {"head": 4, "clinical": 2}
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+vectors = st.fixed_dictionaries(
+    {}, optional={g: hnp.arrays(np.float32, n, elements=finite) for g, n in SIZES.items()}
+)
+KEYS = ("fused|mg", "fused|mg+us", "fused|us+mri", "single|us")
+
+
+def packed(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def array_of(content: bytes) -> Array:
+    return Array(dtype="float32", shape=(4,), stype="numpy.ndarray", data=content)
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(groups=vectors)
+def test_weights_come_back_bit_for_bit(groups: dict[str, np.ndarray]) -> None:
+    got = read_weights(RecordDict({"weights": weights_record(groups)}), SIZES)
+    assert {g: v.tobytes() for g, v in got.items()} == {g: v.tobytes() for g, v in groups.items()}
+
+
+def claim_of_400_terabytes() -> bytes:
+    stream = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (10**14,)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue() + b"1234"
+
+
+def archive() -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, a=np.zeros(4, np.float32))
+    return stream.getvalue()
+
+
+HEAD = np.arange(4, dtype=np.float32)
+BAD_WEIGHTS: dict[str, tuple[dict[str, Array], str]] = {
+    "unknown group": ({"tail": Array(HEAD)}, "unknown group"),
+    "short": ({"head": Array(HEAD[:3])}, "misshapen"),
+    "two axes": ({"head": Array(HEAD[None])}, "misshapen"),
+    "scalar": ({"head": Array(np.array(1, np.float32))}, "misshapen"),
+    "float64": ({"head": Array(HEAD.astype(np.float64))}, "wrong type"),
+    "big-endian": ({"head": Array(HEAD.astype(">f4"))}, "wrong type"),
+    "nan": ({"head": Array(HEAD / np.float32(np.nan))}, "not finite"),
+    "infinity": ({"head": Array(HEAD + np.float32(np.inf))}, "not finite"),
+    "no bytes": ({"head": array_of(b"")}, "misshapen"),
+    "noise": ({"head": array_of(b"\x93NUMPY\x01\x00nonsense")}, "misshapen"),
+    "cut off": ({"head": array_of(packed(HEAD)[:-1])}, "misshapen"),
+    "pickle": ({"head": array_of(packed(np.array([{}], dtype=object)))}, "misshapen"),
+    "an archive": ({"head": array_of(archive())}, "misshapen"),
+    "half an archive": ({"head": array_of(archive()[:20])}, "misshapen"),
+    "a shape that nobody sent": ({"head": array_of(claim_of_400_terabytes())}, "misshapen"),
+    "foreign form": (
+        {"head": Array(dtype="float32", shape=(4,), stype="other", data=packed(HEAD))},
+        "misshapen",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_WEIGHTS)
+def test_bad_weights_have_their_reason(name: str) -> None:
+    arrays, reason = BAD_WEIGHTS[name]
+    with pytest.raises(UpdateError) as caught:
+        read_weights(RecordDict({"weights": ArrayRecord(arrays)}), SIZES)
+    assert caught.value.reason == reason
+
+
+def test_no_weights() -> None:
+    for record in (RecordDict(), RecordDict({"weights": ConfigRecord({"head": 1})})):
+        with pytest.raises(UpdateError) as caught:
+            read_weights(record, SIZES)
+        assert caught.value.reason == "missing"
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_altered_bytes_are_an_array_or_a_named_fault(data: st.DataObject) -> None:
+    content = bytearray(packed(HEAD))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    record = RecordDict({"weights": ArrayRecord({"head": array_of(bytes(content))})})
+    try:
+        vector = read_weights(record, SIZES)["head"]
+    except UpdateError as error:
+        assert error.reason in {"misshapen", "wrong type", "not finite"}  # noqa: PT017
+    else:
+        assert (vector.dtype, vector.shape) == (np.float32, (4,))
+        assert np.isfinite(vector).all()
+
+
+# --- documents ----------------------------------------------------------------------------------
+
+ORDER = TaskOrder(task="train", run="demo", version="1", round=3, plan=RunConfig(rounds=7))
+REPLY = SiteReply(site="centre-a", task="train", round=1, split="val", counts={"head": 12})
+DESCRIPTION: dict[str, Any] = {
+    "site": "centre-a",
+    "version": "1",
+    "groups": ["us", "head"],
+    "flow": {"in_table": 30, "accepted": 20, "left_out": None},
+    "cases": {"train": 12, "val": None, "test": 0},
+    "positives": {"train": None, "val": None, "test": 0},
+    "modalities": {"us": 20},
+    "combinations": {"us": 20, "mg+us": None},
+}
+
+
+def text_of(schema: type[Any], text: Any) -> Any:
+    return read_document(RecordDict({"doc": ConfigRecord({"json": text})}), "doc", schema)
+
+
+def test_documents_come_back() -> None:
+    for document in (ORDER, REPLY, SiteDescription.model_validate(DESCRIPTION)):
+        record = RecordDict({"doc": document_record(document)})
+        assert read_document(record, "doc", type(document)) == document
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    counts=st.dictionaries(st.text(max_size=5), st.integers(-(2**40), 2**40), max_size=4),
+    loss=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    keys=st.lists(st.sampled_from(KEYS), unique=True),
+)
+def test_any_sound_reply_comes_back(
+    counts: dict[str, int], loss: float | None, keys: list[str]
+) -> None:
+    sent = REPLY.model_copy(update={"counts": counts, "loss": loss, "score_keys": tuple(keys)})
+    assert read_document(RecordDict({"r": document_record(sent)}), "r", SiteReply) == sent
+
+
+def changed(document: dict[str, Any], **changes: Any) -> str:
+    return json.dumps(document | changes)
+
+
+REPLY_DOCUMENT = json.loads(REPLY.model_dump_json())
+BAD_DOCUMENTS: dict[str, tuple[type[Any], Any]] = {
+    "no JSON": (SiteReply, "{"),
+    "no object": (SiteReply, "[1, 2]"),
+    "a number": (SiteReply, 5),
+    "too deep": (SiteReply, "[" * 200_000),
+    "unknown key": (SiteReply, changed(REPLY_DOCUMENT, note="x")),
+    "negative round": (SiteReply, changed(REPLY_DOCUMENT, round=-1)),
+    "loss is NaN": (SiteReply, changed(REPLY_DOCUMENT, loss=float("nan"))),
+    "loss is infinite": (SiteReply, changed(REPLY_DOCUMENT, loss=float("inf"))),
+    "endless seconds": (SiteReply, changed(REPLY_DOCUMENT, seconds={"train": float("inf")})),
+    "site with a path": (SiteReply, changed(REPLY_DOCUMENT, site="../a")),
+    "unknown task": (SiteReply, changed(REPLY_DOCUMENT, task="copy")),
+    "unknown score": (SiteReply, changed(REPLY_DOCUMENT, score_keys=["fused|us+mg"])),
+    "score with markup": (SiteReply, changed(REPLY_DOCUMENT, score_keys=["fused|<b>"])),
+    "no head": (SiteDescription, changed(DESCRIPTION, groups=["us"])),
+    "a group twice": (SiteDescription, changed(DESCRIPTION, groups=["us", "us", "head"])),
+    "unknown group": (SiteDescription, changed(DESCRIPTION, groups=["tail", "head"])),
+    "negative cases": (SiteDescription, changed(DESCRIPTION, modalities={"us": -1})),
+    "unknown modality": (SiteDescription, changed(DESCRIPTION, modalities={"ct": 1})),
+    "unknown combination": (SiteDescription, changed(DESCRIPTION, combinations={"us+us": 1})),
+    "unknown split": (TaskOrder, changed(json.loads(ORDER.model_dump_json()), split="all")),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DOCUMENTS)
+def test_bad_documents_are_misshapen(name: str) -> None:
+    with pytest.raises(UpdateError) as caught:
+        text_of(*BAD_DOCUMENTS[name])
+    assert caught.value.reason == "misshapen"
+
+
+def test_the_fault_is_told_without_the_document() -> None:
+    with pytest.raises(UpdateError) as caught:
+        text_of(SiteReply, changed(REPLY_DOCUMENT, site="MRS^CANARY"))
+    assert "CANARY" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [RecordDict(), RecordDict({"doc": ConfigRecord({"text": "{}"})})],
+    ids=["no record", "no json"],
+)
+def test_a_missing_document(record: RecordDict) -> None:
+    with pytest.raises(UpdateError) as caught:
+        read_document(record, "doc", SiteReply)
+    assert caught.value.reason == "missing"
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+cell_counts = st.dictionaries(st.integers(0, GRID), st.integers(1, 10_000), max_size=8)
+
+
+def to_histogram(negatives: dict[int, int], positives: dict[int, int]) -> ScoreHistogram:
+    tables = np.zeros((2, GRID + 1), np.int64)
+    for table, cells in zip(tables, (negatives, positives), strict=True):
+        for position, count in cells.items():
+            table[position] = count
+    return ScoreHistogram(*tables)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    scores=st.dictionaries(
+        st.sampled_from(KEYS), st.builds(to_histogram, cell_counts, cell_counts), max_size=4
+    )
+)
+def test_scores_come_back(scores: dict[str, ScoreHistogram]) -> None:
+    record, keys = scores_record(scores)
+    assert keys == tuple(sorted(scores))
+    assert read_scores(RecordDict({"scores": record}), keys) == scores
+
+
+def cells(*rows: tuple[int, ...], dtype: Any = np.int32) -> Array:
+    return Array(np.array(rows, dtype=dtype).reshape(-1, len(rows[0]) if rows else 4))
+
+
+BAD_SCORES: dict[str, Callable[[], Array]] = {
+    "three columns": lambda: cells((0, 0, 5)),
+    "one axis": lambda: Array(np.zeros(4, np.int32)),
+    "unknown key": lambda: cells((1, 0, 5, 1)),
+    "third class": lambda: cells((0, 2, 5, 1)),
+    "beyond the grid": lambda: cells((0, 0, GRID + 1, 1)),
+    "negative count": lambda: cells((0, 0, 5, -1)),
+    "negative bin": lambda: cells((0, 0, -1, 1)),
+    "floats": lambda: cells((0, 0, 5, 1), dtype=np.float64),
+    "unsigned": lambda: cells((0, 0, 5, 2**64 - 3), dtype=np.uint64),
+    "more cases than anybody has": lambda: cells((0, 0, 5, 2**31 - 1), (0, 0, 5, 2**31 - 1)),
+    "an archive": lambda: array_of(archive()),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SCORES)
+def test_bad_scores_are_misshapen(name: str) -> None:
+    record = RecordDict({"scores": ArrayRecord({"cells": BAD_SCORES[name]()})})
+    with pytest.raises(UpdateError) as caught:
+        read_scores(record, ("fused|mg",))
+    assert caught.value.reason == "misshapen"
+
+
+def test_a_key_that_stands_twice_is_refused() -> None:
+    record = RecordDict({"scores": ArrayRecord({"cells": cells((0, 0, 5, 1), (1, 0, 5, 1))})})
+    with pytest.raises(UpdateError, match="out of shape"):
+        read_scores(record, ("fused|mg", "fused|mg"))
+
+
+@pytest.mark.parametrize(
+    "record", [RecordDict(), RecordDict({"scores": ArrayRecord({})})], ids=["none", "no cells"]
+)
+def test_missing_scores(record: RecordDict) -> None:
+    with pytest.raises(UpdateError) as caught:
+        read_scores(record, ())
+    assert caught.value.reason == "missing"
+
+
+# --- bytes --------------------------------------------------------------------------------------
+
+
+def test_payload_bytes_are_those_of_the_content() -> None:
+    """A float32 vector of n numbers is 4 n bytes and numpy's header of 128; text is UTF-8."""
+    record = RecordDict(
+        {
+            "weights": weights_record({"head": HEAD}),
+            "reply": ConfigRecord({"json": "größe"}),
+        }
+    )
+    assert payload_bytes(record) == (4 * 4 + 128) + 7
+    assert payload_bytes(RecordDict()) == 0

@@ -1,0 +1,25 @@
+"""Tensor shapes are checked at run time in every test (house style, rule 7).
+
+The hook must be in place before the modules are imported for the first time, hence at the top of
+the outermost conftest.py.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from jaxtyping import install_import_hook
+
+SHAPED = (
+    "her2_common.model",
+    "her2_common.losses",
+    "her2_client.augment",
+    "her2_client.cohort",
+    "her2_client.training",
+)
+"""The modules whose public functions name the shapes of tensors."""
+
+if early := [name for name in SHAPED if name in sys.modules]:
+    raise RuntimeError(f"expected no import of {', '.join(early)} before the shape checks")
+
+install_import_hook(SHAPED, "beartype.beartype")
