@@ -204,7 +204,6 @@ def plan(rounds: int, local_epochs: int, address: str, keys: dict[str, str]) -> 
             "local_epochs": local_epochs,
             "round_timeout": 180,
             "start_timeout": 120,
-            "min_cell": 3,
             "seed": 1,
         },
     }

@@ -52,7 +52,6 @@ def call(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
             "her2-test: error: case [red]x[/red] is bad\nhint: mend it\n",
         ),
         (("fail", "config"), 2, "her2-test: error: site.yaml: name: missing\n"),
-        (("fail", "interrupt"), 130, "her2-test: error: interrupted\n"),
     ],
 )
 def test_errors_have_one_form(
@@ -65,6 +64,15 @@ def test_errors_have_one_form(
     assert call(*arguments, monkeypatch=monkeypatch) == code
     output = capsys.readouterr()
     assert (output.out, output.err) == ("", shown)
+
+
+def test_an_interrupt_exits_130_without_a_trace(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("fail", "interrupt", monkeypatch=monkeypatch) == 130
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "Traceback" not in output.err
 
 
 @pytest.mark.parametrize(

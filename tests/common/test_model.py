@@ -63,9 +63,7 @@ def run(model: MapModel, batch: Batch) -> MapOutput:
 
 
 @pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
-def test_any_subset_of_modalities_predicts(
-    model: MapModel, subset: tuple[Modality, ...]
-) -> None:
+def test_any_subset_of_modalities_predicts(model: MapModel, subset: tuple[Modality, ...]) -> None:
     output = run(model, make_batch([1, 2], [subset, subset]))
     assert output.fused.shape == (2, 2)
     assert torch.isfinite(output.fused).all()

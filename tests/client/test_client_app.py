@@ -1,0 +1,167 @@
+"""The site's app: orders in, answers out, and of an error nothing but its code."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from her2_client.app import make_app
+from her2_client.keys import new_node_key
+from her2_client.site import Answer
+from her2_common import __version__
+from her2_common.config import RunConfig
+from her2_common.errors import Her2Error, ImageError, PolicyError, TableError
+from her2_common.metrics import ScoreHistogram
+from her2_common.model import GROUPS, build_model, get_groups, group_sizes
+from her2_common.wire import (
+    SiteReply,
+    TaskOrder,
+    document_record,
+    read_document,
+    read_scores,
+    read_weights,
+    weights_record,
+)
+from her2_deploy.simulation import LocalGrid, LocalNode
+
+CANARY = "MRS^CANARY"
+PUBLIC = new_node_key()[1]
+SIZES = group_sizes(build_model("compact", 0))
+
+
+class FakeSite:
+    """Answers with what it is given, and remembers what it was asked."""
+
+    def __init__(self, answer: Callable[[], Answer]) -> None:
+        self._answer = answer
+        self.asked: list[tuple[TaskOrder, dict[str, np.ndarray]]] = []
+
+    def answer(self, order: TaskOrder, weights: dict[str, np.ndarray]) -> Answer:
+        self.asked.append((order, weights))
+        return self._answer()
+
+
+def order(task: str = "train") -> RecordDict:
+    document = TaskOrder.model_validate(
+        {"task": task, "run": "r", "version": __version__, "round": 1, "plan": RunConfig()}
+    )
+    record = RecordDict({"order": document_record(document)})
+    if task != "describe":
+        record["weights"] = weights_record(get_groups(build_model("compact", 1), ["us", "head"]))
+    return record
+
+
+def ask(site: Any, content: RecordDict, kind: str = "train") -> Message:
+    """Over the true wire path."""
+    grid = LocalGrid({7: LocalNode(make_app(lambda _: site), PUBLIC)})
+    message = grid.create_message(content, kind, 7, "1", ttl=60)
+    (reply,) = grid.send_and_receive([message])
+    return reply
+
+
+def reply_document(task: str = "train") -> SiteReply:
+    return SiteReply(
+        site="a", task=task, round=1, split="val", counts={"us": 3}, score_keys=("fused|us",)
+    )
+
+
+def test_an_answer_comes_back_whole() -> None:
+    histogram = ScoreHistogram.from_scores([0.25, 0.5], [0, 1])
+    sent = get_groups(build_model("compact", 2), ["us", "head"])
+    site = FakeSite(lambda: Answer(reply_document(), sent, {"fused|us": histogram}))
+    reply = ask(site, order())
+    assert not reply.has_error()
+    assert read_document(reply.content, "reply", SiteReply) == reply_document()
+    got = read_weights(reply.content, SIZES)
+    assert {g: v.tobytes() for g, v in got.items()} == {g: v.tobytes() for g, v in sent.items()}
+    assert read_scores(reply.content, ("fused|us",)) == {"fused|us": histogram}
+    (asked, weights), *_ = site.asked
+    assert asked.task == "train"
+    expected = get_groups(build_model("compact", 1), ["us", "head"])
+    assert all(weights[g].tobytes() == expected[g].tobytes() for g in expected)
+
+
+def test_an_evaluation_carries_no_weights() -> None:
+    reply = ask(FakeSite(lambda: Answer(reply_document("evaluate"))), order("evaluate"), "evaluate")
+    assert set(reply.content) == {"reply", "scores"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PolicyError(f"{CANARY} is not allowed"),
+        TableError(f"row 3: {CANARY}", hint=CANARY),
+        ImageError(CANARY, reason=CANARY),
+        ValueError(CANARY),
+        MemoryError(CANARY),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_an_error_leaves_as_its_code_alone(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> Answer:
+        raise error
+
+    with caplog.at_level(logging.ERROR):
+        reply = ask(FakeSite(fail), order())
+    assert reply.has_error()
+    assert reply.error.reason == (error.code if isinstance(error, Her2Error) else "internal")
+    assert CANARY not in repr(vars(reply.error))
+    assert CANARY in caplog.text  # the site's own log has it
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"), [("train", "evaluate"), ("evaluate", "train"), ("train", "query")]
+)
+def test_an_order_under_another_type_is_refused(task: str, kind: str) -> None:
+    site = FakeSite(lambda: Answer(reply_document()))
+    reply = ask(site, order(task), kind)
+    assert reply.error.reason == "policy"
+    assert site.asked == []
+
+
+def spoil_version(record: RecordDict) -> None:
+    text = json.loads(str(record["order"]["json"])) | {"note": CANARY}
+    record["order"] = ConfigRecord({"json": json.dumps(text)})
+
+
+def spoil_weights(record: RecordDict) -> None:
+    record["weights"] = weights_record({"us": np.full(SIZES["us"], np.nan, np.float32)})
+
+
+def drop_weights(record: RecordDict) -> None:
+    record.pop("weights")
+
+
+def drop_order(record: RecordDict) -> None:
+    record.pop("order")
+
+
+@pytest.mark.parametrize("spoil", [spoil_version, spoil_weights, drop_weights, drop_order])
+def test_a_malformed_order_does_not_reach_the_site(spoil: Callable[[RecordDict], None]) -> None:
+    site = FakeSite(lambda: Answer(reply_document()))
+    record = order()
+    spoil(record)
+    reply = ask(site, record)
+    assert reply.error.reason == "update"
+    assert site.asked == []
+
+
+def test_a_site_that_cannot_be_made_is_an_error_too() -> None:
+    def no_site(_context: object) -> Any:
+        raise PolicyError(CANARY)
+
+    grid = LocalGrid({7: LocalNode(make_app(no_site), PUBLIC)})
+    (reply,) = grid.send_and_receive([grid.create_message(order(), "train", 7, "1", ttl=60)])
+    assert reply.error.reason == "policy"
+
+
+def test_groups_of_the_wire_are_those_of_the_model() -> None:
+    assert tuple(SIZES) == GROUPS

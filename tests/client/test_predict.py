@@ -1,0 +1,256 @@
+"""predictions.csv: the right numbers beside the right names, or nothing at all."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from her2_client.cache import CacheWriter, image_shape, open_cache
+from her2_client.cohort import load_cohort
+from her2_client.predict import load_release, predict_table
+from her2_client.scoring import score
+from her2_common.config import SiteConfig
+from her2_common.errors import CacheError, ConfigError, DataError
+from her2_common.model import GROUPS, build_model, get_groups
+
+MakeSite = Callable[..., SiteConfig]
+HAS = [("mg", "us"), ("us",), ("mri",), ("mg", "us", "mri")]
+SPLIT = ("train", "test", "test", "val")
+
+
+@pytest.fixture
+def config(make_site: MakeSite) -> SiteConfig:
+    return make_site(HAS, lambda i: SPLIT[i])
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    """A release of the model of seed 4, as her2-server writes it."""
+    folder = tmp_path / "release"
+    folder.mkdir()
+    tensors = save_tensors(get_groups(build_model("compact", 4), GROUPS))
+    (folder / "model.safetensors").write_bytes(tensors)
+    manifest = {
+        "preset": "compact",
+        "image_size": 32,
+        "volume_size": 16,
+        "threshold": 0.5,
+        "sha256": hashlib.sha256(tensors).hexdigest(),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def set_manifest(release: Path, **changes: Any) -> None:
+    path = release / "manifest.json"
+    manifest = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in manifest.items() if v is not None}))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def nothing_written(folder: Path) -> bool:
+    return not [p for p in folder.iterdir() if "predictions" in p.name]
+
+
+def test_the_table(config: SiteConfig, release: Path, tmp_path: Path) -> None:
+    out = tmp_path / "predictions.csv"
+    assert predict_table(config, release, out) == 4
+    table = rows(out)
+    assert list(table[0]) == [
+        "case_id",
+        "score",
+        "call",
+        "mg_score",
+        "us_score",
+        "mri_score",
+        "modalities",
+    ]
+    assert [row["case_id"] for row in table] == ["case-0", "case-1", "case-2", "case-3"]
+    assert [row["modalities"] for row in table] == ["mg+us", "us", "mri", "mg+us+mri"]
+    cohort = load_cohort(
+        open_cache(config.data.cache), split=None, label=None, image_size=32, volume_size=16
+    )
+    expected = score(build_model("compact", 4), cohort)
+    for case, row in enumerate(table):
+        assert float(row["score"]) == expected.fused[case]
+        for modality in ("mg", "us", "mri"):
+            value = expected.single[modality][case]
+            if np.isnan(value):
+                assert row[f"{modality}_score"] == ""
+            else:
+                assert float(row[f"{modality}_score"]) == value
+        assert (float(row["score"]) * 1024).is_integer()
+
+
+def test_a_call_is_positive_at_the_threshold_itself(
+    config: SiteConfig, release: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "predictions.csv"
+    predict_table(config, release, out)
+    scores = sorted({float(row["score"]) for row in rows(out)})
+    threshold = scores[len(scores) // 2]
+    set_manifest(release, threshold=threshold)
+    predict_table(config, release, out, force=True)
+    table = rows(out)
+    assert any(float(row["score"]) == threshold for row in table)
+    assert [row["call"] for row in table] == [
+        str(int(float(row["score"]) >= threshold)) for row in table
+    ]
+
+
+def test_one_split_alone(config: SiteConfig, release: Path, tmp_path: Path) -> None:
+    out = tmp_path / "predictions.csv"
+    assert predict_table(config, release, out, split="test") == 2
+    assert [row["case_id"] for row in rows(out)] == ["case-1", "case-2"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
+def test_a_missing_file_is_named(
+    config: SiteConfig, release: Path, tmp_path: Path, name: str
+) -> None:
+    (release / name).unlink()
+    with pytest.raises(DataError, match=f"{name} is missing"):
+        predict_table(config, release, tmp_path / "predictions.csv")
+    assert nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize("position", [0, 100, -1])
+def test_a_tampered_model_is_refused(
+    config: SiteConfig, release: Path, tmp_path: Path, position: int
+) -> None:
+    path = release / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"model\.safetensors was changed: expected SHA-256"):
+        predict_table(config, release, tmp_path / "predictions.csv")
+    assert nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"threshold": None},
+        {"threshold": "high"},
+        {"image_size": None},
+        {"volume_size": "16"},
+        {"preset": None},
+        {"sha256": None},
+    ],
+    ids=str,
+)
+def test_an_incomplete_manifest_is_refused(release: Path, changes: dict[str, Any]) -> None:
+    set_manifest(release, **changes)
+    with pytest.raises(DataError, match=r"manifest\.json|not a release"):
+        load_release(release)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null"])
+def test_what_is_no_manifest(release: Path, text: str) -> None:
+    (release / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match="not a release"):
+        load_release(release)
+
+
+def test_a_model_that_lacks_a_group_is_refused(release: Path) -> None:
+    """Its weights would be the random ones of a new model."""
+    path = release / "model.safetensors"
+    groups = load_tensors(path.read_bytes())
+    groups.pop("mri")
+    path.write_bytes(save_tensors(groups))
+    set_manifest(release, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(DataError, match="lacks mri"):
+        load_release(release)
+
+
+def test_no_safetensors(release: Path) -> None:
+    (release / "model.safetensors").write_bytes(b"weights")
+    set_manifest(release, sha256=hashlib.sha256(b"weights").hexdigest())
+    with pytest.raises(DataError, match="not a release"):
+        load_release(release)
+
+
+def test_an_existing_table_is_kept(config: SiteConfig, release: Path, tmp_path: Path) -> None:
+    out = tmp_path / "predictions.csv"
+    out.write_text("precious")
+    with pytest.raises(ConfigError, match="exists already"):
+        predict_table(config, release, out)
+    assert out.read_text() == "precious"
+    predict_table(config, release, out, force=True)
+    assert out.read_text().startswith("case_id,")
+
+
+def test_another_pseudonym_key_is_refused(
+    config: SiteConfig, release: Path, tmp_path: Path
+) -> None:
+    """Names would be given to the wrong cases, or to none."""
+    config.data.pseudonym_key_file.write_text("ab" * 32)
+    with pytest.raises(CacheError, match=r"4 cases of the cache are not in cases\.csv") as caught:
+        predict_table(config, release, tmp_path / "predictions.csv")
+    assert "ingest again" in str(caught.value.hint)
+    assert nothing_written(tmp_path)
+
+
+def test_a_case_that_left_the_table_is_refused(
+    config: SiteConfig, release: Path, tmp_path: Path
+) -> None:
+    config.data.cases.write_text("case_id\ncase-0\ncase-1\ncase-2\n")
+    with pytest.raises(CacheError, match="1 cases of the cache"):
+        predict_table(config, release, tmp_path / "predictions.csv")
+
+
+def test_the_order_of_the_table_has_no_part(
+    config: SiteConfig, release: Path, tmp_path: Path
+) -> None:
+    predict_table(config, release, tmp_path / "a.csv")
+    config.data.cases.write_text("case_id\ncase-3\ncase-1\ncase-0\ncase-2\nnew\n")
+    predict_table(config, release, tmp_path / "b.csv")
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+def test_a_cache_with_a_case_without_image_is_refused(
+    config: SiteConfig, release: Path, tmp_path: Path
+) -> None:
+    """Scores and names are matched by position: one case more, and all names after it are wrong."""
+    images = {"us": np.zeros(image_shape("us", 32, 16), np.float16)}
+    labels = dict.fromkeys(("reference", "biopsy", "surgical", "pcr"))
+    with CacheWriter(config.data.cache, site="centre-t", image_size=32, volume_size=16) as writer:
+        for number, shown in enumerate(({}, images)):
+            writer.add(
+                pseudonym=f"{number:024x}",
+                split="test",
+                clinical=(None,) * 5,
+                labels=labels,
+                images=shown,
+            )
+        writer.publish()
+    with pytest.raises(CacheError, match="expected an image for every case"):
+        predict_table(config, release, tmp_path / "predictions.csv")
+
+
+@pytest.mark.parametrize("split", ["tests", "", "ALL"])
+def test_an_unknown_split(config: SiteConfig, release: Path, tmp_path: Path, split: str) -> None:
+    with pytest.raises(ConfigError, match="--split: expected one of train, val, test, all"):
+        predict_table(config, release, tmp_path / "predictions.csv", split=split)
+
+
+def test_an_empty_split_writes_nothing(
+    make_site: MakeSite, release: Path, tmp_path: Path
+) -> None:
+    config = make_site(HAS)  # all of them train
+    with pytest.raises(DataError, match="no case in split 'val'"):
+        predict_table(config, release, tmp_path / "predictions.csv", split="val")
+    assert nothing_written(tmp_path)

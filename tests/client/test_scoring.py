@@ -1,0 +1,106 @@
+"""Scores on the public grid, and histograms that count every case once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from her2_client.cohort import Cohort
+from her2_client.scoring import SCORING_BATCH, Scores, histograms, score
+from her2_common.cases import MODALITIES
+from her2_common.metrics import GRID, ScoreHistogram, pool
+from her2_common.model import build_model
+
+MakeCohort = Callable[..., Cohort]
+SUBSETS = (("mg",), ("us",), ("mri",), ("mg", "us"), ("mg", "mri"), ("us", "mri"), MODALITIES)
+MODEL = build_model("compact", 1)
+
+
+def test_scores_are_probabilities_on_the_grid(make_cohort: MakeCohort) -> None:
+    cohort = make_cohort(list(SUBSETS))
+    scores = score(MODEL, cohort)
+    batch, _ = cohort.batch(np.arange(len(cohort)))
+    with torch.no_grad():
+        fused = torch.softmax(MODEL(batch).fused, 1)[:, 1].double().numpy()
+    np.testing.assert_allclose(scores.fused, fused, rtol=0, atol=0.5 / GRID + 1e-6)
+    for values in (scores.fused, *scores.single.values()):
+        on_grid = values[~np.isnan(values)] * GRID
+        np.testing.assert_array_equal(on_grid, np.rint(on_grid))
+    for modality in MODALITIES:
+        absent = [modality not in names for names in SUBSETS]
+        np.testing.assert_array_equal(np.isnan(scores.single[modality]), absent)
+
+
+def test_cases_beyond_the_first_batch_keep_their_place(make_cohort: MakeCohort) -> None:
+    """Cases that alternate between modalities, over two batches."""
+    has = [("us",) if i % 3 else ("us", "mg") for i in range(SCORING_BATCH + 5)]
+    cohort = make_cohort(has)
+    scores = score(MODEL, cohort)
+    np.testing.assert_array_equal(np.isnan(scores.single["mg"]), [i % 3 > 0 for i in range(69)])
+    last = np.array([68, 66])
+    batch, _ = cohort.batch(last)
+    with torch.no_grad():
+        output = MODEL(batch)
+    expected = torch.softmax(output.fused, 1)[:, 1].numpy()
+    np.testing.assert_allclose(scores.fused[last], expected, rtol=0, atol=1 / GRID)
+
+
+def random_scores(cohort: Cohort, seed: int) -> Scores:
+    rng = np.random.default_rng(seed)
+    grid = rng.integers(0, GRID + 1, size=(4, len(cohort))) / GRID
+    single = {
+        m: np.where(cohort.rows[m] >= 0, grid[i], np.nan) for i, m in enumerate(MODALITIES)
+    }
+    return Scores(grid[3], single)
+
+
+@settings(deadline=None, max_examples=30)
+@given(has=st.lists(st.sampled_from(SUBSETS), min_size=1, max_size=12), seed=st.integers(0, 99))
+def test_histograms_count_what_the_cohort_holds(
+    make_cohort: MakeCohort, has: list[tuple[str, ...]], seed: int
+) -> None:
+    cohort = make_cohort(has)
+    result = histograms(random_scores(cohort, seed), cohort)
+    fused = {k.removeprefix("fused|"): h for k, h in result.items() if k.startswith("fused|")}
+    assert {name: h.n for name, h in fused.items()} == dict(cohort.combinations())
+    assert pool(fused.values()).m == int(cohort.labels.sum())
+    single = {k.removeprefix("single|"): h.n for k, h in result.items() if "single" in k}
+    counts = cohort.counts()
+    assert single == {m: counts[m] for m in MODALITIES if counts[m]}
+    assert len(result) == len(fused) + len(single)
+
+
+def test_each_case_is_in_the_histogram_of_its_combination(make_cohort: MakeCohort) -> None:
+    cohort = make_cohort([("us",), ("us",), ("mg", "us")])
+    scores = score(MODEL, cohort)
+    result = histograms(scores, cohort)
+    expected = ScoreHistogram.from_scores(scores.fused[:2], [0, 1])
+    assert result["fused|us"] == expected
+    assert result["single|us"] == ScoreHistogram.from_scores(scores.single["us"], [0, 1, 0])
+    assert result["fused|mg+us"].positives.sum() == 0
+
+
+def test_scoring_changes_nothing_and_repeats(make_cohort: MakeCohort) -> None:
+    cohort = make_cohort(list(SUBSETS))
+    before = {name: value.clone() for name, value in MODEL.state_dict().items()}
+    first, second = score(MODEL, cohort), score(MODEL, cohort)
+    np.testing.assert_array_equal(first.fused, second.fused)
+    assert all(torch.equal(before[n], v) for n, v in MODEL.state_dict().items())
+
+
+def test_an_empty_cohort_has_no_histogram(make_cohort: MakeCohort) -> None:
+    cohort = make_cohort([("us",)]).restricted(("mg",))
+    assert histograms(score(MODEL, cohort), cohort) == {}
+
+
+def test_unlabelled_cases_make_no_histogram(make_cohort: MakeCohort) -> None:
+    """A label of -1 (prediction) is no negative: counting it is an error, never silent."""
+    cohort = make_cohort([("us",)])
+    cohort.labels[0] = -1
+    with pytest.raises(Exception, match="expected 0 or 1"):
+        histograms(score(MODEL, cohort), cohort)

@@ -1,0 +1,179 @@
+"""A site's answers, without Flower: what it trains, what it tells, what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from her2_client import site as site_module
+from her2_client.site import Site, select_device
+from her2_common import __version__
+from her2_common.config import RunConfig, SiteConfig
+from her2_common.errors import CacheError, ConfigError, DataError, PolicyError, UpdateError
+from her2_common.model import GROUPS, build_model, get_groups
+from her2_common.wire import SiteDescription, SiteReply, TaskOrder
+
+MakeSite = Callable[..., SiteConfig]
+PLAN = RunConfig(rounds=3, image_size=32, volume_size=16, local_epochs=1, batch_size=8)
+FEW_MRI = [("us",)] * 12 + [("us", "mri")] * 3 + [("mri",)] * 2
+THIRDS = ("train", "val", "test")
+
+
+def order(task: str = "train", **changes: Any) -> TaskOrder:
+    values = {"task": task, "run": "r", "version": __version__, "round": 1, "plan": PLAN}
+    return TaskOrder.model_validate(values | changes)
+
+
+def weights(*groups: str) -> dict[str, np.ndarray]:
+    return get_groups(build_model("compact", PLAN.seed), groups)
+
+
+def describe(config: SiteConfig) -> SiteDescription:
+    document = Site(config).answer(order("describe"), {}).document
+    assert isinstance(document, SiteDescription)
+    return document
+
+
+def test_a_modality_below_min_cases_is_neither_trained_nor_told(make_site: MakeSite) -> None:
+    config = make_site(FEW_MRI, min_cases=10, min_cell=1)
+    told = describe(config)
+    assert told.groups == ("us", "clinical", "head")
+    assert told.modalities == {"us": 15}
+    assert told.combinations == {"us": 15}  # the two cases with MRI alone are left out
+    assert (told.flow.in_table, told.flow.accepted, told.flow.left_out) == (17, 15, 2)
+    answer = Site(config).answer(order(), weights(*told.groups))
+    assert isinstance(answer.document, SiteReply)
+    assert set(answer.weights) == {"us", "clinical", "head"}
+    assert answer.document.counts == {"us": 15, "clinical": 15, "head": 15}
+
+
+def test_with_a_lower_limit_it_is_trained(make_site: MakeSite) -> None:
+    told = describe(make_site(FEW_MRI, min_cases=5, min_cell=1))
+    assert told.groups == ("us", "mri", "clinical", "head")
+    assert told.modalities == {"us": 15, "mri": 5}
+
+
+def test_counts_below_min_cell_are_not_told(make_site: MakeSite) -> None:
+    """36 cases in three splits of 12; 6 positives in each are too few, the 12 cases are not."""
+    config = make_site([("us",)] * 36, lambda i: THIRDS[i // 12], min_cases=5, min_cell=10)
+    told = describe(config)
+    assert told.cases.model_dump() == {"train": 12, "val": 12, "test": 12}
+    assert told.positives.model_dump() == {"train": None, "val": None, "test": None}
+    assert told.combinations == {"us": 36}
+
+
+def test_a_split_without_cases_is_told_as_zero(make_site: MakeSite) -> None:
+    told = describe(make_site([("us",)] * 12, min_cases=5))
+    assert told.cases.model_dump() == {"train": 12, "val": 0, "test": 0}
+    assert told.flow.left_out == 0
+
+
+def test_too_few_training_cases_stop_every_task(make_site: MakeSite) -> None:
+    config = make_site([("us",)] * 9, min_cases=5)
+    config = config.model_copy(update={"policy": config.policy.model_copy(update={"min_cases": 10})})
+    for task in ("describe", "train", "evaluate"):
+        with pytest.raises(DataError, match="expected at least 10 training cases.*got 0"):
+            Site(config).answer(order(task), {})
+
+
+def test_no_cache_no_answer(make_site: MakeSite) -> None:
+    config = make_site([("us",)] * 12)
+    data = config.data.model_copy(update={"cache": config.data.cache.with_name("none")})
+    with pytest.raises(CacheError, match="no cache here"):
+        Site(config.model_copy(update={"data": data})).answer(order("describe"), {})
+
+
+def test_the_policy_comes_before_the_work(make_site: MakeSite) -> None:
+    config = make_site([("us",)] * 12, allowed_tasks=("describe",))
+    config.data.cache.joinpath("index.json").unlink()  # the cache would be missed
+    with pytest.raises(PolicyError, match="allowed_tasks"):
+        Site(config).answer(order("evaluate"), {})
+
+
+def test_an_update_of_too_few_cases_does_not_leave(
+    make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last check before leaving holds even if the choice of groups fails."""
+    config = make_site(FEW_MRI, min_cases=10)
+    monkeypatch.setattr(Site, "_groups", lambda _: ("mri", "us", "clinical", "head"))
+    monkeypatch.setattr(site_module, "usable_modalities", lambda *_: ("us", "mri"))
+    with pytest.raises(PolicyError, match="group 'mri' has 5 training cases"):
+        Site(config).answer(order(), weights("mri", "us", "clinical", "head"))
+
+
+@pytest.mark.parametrize(
+    ("sent", "error"),
+    [
+        (("us", "head"), DataError),
+        (("us", "mg", "clinical", "head"), DataError),
+        ((), DataError),
+    ],
+)
+def test_training_needs_exactly_its_own_groups(
+    make_site: MakeSite, sent: tuple[str, ...], error: type[Exception]
+) -> None:
+    config = make_site([("us",)] * 12)
+    with pytest.raises(error, match="expected the groups us, clinical, head, got"):
+        Site(config).answer(order(), weights(*sent))
+
+
+def test_weights_of_another_model_are_refused(make_site: MakeSite) -> None:
+    config = make_site([("us",)] * 12)
+    sent = weights("us", "clinical", "head")
+    sent["us"] = sent["us"][:-1]
+    with pytest.raises(UpdateError, match="group 'us'"):
+        Site(config).answer(order(), sent)
+
+
+def test_training_scores_the_weights_as_they_came(make_site: MakeSite) -> None:
+    """The validation histograms of a round are those of an evaluation of the same weights."""
+    config = make_site([("us",)] * 36, lambda i: THIRDS[i // 12], min_cases=5)
+    site, sent = Site(config), weights("us", "clinical", "head")
+    before = {group: vector.copy() for group, vector in sent.items()}
+    trained = site.answer(order(), sent)
+    evaluated = site.answer(order("evaluate"), sent)
+    assert trained.scores.keys() == {"fused|us", "single|us"}
+    assert trained.scores == evaluated.scores
+    assert evaluated.weights == {}
+    assert all(np.array_equal(sent[g], before[g]) for g in sent)  # not trained in place
+    assert not np.array_equal(trained.weights["us"], sent["us"])
+
+
+def test_a_site_keeps_no_state_between_orders(make_site: MakeSite) -> None:
+    """A restarted site answers an order with the bits of one that has been at work."""
+    config = make_site([("us", "mg")] * 12)
+    sent = weights("mg", "us", "clinical", "head")
+    worn = Site(config)
+    worn.answer(order(), sent)
+    worn.answer(order("evaluate", split="train"), sent)
+    first = worn.answer(order(round=2), sent).weights
+    second = Site(config).answer(order(round=2), sent).weights
+    assert {g: v.tobytes() for g, v in first.items()} == {g: v.tobytes() for g, v in second.items()}
+
+
+def test_a_new_plan_loads_the_cohort_anew(make_site: MakeSite) -> None:
+    site = Site(make_site([("us",)] * 12))
+    site.answer(order("describe"), {})
+    larger = PLAN.model_copy(update={"image_size": 64})
+    with pytest.raises(CacheError, match="at least 64 pixels"):
+        site.answer(order("describe", plan=larger), {})
+    site.answer(order("describe"), {})  # and back
+
+
+def test_evaluation_takes_any_groups(make_site: MakeSite) -> None:
+    site = Site(make_site([("us",)] * 12))
+    answer = site.answer(order("evaluate", split="train"), weights(*GROUPS))
+    assert answer.scores["fused|us"].n == 12
+    assert isinstance(answer.document, SiteReply)
+    assert answer.document.score_keys == ("fused|us", "single|us")
+
+
+def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert select_device("auto") == select_device("cpu") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="expected a CUDA device, got none"):
+        select_device("cuda")
