@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -43,7 +44,7 @@ def public_key(private_key: Path) -> str:
         key = load_ssh_private_key(private_key.read_bytes(), password=None)
     except FileNotFoundError:
         raise ConfigError(f"{private_key}: no such file", hint="run: her2-client init") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(
             f"{private_key}: expected an unencrypted OpenSSH private key, "
             f"got {type(error).__name__}"

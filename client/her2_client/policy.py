@@ -6,6 +6,7 @@ Fails closed: what is not allowed by name is refused with a PolicyError that say
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from her2_common import __version__
 from her2_common.bundle import bundle_hash
@@ -71,3 +72,29 @@ def check_update(policy: Policy, counts: Mapping[str, int]) -> None:
 def tell(policy: Policy, cases: int) -> int | None:
     """A count as it may leave: None below policy.min_cell, 0 as it is."""
     return cases if cases == 0 or cases >= policy.min_cell else None
+
+
+Key = TypeVar("Key", bound=str)
+
+
+def tell_parts(policy: Policy, parts: Mapping[Key, int]) -> dict[Key, int | None]:
+    """Counts that add up to a known total, as they may leave.
+
+    One hidden part would be the total minus the others. So the smallest parts are hidden, one
+    after the other, until none of the shown ones is small and the hidden ones are together no
+    small cell either.
+    """
+    limit = policy.min_cell
+    hidden: set[Key] = {key for key, cases in parts.items() if 0 < cases < limit}
+    shown = sorted(
+        (key for key in parts if key not in hidden and parts[key]), key=lambda k: parts[k]
+    )
+    while hidden and shown and (len(hidden) < 2 or sum(parts[k] for k in hidden) < limit):
+        hidden.add(shown.pop(0))
+    return {key: None if key in hidden else cases for key, cases in parts.items()}
+
+
+def tell_part(policy: Policy, part: int, whole: int) -> int | None:
+    """A count out of a known total as it may leave: None if it or the rest is a small cell."""
+    rest_is_small = tell(policy, whole - part) is None
+    return None if rest_is_small else tell(policy, part)

@@ -18,7 +18,7 @@ import torch
 
 from her2_client.cache import Cache, open_cache
 from her2_client.cohort import Cohort, load_cohort, usable_modalities
-from her2_client.policy import check_order, check_update, tell
+from her2_client.policy import check_order, check_update, tell, tell_part, tell_parts
 from her2_client.scoring import histograms, score
 from her2_client.training import train_round
 from her2_common import __version__
@@ -135,27 +135,26 @@ class Site:
 
     def _describe(self) -> SiteDescription:
         policy, cohorts = self.config.policy, self._cohorts
-        everything = Counter[str]()
-        modalities = Counter[Modality]()
-        for cohort in cohorts.values():
-            everything += cohort.combinations()
-            modalities.update({m: int((rows >= 0).sum()) for m, rows in cohort.rows.items()})
-        used = sum(len(cohort) for cohort in cohorts.values())
+        combinations = sum((c.combinations() for c in cohorts.values()), Counter[str]())
+        sizes = {split: len(cohort) for split, cohort in cohorts.items()}
+        positives = {split: int(cohort.labels.sum()) for split, cohort in cohorts.items()}
+        used = sum(sizes.values())
         in_table = self._cache.in_table if self._cache else 0
+        left_out = in_table - used
+        cases = tell_parts(policy, sizes)
         self.notify(f"described {used} cases, groups {', '.join(self._groups())}")
         return SiteDescription(
             site=self.config.name,
             version=__version__,
             groups=self._groups(),
             flow=Flow(
-                in_table=tell(policy, in_table),
+                in_table=tell_part(policy, in_table, in_table + left_out),
                 accepted=tell(policy, used),
-                left_out=tell(policy, in_table - used),
+                left_out=tell(policy, left_out),
             ),
-            cases=Counts(**{s: tell(policy, len(c)) for s, c in cohorts.items()}),
-            positives=Counts(**{s: tell(policy, int(c.labels.sum())) for s, c in cohorts.items()}),
-            modalities={m: tell(policy, n) for m, n in modalities.items()},
-            combinations={name: tell(policy, n) for name, n in sorted(everything.items())},
+            cases=Counts(**cases),
+            positives=Counts(**{s: tell_part(policy, positives[s], sizes[s]) for s in cohorts}),
+            combinations=tell_parts(policy, dict(sorted(combinations.items()))),
         )
 
     def _train(self, order: TaskOrder, weights: Mapping[str, np.ndarray]) -> Answer:

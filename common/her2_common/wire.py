@@ -89,7 +89,6 @@ class SiteDescription(Section):
     flow: Flow
     cases: Counts
     positives: Counts
-    modalities: dict[Modality, Cases | None]
     combinations: dict[Combination, Cases | None]
 
     @field_validator("groups")

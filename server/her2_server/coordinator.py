@@ -28,7 +28,7 @@ from her2_common import __version__
 from her2_common.cases import Split
 from her2_common.config import FederationConfig, Task
 from her2_common.errors import RunError, UpdateError
-from her2_common.metrics import ScoreHistogram, auc_interval
+from her2_common.metrics import Estimate, ScoreHistogram, auc_interval
 from her2_common.model import GROUPS, build_model, get_groups, group_sizes
 from her2_common.wire import (
     MESSAGE_TYPES,
@@ -230,8 +230,7 @@ class Coordinator:
         scores: SiteScores,
     ) -> None:
         histogram = pooled_fused(scores)
-        few = min(histogram.m, histogram.n - histogram.m) < self.plan.min_cell
-        interval = None if few else auc_interval(histogram)
+        interval = self._publishable_auc(histogram)
         losses = {name: r.loss for name, r in replies.items() if r.loss is not None}
         cases = {name: replies[name].counts["head"] for name in losses}
         loss = sum(losses[n] * cases[n] for n in losses) / sum(cases.values()) if losses else None
@@ -290,10 +289,15 @@ class Coordinator:
         self.totals.add(split, outcomes)
         seconds = time.perf_counter() - started
         self.totals.seconds["evaluate"] += seconds
-        interval = auc_interval(pooled_fused(scores))
-        shown = f"AUC {interval.estimate:.3f}" if interval else "AUC not defined"
+        interval = self._publishable_auc(pooled_fused(scores))
+        shown = f"AUC {interval.estimate:.3f}" if interval else "too few cases for an AUC"
         self.notify(f"{split}: {shown}, {len(scores)} sites, {seconds:.1f} s")
-        return scores
+        return dict(sorted(scores.items()))  # not in the order of arrival
+
+    def _publishable_auc(self, histogram: ScoreHistogram) -> Estimate | None:
+        """The AUC, unless a class has fewer cases than run.min_cell."""
+        few = min(histogram.m, histogram.n - histogram.m) < self.plan.min_cell
+        return None if few else auc_interval(histogram)
 
     # --- messages -------------------------------------------------------------------------------
 

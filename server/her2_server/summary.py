@@ -79,6 +79,11 @@ def finish(
     lines = folder.read_metrics()
     min_cell = config.run.min_cell
     accounts = [_site(name, sites[name], lines, totals) for name in sorted(sites)]
+    results = {
+        "validation": evaluate(validation, threshold["value"], min_cell),
+        "test": evaluate(test, threshold["value"], min_cell),
+    }
+    hide_positives(accounts, val=results["validation"], test=results["test"])
     summary: dict[str, Any] = {
         "version": __version__,
         "run": _run(folder, config, final, started),
@@ -88,14 +93,25 @@ def finish(
             "received_by_sites": sum(site["received_bytes"] for site in accounts),
         },
         "threshold": dict(threshold),
-        "validation": evaluate(validation, threshold["value"], min_cell),
-        "test": evaluate(test, threshold["value"], min_cell),
+        **results,
         "seconds": _seconds(lines, totals),
     }
     release(folder, config, final, dict(threshold))
     folder.write_json(folder.summary, summary)
     write_report(folder.path)
     return summary
+
+
+def hide_positives(accounts: list[dict[str, Any]], **results: Mapping[str, Any]) -> None:
+    """Withhold a centre's positives of a split where the results withhold the centre.
+
+    The results publish the total; beside it, the positives of every other centre would give those
+    of the one that is too small to be shown.
+    """
+    for account in accounts:
+        for split, result in results.items():
+            if "suppressed" in result["by_centre"].get(account["name"], {}):
+                account["positives"][split] = None
 
 
 def release(

@@ -128,10 +128,17 @@ def conduct(
             try:
                 yield Conduct(grid, task.run.run_id)
                 completed, details = True, ""
+            except httpx.TransportError:
+                run_id = 0  # nobody is there to be told
+                raise RunError(
+                    f"{superlink.address}: the SuperLink no longer answers",
+                    hint="start it again, then go on: her2-server resume",
+                ) from None
             finally:
-                end_server_task(client, completed=completed, details=details)
+                if run_id:
+                    end_server_task(client, completed=completed, details=details)
+                    run_id = 0
                 grid.close()
-                run_id = 0
     except httpx.HTTPError as error:
         raise ConnectionFailedError(
             f"{superlink.address}: the SuperLink refused or dropped the connection "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import stat
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
@@ -91,6 +91,26 @@ def test_a_missing_key_names_the_command(tmp_path: Path) -> None:
         assert caught.value.hint == "run: her2-client init"
 
 
+def locked(private: bytes, cipher: bytes) -> bytes:
+    """The key file with a header that says it is encrypted: cipher, kdf "bcrypt", its options.
+
+    Strings of the format stand after their length in four bytes (OpenSSH's PROTOCOL.key).
+    """
+
+    def string(content: bytes) -> bytes:
+        return len(content).to_bytes(4, "big") + content
+
+    body = base64.b64decode(b"".join(private.split(b"\n")[1:-2]))
+    magic, plain = b"openssh-key-v1\0", string(b"none") * 2 + string(b"")
+    assert body.startswith(magic + plain)
+    options = string(string(b"s" * 16) + (16).to_bytes(4, "big"))
+    changed = magic + string(cipher) + string(b"bcrypt") + options
+    changed += body[len(magic + plain) :]
+    lines = (b"BEGIN", base64.b64encode(changed), b"END")
+    frame = b"-----%s OPENSSH PRIVATE KEY-----"
+    return b"\n".join((frame % lines[0], lines[1], frame % lines[2], b""))
+
+
 def test_only_an_unencrypted_ecdsa_key_is_a_node_key(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_bytes(b"nonsense")
@@ -100,8 +120,7 @@ def test_only_an_unencrypted_ecdsa_key_is_a_node_key(tmp_path: Path) -> None:
     path.write_bytes(other.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     with pytest.raises(ConfigError, match="expected an ECDSA key"):
         public_key(path)
-    private = load_ssh_private_key(new_node_key()[0], None)
-    lock = BestAvailableEncryption(b"word")
-    path.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, lock))
-    with pytest.raises(ConfigError, match="expected an unencrypted OpenSSH private key"):
-        public_key(path)
+    for cipher in (b"aes256-ctr", b"rot13"):
+        path.write_bytes(locked(new_node_key()[0], cipher))
+        with pytest.raises(ConfigError, match="expected an unencrypted OpenSSH private key"):
+            public_key(path)
