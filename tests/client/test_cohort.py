@@ -36,9 +36,7 @@ def test_counts_and_combinations(make_cohort: MakeCohort) -> None:
     has=st.lists(st.sampled_from(SUBSETS), min_size=1, max_size=8),
     wanted=st.lists(st.sampled_from(MODALITIES), unique=True),
 )
-def test_restricted(
-    make_cohort: MakeCohort, has: list[tuple[str, ...]], wanted: list[str]
-) -> None:
+def test_restricted(make_cohort: MakeCohort, has: list[tuple[str, ...]], wanted: list[str]) -> None:
     """Cases keep their order, labels and images; the ones left with nothing go."""
     cohort = make_cohort(has)
     small = cohort.restricted(wanted)

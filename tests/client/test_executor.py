@@ -77,9 +77,7 @@ def ended(node: SuperNode) -> None:
     node.process.wait(timeout=10)
 
 
-def test_nothing_to_say_once_it_is_accepted(
-    node: SuperNode, script: Callable[[str], None]
-) -> None:
+def test_nothing_to_say_once_it_is_accepted(node: SuperNode, script: Callable[[str], None]) -> None:
     script(f"sleep 0.2; echo 'INFO: {ACCEPTED} 123'; exec sleep 60")
     assert node.watch() == ""  # started, not yet accepted
     assert not node.accepted
@@ -179,9 +177,7 @@ def test_an_accepted_child_that_ends_is_noticed(
     assert not node.accepted
 
 
-def test_stop_ends_the_child_and_only_once(
-    node: SuperNode, script: Callable[[str], None]
-) -> None:
+def test_stop_ends_the_child_and_only_once(node: SuperNode, script: Callable[[str], None]) -> None:
     node.stop()  # never started
     script("exec sleep 60")
     node.start()

@@ -247,9 +247,7 @@ def test_an_unknown_split(config: SiteConfig, release: Path, tmp_path: Path, spl
         predict_table(config, release, tmp_path / "predictions.csv", split=split)
 
 
-def test_an_empty_split_writes_nothing(
-    make_site: MakeSite, release: Path, tmp_path: Path
-) -> None:
+def test_an_empty_split_writes_nothing(make_site: MakeSite, release: Path, tmp_path: Path) -> None:
     config = make_site(HAS)  # all of them train
     with pytest.raises(DataError, match="no case in split 'val'"):
         predict_table(config, release, tmp_path / "predictions.csv", split="val")

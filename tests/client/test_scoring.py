@@ -53,9 +53,7 @@ def test_cases_beyond_the_first_batch_keep_their_place(make_cohort: MakeCohort) 
 def random_scores(cohort: Cohort, seed: int) -> Scores:
     rng = np.random.default_rng(seed)
     grid = rng.integers(0, GRID + 1, size=(4, len(cohort))) / GRID
-    single = {
-        m: np.where(cohort.rows[m] >= 0, grid[i], np.nan) for i, m in enumerate(MODALITIES)
-    }
+    single = {m: np.where(cohort.rows[m] >= 0, grid[i], np.nan) for i, m in enumerate(MODALITIES)}
     return Scores(grid[3], single)
 
 

@@ -73,7 +73,9 @@ def test_a_split_without_cases_is_told_as_zero(make_site: MakeSite) -> None:
 
 def test_too_few_training_cases_stop_every_task(make_site: MakeSite) -> None:
     config = make_site([("us",)] * 9, min_cases=5)
-    config = config.model_copy(update={"policy": config.policy.model_copy(update={"min_cases": 10})})
+    config = config.model_copy(
+        update={"policy": config.policy.model_copy(update={"min_cases": 10})}
+    )
     for task in ("describe", "train", "evaluate"):
         with pytest.raises(DataError, match="expected at least 10 training cases.*got 0"):
             Site(config).answer(order(task), {})
