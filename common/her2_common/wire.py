@@ -26,7 +26,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import Field, ValidationError, field_validator
 
-from her2_common.cases import Modality, Split
+from her2_common.cases import Split
 from her2_common.config import Name, RunConfig, Section, Task
 from her2_common.errors import MetricError, UpdateError
 from her2_common.metrics import GRID, ScoreHistogram

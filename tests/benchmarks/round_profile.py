@@ -27,7 +27,7 @@ STAGES: Final = (
     "order waits until the SuperNode asks",
     "SuperNode takes the order",
     "app's process takes the order",
-    "app answers (model, scoring)",
+    "app answers (imports, model, scoring)",
     "app's process gives the reply",
     "reply waits until the SuperNode looks",
     "SuperNode sends the reply",

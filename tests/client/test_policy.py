@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2_client.policy import check_bundle, check_order, check_update, tell
+from her2_client.policy import (
+    check_bundle,
+    check_order,
+    check_update,
+    tell,
+    tell_part,
+    tell_parts,
+)
 from her2_common import __version__
 from her2_common.bundle import build_bundle, bundle_hash
 from her2_common.config import Policy, RunConfig
@@ -35,6 +42,7 @@ def test_an_ordinary_order_is_allowed() -> None:
         ({}, {"version": "0.0.0"}, "expected an order of her2-map"),
         ({"allowed_tasks": ("describe",)}, {}, r"policy\.allowed_tasks: 'train' is not among desc"),
         ({"allowed_tasks": ()}, {"task": "describe"}, "'describe' is not among none"),
+        ({"min_cell": 11}, {}, r"policy\.min_cell: .* no group of fewer than 11, got .* 10"),
         ({"max_rounds": 4}, {}, r"policy\.max_rounds: expected at most 4 rounds, got 5"),
         ({"max_rounds": 5}, {"round": 6}, r"policy\.max_rounds: expected at most 5 rounds, got 6"),
     ],
@@ -89,3 +97,54 @@ def test_an_empty_bundle_is_refused() -> None:
 def test_a_count_is_told_from_min_cell_on(cases: int, min_cell: int) -> None:
     told = tell(Policy(min_cell=min_cell), cases)
     assert told == (cases if cases == 0 or cases >= min_cell else None)
+
+
+counts = st.dictionaries(st.sampled_from("abcdefg"), st.integers(0, 40), max_size=6)
+
+
+@given(parts=counts, min_cell=st.integers(1, 20))
+def test_the_parts_that_are_told_give_away_no_small_part(
+    parts: dict[str, int], min_cell: int
+) -> None:
+    """Whoever knows the total and what is told learns of the rest its sum and no more: it belongs
+    to two parts at least and is no small cell, or nothing but zeros is told."""
+    told = tell_parts(Policy(min_cell=min_cell), parts)
+    assert told.keys() == parts.keys()
+    assert all(cases in (None, parts[key]) for key, cases in told.items())
+    assert not any(0 < (cases or 0) < min_cell for cases in told.values())
+    hidden = [parts[key] for key, cases in told.items() if cases is None]
+    if hidden and any(told.values()):
+        assert len(hidden) >= 2
+        assert sum(hidden) >= min_cell
+
+
+@given(parts=counts, min_cell=st.integers(1, 20))
+def test_nothing_is_hidden_without_need(parts: dict[str, int], min_cell: int) -> None:
+    told = tell_parts(Policy(min_cell=min_cell), parts)
+    if not any(0 < cases < min_cell for cases in parts.values()):
+        assert told == parts
+    assert all(told[key] == 0 for key, cases in parts.items() if cases == 0)
+    shown = [cases for cases in told.values() if cases]
+    hidden = [parts[key] for key, cases in told.items() if cases is None]
+    assert not (shown and hidden) or min(shown) >= max(hidden)  # the smallest are hidden
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"a": 5, "b": 30, "c": 12}, {"a": None, "b": 30, "c": None}),
+        ({"a": 5, "b": 6, "c": 12}, {"a": None, "b": None, "c": 12}),
+        ({"a": 1, "b": 2, "c": 12}, {"a": None, "b": None, "c": None}),
+        ({"a": 5, "b": 0}, {"a": None, "b": 0}),
+        ({}, {}),
+    ],
+)
+def test_worked_examples(parts: dict[str, int], told: dict[str, int | None]) -> None:
+    assert tell_parts(Policy(min_cell=10), parts) == told
+
+
+@given(whole=st.integers(0, 60), share=st.floats(0, 1), min_cell=st.integers(1, 20))
+def test_a_part_of_a_known_whole(whole: int, share: float, min_cell: int) -> None:
+    part = int(share * whole)
+    small = [0 < cases < min_cell for cases in (part, whole - part)]
+    assert tell_part(Policy(min_cell=min_cell), part, whole) == (None if any(small) else part)

@@ -65,6 +65,18 @@ def test_counts_below_min_cell_are_not_told(make_site: MakeSite) -> None:
     assert told.combinations == {"us": 36}
 
 
+def test_a_small_remainder_hides_the_sum_it_could_be_taken_from(make_site: MakeSite) -> None:
+    """Two of 17 cases are left out: with 17 and 15 told, the 2 would be no secret."""
+    told = describe(make_site(FEW_MRI, min_cases=10, min_cell=10))
+    assert told.flow.model_dump() == {"in_table": None, "accepted": 15, "left_out": None}
+
+
+def test_a_small_split_hides_another(make_site: MakeSite) -> None:
+    splits = ["train"] * 20 + ["val"] * 3 + ["test"] * 12
+    told = describe(make_site([("us",)] * 35, lambda i: splits[i], min_cases=5, min_cell=10))
+    assert told.cases.model_dump() == {"train": 20, "val": None, "test": None}
+
+
 def test_a_split_without_cases_is_told_as_zero(make_site: MakeSite) -> None:
     told = describe(make_site([("us",)] * 12, min_cases=5))
     assert told.cases.model_dump() == {"train": 12, "val": 0, "test": 0}
@@ -77,7 +89,7 @@ def test_too_few_training_cases_stop_every_task(make_site: MakeSite) -> None:
         update={"policy": config.policy.model_copy(update={"min_cases": 10})}
     )
     for task in ("describe", "train", "evaluate"):
-        with pytest.raises(DataError, match="expected at least 10 training cases.*got 0"):
+        with pytest.raises(DataError, match=r"expected at least 10 training cases.*got 0"):
             Site(config).answer(order(task), {})
 
 

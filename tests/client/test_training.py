@@ -193,6 +193,12 @@ def test_the_schedule_at_its_corners() -> None:
     assert learning_rate(plan, 10) == pytest.approx(0.1 * FINAL_SHARE)
 
 
+def test_a_very_short_warm_up_does_not_overshoot() -> None:
+    """The first step's floor of 0.02 rounds lies beyond a warm-up of 0.01."""
+    plan = RunConfig(rounds=10, warmup_rounds=0.01, learning_rate=0.1)
+    assert learning_rate(plan, 0) == 0.1
+
+
 @settings(max_examples=60)
 @given(plan=plans, a=st.floats(0, 1), b=st.floats(0, 1))
 def test_the_schedule_rises_then_falls_within_its_bounds(

@@ -137,7 +137,6 @@ DESCRIPTION: dict[str, Any] = {
     "flow": {"in_table": 30, "accepted": 20, "left_out": None},
     "cases": {"train": 12, "val": None, "test": 0},
     "positives": {"train": None, "val": None, "test": 0},
-    "modalities": {"us": 20},
     "combinations": {"us": 20, "mg+us": None},
 }
 
@@ -187,8 +186,7 @@ BAD_DOCUMENTS: dict[str, tuple[type[Any], Any]] = {
     "no head": (SiteDescription, changed(DESCRIPTION, groups=["us"])),
     "a group twice": (SiteDescription, changed(DESCRIPTION, groups=["us", "us", "head"])),
     "unknown group": (SiteDescription, changed(DESCRIPTION, groups=["tail", "head"])),
-    "negative cases": (SiteDescription, changed(DESCRIPTION, modalities={"us": -1})),
-    "unknown modality": (SiteDescription, changed(DESCRIPTION, modalities={"ct": 1})),
+    "negative cases": (SiteDescription, changed(DESCRIPTION, combinations={"us": -1})),
     "unknown combination": (SiteDescription, changed(DESCRIPTION, combinations={"us+us": 1})),
     "unknown split": (TaskOrder, changed(json.loads(ORDER.model_dump_json()), split="all")),
 }

@@ -25,6 +25,7 @@ from her2_server.run_folder import RunFolder
 from her2_server.summary import (
     Totals,
     freeze_threshold,
+    hide_positives,
     modality_counts,
     pooled_fused,
     release,
@@ -38,9 +39,8 @@ B = ScoreHistogram.from_scores([0.1], [0])
 def test_totals_add_up_by_site_and_kind() -> None:
     totals = Totals()
     totals.add("val", {"a": Outcome("accepted", None, 1.0, 10, 3)})
-    totals.add(
-        "val", {"a": Outcome("refused", "x", 1.0, 10, 4), "b": Outcome("missing", "", 0, 5, 0)}
-    )
+    refused, missing = Outcome("refused", "x", 1.0, 10, 4), Outcome("missing", "", 0.0, 5, 0)
+    totals.add("val", {"a": refused, "b": missing})
     totals.add("test", {"a": Outcome("accepted", None, 1.0, 2, 1)})
     assert totals.bytes == {
         "a": {"val": {"sent": 7, "received": 20}, "test": {"sent": 1, "received": 2}},
@@ -69,6 +69,20 @@ def test_modality_counts() -> None:
     assert modality_counts({"mg": 3, "mg+us": 4, "us+mri": 5}) == {"mg": 7, "us": 9, "mri": 5}
     assert modality_counts({"mg": 30, "mg+us": None}) == {"mg": None, "us": None, "mri": 0}
     assert modality_counts({}) == {"mg": 0, "us": 0, "mri": 0}
+
+
+def test_positives_are_withheld_where_the_results_withhold_the_centre() -> None:
+    accounts: list[dict[str, Any]] = [
+        {"name": name, "positives": {"train": 20, "val": 30, "test": 40}} for name in "ab"
+    ]
+    shown, hidden = {"n": 50}, {"suppressed": True}
+    hide_positives(
+        accounts,
+        val={"by_centre": {"a": shown, "b": shown}},
+        test={"by_centre": {"a": shown, "b": hidden}},
+    )
+    assert accounts[0]["positives"] == {"train": 20, "val": 30, "test": 40}
+    assert accounts[1]["positives"] == {"train": 20, "val": 30, "test": None}
 
 
 def test_the_hash_is_that_of_the_bits_in_the_fixed_order() -> None:
