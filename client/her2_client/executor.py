@@ -2,8 +2,9 @@
 
 1. See that the SuperLink answers and is ours; take the site's lock, so that a second `start` is
    refused.
-2. Start ``flower-supernode --isolation process`` with a fresh secret; restart it with back-off
-   when it ends. Its connection, keys and certificates are Flower's business, its log is ours.
+2. Start ``flower-supernode --isolation process`` (by way of her2_client.supernode) with a fresh
+   secret; restart it with back-off when it ends. Its connection, keys and certificates are
+   Flower's business, its log is ours.
 3. Acquire a task, check the bundle's hash against the policy, hand the message to the installed
    ClientApp, push the reply. The bundle is never unpacked or imported.
 4. On SIGTERM or Ctrl-C: finish nothing, end the SuperNode by its own process id, release the lock.
@@ -92,7 +93,7 @@ class SuperNode:
         self.port = free_port()
         superlink = self.config.superlink
         command = [
-            str(Path(sys.executable).with_name("flower-supernode")),
+            *(sys.executable, "-m", "her2_client.supernode"),
             *("--superlink", superlink.address),
             *("--root-certificates", str(superlink.root_certificates)),
             *("--auth-supernode-private-key", str(superlink.private_key)),

@@ -3,7 +3,9 @@ the SuperNode; the real one is in tests/federation/test_process_federation.py.""
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import stat
 import sys
 import time
@@ -11,10 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from flwr.supernode import start_client_internal
 
 from her2_client import executor
 from her2_client.executor import ACCEPTED, BACKOFF_SECONDS, REFUSED, SESSION_SECONDS, SuperNode
 from her2_client.keys import init_site
+from her2_client.supernode import IDLE_SECONDS, REPLY_SECONDS, ImpatientClock
 from her2_common.config import SiteConfig, load
 
 # The keeper may fork while torch's threads run; CPython 3.12 and later warn of it.
@@ -26,7 +30,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
     """Sets what the SuperNode does from its next start on."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    path = folder / "flower-supernode"
+    path = folder / "python"
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
 
     def write(body: str) -> None:
@@ -187,3 +191,18 @@ def test_stop_ends_the_child_and_only_once(node: SuperNode, script: Callable[[st
     node.stop()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_the_impatient_clock_is_where_flower_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pins what her2_client.supernode relies on: the module's ``time`` and its two sleeps."""
+    source = inspect.getsource(start_client_internal)
+    assert start_client_internal.time is time
+    assert source.count("time.sleep(3)") == 1
+    assert set(re.findall(r"time\.sleep\(([^)]*)\)", source)) == {"3", "0.5"}
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    clock = ImpatientClock()
+    for seconds in (3, 0.5, 0.01):
+        clock.sleep(seconds)
+    assert slept == [IDLE_SECONDS, REPLY_SECONDS, 0.01]
+    assert clock.monotonic() > 0
