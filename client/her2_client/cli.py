@@ -66,7 +66,6 @@ def init(
         volume_size=volume_size,
         threads=threads,
     )
-    load(SiteConfig, folder / "site.yaml")
     console.print(f"wrote {folder / 'site.yaml'} and {folder / 'keys'}", soft_wrap=True)
     console.print("send this line to the coordinator (it is not secret):", soft_wrap=True)
     typer.echo(public)

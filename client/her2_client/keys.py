@@ -8,9 +8,11 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from pathlib import Path
 
+import yaml
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -21,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
+from her2_common.config import SiteConfig, parse
 from her2_common.errors import ConfigError
 from her2_common.files import write_private
 
@@ -122,25 +125,33 @@ def init_site(
     """Write site.yaml and the two keys into ``folder``; returns the public key.
 
     Raises:
-        ConfigError: one of the files exists already; nothing is written then.
+        ConfigError: one of the files exists already, or a value is out of range; nothing is
+            written then.
     """
     targets = [folder / "site.yaml", folder / "keys" / "node", folder / "keys" / "pseudonym.key"]
     for path in targets:
         if path.exists():
             raise ConfigError(f"{path}: exists already", hint="keep it, or move it away")
-    private, public = new_node_key()
-    write_private(folder / "keys" / "node", private)
-    write_private(folder / "keys" / "pseudonym.key", secrets.token_hex(KEY_BYTES).encode())
-    (folder / "keys" / "node.pub").write_text(public + "\n", encoding="ascii")
     text = SITE_TEMPLATE.format(
         name=name,
-        cases=cases,
-        lesions_line=f"  lesions: {lesions}" if lesions else "  # lesions: lesions.csv",
+        cases=_quoted(cases),
+        lesions_line=f"  lesions: {_quoted(lesions)}" if lesions else "  # lesions: lesions.csv",
         address=address,
-        root_certificates=root_certificates,
+        root_certificates=_quoted(root_certificates),
         image_size=image_size,
         volume_size=volume_size,
         threads="null" if threads is None else threads,
     )
+    parse(SiteConfig, yaml.safe_load(text), where="site.yaml", folder=folder)
+    private, public = new_node_key()
+    write_private(folder / "keys" / "node", private)
+    write_private(folder / "keys" / "pseudonym.key", secrets.token_hex(KEY_BYTES).encode())
+    (folder / "keys" / "node.pub").write_text(public + "\n", encoding="ascii")
     (folder / "site.yaml").write_text(text, encoding="utf-8")
     return public
+
+
+def _quoted(path: str) -> str:
+    """A path as a YAML string, quoted only where it must be."""
+    plain = all(c.isalnum() or c in "./_-" for c in path)
+    return path if plain else json.dumps(path)

@@ -124,3 +124,15 @@ def test_only_an_unencrypted_ecdsa_key_is_a_node_key(tmp_path: Path) -> None:
         path.write_bytes(locked(new_node_key()[0], cipher))
         with pytest.raises(ConfigError, match="expected an unencrypted OpenSSH private key"):
             public_key(path)
+
+
+def test_a_value_out_of_range_leaves_no_key_behind(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.image_size"):
+        init_site(tmp_path / "site", name="centre-t", address="localhost:1", image_size=33)
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_path_with_a_colon_or_a_hash_survives(tmp_path: Path) -> None:
+    init_site(tmp_path, name="centre-t", address="localhost:1", cases="a: b #c/cases.csv")
+    assert load(SiteConfig, tmp_path / "site.yaml").data.cases.name == "cases.csv"
+    assert load(SiteConfig, tmp_path / "site.yaml").data.cases.parent.name == "a: b #c"
