@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -63,6 +63,14 @@ class Cohort:
             clinical=self.clinical[index],
             labels=self.labels[index],
             clinical_known=self.clinical_known[cases],
+        )
+
+    def without_clinical(self) -> Cohort:
+        """The same cohort with every clinical input unknown."""
+        return replace(
+            self,
+            clinical=torch.zeros_like(self.clinical),
+            clinical_known=np.zeros_like(self.clinical_known),
         )
 
     def batch(self, cases: np.ndarray) -> tuple[Batch, dict[Modality, np.ndarray]]:

@@ -15,11 +15,9 @@ process a message (tests/benchmarks/bench_round.py prints both).
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import threading
@@ -36,10 +34,11 @@ from flwr.clientapp import ClientApp
 from her2_client.app import error_reply, make_app
 from her2_client.policy import check_bundle
 from her2_client.site import Site
+from her2_common.children import end_with_parent, interrupted_by_sigterm
 from her2_common.config import SiteConfig
 from her2_common.errors import Her2Error, PolicyError
 from her2_common.files import write_private
-from her2_common.network import check_tls, free_port
+from her2_common.network import bypass_proxy_for_loopback, check_tls, free_port
 from her2_common.runtime import (
     FLOWER_ENVIRONMENT,
     Endpoint,
@@ -65,13 +64,6 @@ REFUSED: Final = "[code: 2004]"  # flwr ApiErrorCode.FLEET_NODE_ACTIVATION_FAILE
 ACCEPTED: Final = "SuperNode ID:"
 
 
-def _end_with_parent() -> None:
-    """In the child: ask Linux for SIGTERM when the executor dies, even by SIGKILL."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1  # linux/prctl.h
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
 class SuperNode:
     """The ``flower-supernode`` child process of a site."""
 
@@ -93,7 +85,7 @@ class SuperNode:
         self.port = free_port()
         superlink = self.config.superlink
         command = [
-            *(sys.executable, "-m", "her2_client.supernode"),
+            *(sys.executable, "-P", "-m", "her2_client.supernode"),  # -P: no code from here
             *("--superlink", superlink.address),
             *("--root-certificates", str(superlink.root_certificates)),
             *("--auth-supernode-private-key", str(superlink.private_key)),
@@ -111,7 +103,7 @@ class SuperNode:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 (before any thread is started)
+                preexec_fn=end_with_parent,  # noqa: PLW1509 (one system call)
             )
         self._started = time.monotonic()
 
@@ -180,6 +172,7 @@ def run_site(config: SiteConfig, *, notify: Callable[[str], None]) -> None:
         ConnectionFailedError: the SuperLink does not answer, or its certificate is foreign.
         PolicyError: another `her2-client start` of this site is running.
     """
+    bypass_proxy_for_loopback()
     check_tls(config.superlink.address, config.superlink.root_certificates)
     config.state.mkdir(parents=True, exist_ok=True)
     lock = FileLock(config.state / "start.lock")
@@ -194,23 +187,18 @@ def run_site(config: SiteConfig, *, notify: Callable[[str], None]) -> None:
     secret_file.unlink(missing_ok=True)
     write_private(secret_file, secret)
     node = SuperNode(config, secret_file)
-    previous = signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
         node.start()  # it connects while torch and the cohort load
         site = Site(config, notify)
         app = make_app(lambda _: site)
-        _serve(node, secret, app, config, notify)
+        with interrupted_by_sigterm():
+            _serve(node, secret, app, config, notify)
     except KeyboardInterrupt:
         notify("stopped")
     finally:
-        signal.signal(signal.SIGTERM, previous)
         node.stop()
         secret_file.unlink(missing_ok=True)
         lock.release()
-
-
-def _raise_interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _serve(
@@ -277,6 +265,6 @@ def _run_task(source: TaskSource, token: str, app: ClientApp, config: SiteConfig
                 log.exception("internal error")
                 reply = error_reply(task.message, "internal")
             give_client_reply(client, task, reply, completed=not reply.has_error())
-    except (httpx.HTTPError, RuntimeError) as error:
+    except Exception as error:  # a task that fails to come or go must not end the site
         log.error("a task could not be finished: %s", type(error).__name__)  # noqa: TRY400
     return None

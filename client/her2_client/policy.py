@@ -43,6 +43,13 @@ def check_order(policy: Policy, order: TaskOrder) -> None:
     if order.task not in policy.allowed_tasks:
         allowed = ", ".join(policy.allowed_tasks) or "none"
         raise PolicyError(f"policy.allowed_tasks: {order.task!r} is not among {allowed}")
+    if order.task == "evaluate" and (
+        order.split == "train" or (order.split == "test" and order.round != order.plan.rounds)
+    ):
+        raise PolicyError(
+            f"scores of the {order.split} cases after round {order.round} of {order.plan.rounds}: "
+            "training cases are never scored for others, test cases only after the last round"
+        )
     if order.plan.min_cell < policy.min_cell:
         raise PolicyError(
             f"policy.min_cell: expected a run whose report shows no group of fewer than "

@@ -10,10 +10,11 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
-from her2_client.cache import INGEST_HINT, Cache, open_cache
+from her2_client.cache import Cache, open_cache
 from her2_client.cohort import load_cohort
 from her2_client.keys import read_pseudonym_key
 from her2_client.scoring import score
@@ -31,6 +32,7 @@ MANIFEST: Final[dict[str, Any]] = {
     "image_size": int,
     "volume_size": int,
     "threshold": (int, float),
+    "groups": list,
 }
 """What a prediction needs of manifest.json, beside the SHA-256 of the weights."""
 
@@ -64,8 +66,12 @@ def load_release(folder: Path) -> tuple[MapModel, dict[str, Any]]:
         groups = load_tensors(tensors)
     except SafetensorError as error:
         raise DataError(f"{folder}: not a release ({type(error).__name__})", hint=hint) from None
-    if missing := set(GROUPS) - set(groups):  # they would keep the new model's random weights
-        raise DataError(f"{folder}: model.safetensors lacks {', '.join(sorted(missing))}")
+    stated = set(manifest["groups"])
+    if stated != set(groups) or not stated <= set(GROUPS) or "head" not in stated:
+        raise DataError(
+            f"{folder}: model.safetensors: expected the groups {', '.join(sorted(stated))}, "
+            f"got {', '.join(sorted(groups))}"
+        )
     model = build_model(manifest["preset"], 0)
     set_groups(model, groups)
     return model, manifest
@@ -91,16 +97,21 @@ def predict_table(
     model, manifest = load_release(release)
     cache = open_cache(config.data.cache)
     device = select_device(config.device)
+    trained = [m for m in MODALITIES if m in manifest["groups"]]
     cohort = load_cohort(
         cache,
         split=None,
         label=None,
         image_size=manifest["image_size"],
         volume_size=manifest["volume_size"],
+        modalities=trained,
         device=device,
     )
-    if len(cohort) != len(cache):  # rows of one would be given the names of the other
-        raise CacheError(f"{cache.folder}: expected an image for every case", hint=INGEST_HINT)
+    if "clinical" not in manifest["groups"]:
+        cohort = cohort.without_clinical()
+    # The cohort's cases, in its order, as rows of the cache.
+    able = np.any([cache.rows[m] >= 0 for m in trained], axis=0)
+    in_cache = np.flatnonzero(able)
     scores = score(model.to(device), cohort)
     names = _case_names(config, cache)
     text = io.StringIO()
@@ -108,15 +119,15 @@ def predict_table(
     writer.writerow(COLUMNS)
     written = 0
     for case in range(len(cohort)):
-        if split != "all" and SPLITS[cache.split[case]] != split:
+        if split != "all" and SPLITS[cache.split[in_cache[case]]] != split:
             continue
         value = float(scores.fused[case])
-        row = [names[case], _cell(value), int(value >= manifest["threshold"])]
-        row += [_cell(float(scores.single[m][case])) for m in MODALITIES]
+        row = [names[in_cache[case]], _cell(value), int(value >= manifest["threshold"])]
+        row += [_cell(float(scores.single[m][case])) if m in trained else "" for m in MODALITIES]
         writer.writerow([*row, cohort.combination(case)])
         written += 1
     if not written:
-        raise DataError(f"no case in split {split!r}")
+        raise DataError(f"no case in split {split!r} that this model can score")
     temporary = out.with_name(f".{out.name}.tmp")
     temporary.write_text(text.getvalue(), encoding="utf-8")
     temporary.replace(out)

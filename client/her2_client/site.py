@@ -84,7 +84,7 @@ class Site:
         check_order(self.config.policy, order)
         self._prepare(order.plan)
         if order.task == "describe":
-            return Answer(self._describe())
+            return Answer(self._describe(order.plan))
         if order.task == "train":
             return self._train(order, weights)
         return self._evaluate(order, weights)
@@ -114,6 +114,9 @@ class Site:
         self._cohorts = {
             split: cohort.restricted(self._usable) for split, cohort in everything.items()
         }
+        if self._cohorts["train"].counts()["clinical"] < min_cases:
+            # Untrained weights must not see the few inputs that are known.
+            self._cohorts = {s: c.without_clinical() for s, c in self._cohorts.items()}
         if len(self._cohorts["train"]) < min_cases:
             raise DataError(
                 f"expected at least {min_cases} training cases with a known {plan.label} label "
@@ -127,14 +130,22 @@ class Site:
         return tuple(g for g in GROUPS if counts.get(g, 0) >= self.config.policy.min_cases)
 
     def _model(self, plan: RunConfig, weights: Mapping[str, np.ndarray]) -> MapModel:
+        groups = self._groups()
+        if set(weights) != set(groups):
+            raise DataError(
+                f"expected the groups {', '.join(groups)}, got {', '.join(sorted(weights))}"
+            )
         model = build_model(plan.preset, plan.seed)
         set_groups(model, weights)
         return model.to(self.device)
 
     # --- the three tasks ------------------------------------------------------------------------
 
-    def _describe(self) -> SiteDescription:
-        policy, cohorts = self.config.policy, self._cohorts
+    def _describe(self, plan: RunConfig) -> SiteDescription:
+        # The run's report follows the stricter of the two limits, and so do we.
+        limit = max(self.config.policy.min_cell, plan.min_cell)
+        policy = self.config.policy.model_copy(update={"min_cell": limit})
+        cohorts = self._cohorts
         combinations = sum((c.combinations() for c in cohorts.values()), Counter[str]())
         sizes = {split: len(cohort) for split, cohort in cohorts.items()}
         positives = {split: int(cohort.labels.sum()) for split, cohort in cohorts.items()}
@@ -161,10 +172,6 @@ class Site:
         """Score the weights as they came on the validation cases, then train on from them."""
         cohort = self._cohorts["train"]
         groups = self._groups()
-        if set(weights) != set(groups):
-            raise DataError(
-                f"expected the groups {', '.join(groups)}, got {', '.join(sorted(weights))}"
-            )
         model = self._model(order.plan, weights)
         scores, seconds = self._score(model, "val")
         result = train_round(

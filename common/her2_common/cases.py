@@ -87,7 +87,7 @@ class Case:
         ``reference`` is the excised tumour where it was tested and the biopsy elsewhere.
         """
         if kind == "pcr":
-            return self.pcr
+            return None if self.nat == 0 else self.pcr  # no response without therapy
         if kind == "biopsy":
             return self.biopsy.her2
         if kind == "surgical":

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -136,6 +138,21 @@ class FederationConfig(Section):
     sites: tuple[Site, ...] = Field(min_length=1)
     run: RunConfig = RunConfig()
     synthetic: bool = False
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> FederationConfig:
+        owner: dict[str, str] = {}
+        for site in self.sites:
+            try:
+                load_ssh_public_key(site.public_key.encode())
+            except (ValueError, UnsupportedAlgorithm):
+                raise ValueError(
+                    f"sites: {site.name}: public_key is cut off or not a key"
+                ) from None
+            other = owner.setdefault(" ".join(site.public_key.split()[:2]), site.name)
+            if other != site.name:
+                raise ValueError(f"sites: {other} and {site.name} have the same public_key")
+        return self
 
     @model_validator(mode="after")
     def _check_sites(self) -> FederationConfig:

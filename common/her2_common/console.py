@@ -51,6 +51,9 @@ def main_for(app: typer.Typer, program: str) -> Callable[[], None]:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(program, f"{where}{error.strerror or type(error).__name__}", None, 1)
         sys.exit(result if isinstance(result, int) else 0)
 
     return main

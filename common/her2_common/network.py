@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from pathlib import Path
@@ -16,6 +17,17 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+def bypass_proxy_for_loopback() -> None:
+    """Keep this process and its children from sending loopback traffic to a hospital's proxy.
+
+    Flower's HTTP client obeys HTTP_PROXY even for 127.0.0.1.
+    """
+    for name in ("NO_PROXY", "no_proxy"):
+        present = [host for host in os.environ.get(name, "").split(",") if host]
+        wanted = [host for host in ("127.0.0.1", "localhost") if host not in present]
+        os.environ[name] = ",".join([*present, *wanted])
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from her2_common.children import interrupted_by_sigterm
 from her2_common.console import console, main_for
 from her2_deploy.demo import LOCAL_EPOCHS, ROUNDS, Demo, run_demo
 from her2_deploy.provision import VALID_DAYS, provision, superlink_command
@@ -54,17 +55,17 @@ def demo(
     seed: Annotated[int, typer.Option(min=0)] = 1,
 ) -> None:
     """Four hospitals on this machine: cohort, ingest, training over TLS, report."""
-    run_demo(
-        Demo(
-            folder=folder,
-            out=out,
-            cases=cases,
-            rounds=rounds,
-            local_epochs=local_epochs,
-            scenario=scenario,
-            seed=seed,
-        )
+    plan = Demo(
+        folder=folder,
+        out=out,
+        cases=cases,
+        rounds=rounds,
+        local_epochs=local_epochs,
+        scenario=scenario,
+        seed=seed,
     )
+    with interrupted_by_sigterm():
+        run_demo(plan)
 
 
 main = main_for(app, "her2-deploy")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from her2_common.children import end_with_parent
 from her2_common.console import console
 from her2_common.errors import ConnectionFailedError, Her2Error
 from her2_common.network import check_tls
@@ -68,6 +69,7 @@ def child(
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment(extra),
+            preexec_fn=end_with_parent,  # noqa: PLW1509 (one system call)
         )
     running = Child(name, process, log)
     try:
@@ -113,6 +115,7 @@ def call(command: Sequence[str], *, capture: bool = False) -> str:
         text=True,
         env=environment(),
         check=False,
+        preexec_fn=end_with_parent,
     )
     if done.returncode:
         if capture:

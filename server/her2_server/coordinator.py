@@ -42,7 +42,7 @@ from her2_common.wire import (
     weights_record,
 )
 from her2_server import checkpoint
-from her2_server.aggregation import Accumulator
+from her2_server.aggregation import MAX_CASES, Accumulator
 from her2_server.checkpoint import Checkpoint
 from her2_server.evaluation import SiteScores
 from her2_server.exchange import Outcome, exchange, online_sites
@@ -100,7 +100,7 @@ class Coordinator:
 
     def _begin(self) -> Checkpoint:
         """The newest sound checkpoint; in a new run, the initial weights as round 0."""
-        if self.folder.rounds.exists():
+        if any(self.folder.rounds.glob("[0-9]*")):
             current = checkpoint.latest(self.folder.rounds, self.notify)
             if current.state.get("config_sha256") != self.folder.config_hash():
                 raise RunError(
@@ -186,6 +186,7 @@ class Coordinator:
             began = time.perf_counter()
             reply = read_document(content, "reply", SiteReply)
             self._check_reply(site, reply, "train", number, "val")
+            self._check_counts(site, reply)
             update = read_weights(content, self.sizes)
             if set(update) != set(self.sites[site].groups):
                 raise UpdateError(f"{site}: expected its own groups", reason="wrong groups")
@@ -205,8 +206,6 @@ class Coordinator:
         groups = accumulator.result()
         fold_seconds += time.perf_counter() - began
         following = Checkpoint(number, groups, self._state())
-        began = time.perf_counter()
-        checkpoint.save(self.folder.rounds, following)
         work = {name: r.seconds.get("train", 0.0) for name, r in replies.items()}
         scoring = {name: r.seconds.get("evaluate", 0.0) for name, r in replies.items()}
         slowest = max(replies, key=lambda name: work[name] + scoring[name])
@@ -214,32 +213,40 @@ class Coordinator:
             "train": work[slowest],
             "evaluate": scoring[slowest],
             "aggregate": fold_seconds,
-            "checkpoint": time.perf_counter() - began,
-            "total": time.perf_counter() - started,
         }
         seconds["wait"] = max(answered - started - work[slowest] - scoring[slowest], 0.0)
-        self._write_metrics(number, seconds, replies, outcomes, scores)
+        # The line first: killed in between, resume drops the line of a round without checkpoint.
+        line = self._metrics_line(number, seconds, replies, outcomes, scores)
+        earlier = self.folder.read_metrics(up_to=number - 1)
+        self.folder.write_metrics([*earlier, line])
+        began = time.perf_counter()
+        checkpoint.save(self.folder.rounds, following)
+        line["seconds"]["checkpoint"] = round(time.perf_counter() - began, 4)
+        line["seconds"]["total"] = round(time.perf_counter() - started, 4)
+        self.folder.write_metrics([*earlier, line])
+        self._tell(line)
         return following
 
-    def _write_metrics(
+    def _metrics_line(
         self,
         number: int,
         seconds: dict[str, float],
         replies: Mapping[str, SiteReply],
         outcomes: Mapping[str, Outcome],
         scores: SiteScores,
-    ) -> None:
+    ) -> dict[str, Any]:
         histogram = pooled_fused(scores)
-        interval = self._publishable_auc(histogram)
+        # Without one site's cases the difference to other rounds would be that site.
+        interval = self._publishable_auc(histogram) if scores.keys() == self.sites.keys() else None
         losses = {name: r.loss for name, r in replies.items() if r.loss is not None}
         cases = {name: replies[name].counts["head"] for name in losses}
         loss = sum(losses[n] * cases[n] for n in losses) / sum(cases.values()) if losses else None
-        line = {
+        return {
             "round": number,
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
             "loss": loss,
             "validation": {
-                "n": histogram.n,
+                "n": histogram.n if interval else None,
                 "auc": interval.as_dict() if interval else None,
             },
             "sites": {
@@ -259,14 +266,16 @@ class Coordinator:
                 for name, outcome in sorted(outcomes.items())
             },
         }
-        self.folder.write_metrics([*self.folder.read_metrics(up_to=number - 1), line])
-        accepted = sum(o.status == "accepted" for o in outcomes.values())
-        shown = f"{interval.estimate:.3f}" if interval else "  -  "
-        loss_text = f"{loss:.3f}" if loss is not None else "-"
+
+    def _tell(self, line: dict[str, Any]) -> None:
+        """One line a round, for the person who watches."""
+        sites, auc, loss = line["sites"].values(), line["validation"]["auc"], line["loss"]
+        accepted = sum(site["status"] == "accepted" for site in sites)
         self.notify(
-            f"round {number:>{len(str(self.plan.rounds))}}/{self.plan.rounds}  "
-            f"{accepted}/{len(outcomes)} sites  loss {loss_text}  "
-            f"AUC before it {shown}  {seconds['total']:.1f} s"
+            f"round {line['round']:>{len(str(self.plan.rounds))}}/{self.plan.rounds}  "
+            f"{accepted}/{len(sites)} sites  loss {'-' if loss is None else format(loss, '.3f')}  "
+            f"AUC before it {format(auc['estimate'], '.3f') if auc else '  -  '}  "
+            f"{line['seconds']['total']:.1f} s"
         )
 
     # --- 4. -------------------------------------------------------------------------------------
@@ -356,6 +365,19 @@ class Coordinator:
         if reply.round != number:
             raise UpdateError(
                 f"{site}: expected round {number}, got {reply.round}", reason="stale round"
+            )
+
+    def _check_counts(self, site: str, reply: SiteReply) -> None:
+        """A site's weight in the mean is what it described, and leaves room for the others'."""
+        limit = MAX_CASES // len(self.config.sites)
+        described = self.sites[site].cases.train
+        total = reply.counts.get("head", 0)
+        if max(reply.counts.values(), default=0) > min(total, limit) or (
+            described is not None and total != described
+        ):
+            raise UpdateError(
+                f"{site}: expected the training cases it described, got {total}",
+                reason="wrong count",
             )
 
     def _require_quorum(self, what: str, outcomes: Mapping[str, Outcome]) -> None:

@@ -20,7 +20,7 @@ from her2_common.cases import MODALITIES
 from her2_common.config import FederationConfig
 from her2_common.files import replace_durably
 from her2_common.metrics import ScoreHistogram, pool, youden_threshold
-from her2_common.model import GROUPS, preset
+from her2_common.model import GROUPS, Group, preset
 from her2_common.wire import SiteDescription
 from her2_server.checkpoint import Checkpoint
 from her2_server.evaluation import SiteScores, evaluate
@@ -96,7 +96,8 @@ def finish(
         **results,
         "seconds": _seconds(lines, totals),
     }
-    release(folder, config, final, dict(threshold))
+    trained = [group for group in GROUPS if any(group in s.groups for s in sites.values())]
+    release(folder, config, final, dict(threshold), trained)
     folder.write_json(folder.summary, summary)
     write_report(folder.path)
     return summary
@@ -115,10 +116,18 @@ def hide_positives(accounts: list[dict[str, Any]], **results: Mapping[str, Any])
 
 
 def release(
-    folder: RunFolder, config: FederationConfig, final: Checkpoint, threshold: Mapping[str, Any]
+    folder: RunFolder,
+    config: FederationConfig,
+    final: Checkpoint,
+    threshold: Mapping[str, Any],
+    trained: list[Group],
 ) -> None:
-    """Write release/: the weights, and what is needed to use them. Not signed."""
-    tensors = save_tensors(dict(final.groups))
+    """Write release/: the weights, and what is needed to use them. Not signed.
+
+    ``trained`` are the groups that at least one site trained. The others still hold their random
+    first values and are left out: no modality is ever scored by an untrained encoder.
+    """
+    tensors = save_tensors({group: final.groups[group] for group in trained})
     layout = preset(config.run.preset)
     manifest = {
         "format": "her2-map release",
@@ -129,6 +138,7 @@ def release(
         "image_size": config.run.image_size or layout.image_size,
         "volume_size": config.run.volume_size or layout.volume_size,
         "threshold": threshold["value"],
+        "groups": trained,
         "sha256": hashlib.sha256(tensors).hexdigest(),
     }
     folder.release.mkdir(exist_ok=True)

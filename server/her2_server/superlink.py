@@ -31,7 +31,7 @@ from flwr.superlink.grid import HttpGrid
 from her2_common.bundle import build_bundle, bundle_hash
 from her2_common.config import FederationConfig
 from her2_common.errors import ConnectionFailedError, RunError
-from her2_common.network import check_tls
+from her2_common.network import bypass_proxy_for_loopback, check_tls
 from her2_common.runtime import (
     Endpoint,
     TaskSource,
@@ -87,6 +87,7 @@ def conduct(
         RunError: the SuperLink does not start the run.
     """
     superlink = config.superlink
+    bypass_proxy_for_loopback()
     check_tls(superlink.address, superlink.root_certificates)
     certificates = superlink.root_certificates.read_bytes()
     try:

@@ -148,3 +148,31 @@ def test_a_part_of_a_known_whole(whole: int, share: float, min_cell: int) -> Non
     part = int(share * whole)
     small = [0 < cases < min_cell for cases in (part, whole - part)]
     assert tell_part(Policy(min_cell=min_cell), part, whole) == (None if any(small) else part)
+
+
+@pytest.mark.parametrize(
+    ("split", "number", "allowed"),
+    [
+        ("val", 1, True),
+        ("val", 3, True),
+        ("test", 3, True),
+        ("test", 1, False),
+        ("train", 3, False),
+    ],
+)
+def test_test_cases_are_scored_after_the_last_round_alone(
+    split: str, number: int, allowed: bool
+) -> None:
+    order = TaskOrder(
+        task="evaluate",
+        run="r",
+        version=__version__,
+        round=number,
+        split=split,
+        plan=RunConfig(rounds=3),
+    )
+    if allowed:
+        check_order(Policy(), order)
+    else:
+        with pytest.raises(PolicyError, match=f"scores of the {split} cases after round {number}"):
+            check_order(Policy(), order)

@@ -16,8 +16,10 @@ from safetensors.numpy import save as save_tensors
 
 from her2_client.cache import CacheWriter, image_shape, open_cache
 from her2_client.cohort import load_cohort
+from her2_client.keys import read_pseudonym_key
 from her2_client.predict import load_release, predict_table
 from her2_client.scoring import score
+from her2_common.cases import pseudonym
 from her2_common.config import SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError
 from her2_common.model import GROUPS, build_model, get_groups
@@ -44,6 +46,7 @@ def release(tmp_path: Path) -> Path:
         "image_size": 32,
         "volume_size": 16,
         "threshold": 0.5,
+        "groups": list(GROUPS),
         "sha256": hashlib.sha256(tensors).hexdigest(),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -172,8 +175,26 @@ def test_a_model_that_lacks_a_group_is_refused(release: Path) -> None:
     groups.pop("mri")
     path.write_bytes(save_tensors(groups))
     set_manifest(release, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-    with pytest.raises(DataError, match="lacks mri"):
+    with pytest.raises(DataError, match="expected the groups clinical, head, mg, mri, us, got "):
         load_release(release)
+
+
+def test_what_nobody_trained_scores_nothing(
+    config: SiteConfig, release: Path, tmp_path: Path
+) -> None:
+    """A release without the MRI encoder scores MRI cases from the rest, or not at all."""
+    path = release / "model.safetensors"
+    groups = load_tensors(path.read_bytes())
+    del groups["mri"], groups["clinical"]
+    path.write_bytes(save_tensors(groups))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    set_manifest(release, sha256=digest, groups=sorted(groups))
+    out = tmp_path / "predictions.csv"
+    assert predict_table(config, release, out) == 3
+    table = rows(out)
+    assert [row["case_id"] for row in table] == ["case-0", "case-1", "case-3"]
+    assert [row["modalities"] for row in table] == ["mg+us", "us", "mg+us"]
+    assert {row["mri_score"] for row in table} == {""}
 
 
 def test_no_safetensors(release: Path) -> None:
@@ -221,24 +242,25 @@ def test_the_order_of_the_table_has_no_part(
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
 
 
-def test_a_cache_with_a_case_without_image_is_refused(
+def test_a_case_without_image_shifts_no_name(
     config: SiteConfig, release: Path, tmp_path: Path
 ) -> None:
-    """Scores and names are matched by position: one case more, and all names after it are wrong."""
+    key = read_pseudonym_key(config.data.pseudonym_key_file)
     images = {"us": np.zeros(image_shape("us", 32, 16), np.float16)}
     labels = dict.fromkeys(("reference", "biopsy", "surgical", "pcr"))
     with CacheWriter(config.data.cache, site="centre-t", image_size=32, volume_size=16) as writer:
         for number, shown in enumerate(({}, images)):
             writer.add(
-                pseudonym=f"{number:024x}",
+                pseudonym=pseudonym(key, f"case-{number}"),
                 split="test",
                 clinical=(None,) * 5,
                 labels=labels,
                 images=shown,
             )
         writer.publish()
-    with pytest.raises(CacheError, match="expected an image for every case"):
-        predict_table(config, release, tmp_path / "predictions.csv")
+    out = tmp_path / "predictions.csv"
+    assert predict_table(config, release, out) == 1
+    assert [row["case_id"] for row in rows(out)] == ["case-1"]
 
 
 @pytest.mark.parametrize("split", ["tests", "", "ALL"])

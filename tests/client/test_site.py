@@ -14,7 +14,7 @@ from her2_client.site import Site, select_device
 from her2_common import __version__
 from her2_common.config import RunConfig, SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError, PolicyError, UpdateError
-from her2_common.model import GROUPS, build_model, get_groups
+from her2_common.model import build_model, get_groups
 from her2_common.wire import SiteDescription, SiteReply, TaskOrder
 
 MakeSite = Callable[..., SiteConfig]
@@ -33,7 +33,8 @@ def weights(*groups: str) -> dict[str, np.ndarray]:
 
 
 def describe(config: SiteConfig) -> SiteDescription:
-    document = Site(config).answer(order("describe"), {}).document
+    plan = PLAN.model_copy(update={"min_cell": config.policy.min_cell})
+    document = Site(config).answer(order("describe", plan=plan), {}).document
     assert isinstance(document, SiteDescription)
     return document
 
@@ -162,7 +163,7 @@ def test_a_site_keeps_no_state_between_orders(make_site: MakeSite) -> None:
     sent = weights("mg", "us", "clinical", "head")
     worn = Site(config)
     worn.answer(order(), sent)
-    worn.answer(order("evaluate", split="train"), sent)
+    worn.answer(order("evaluate", split="val"), sent)
     first = worn.answer(order(round=2), sent).weights
     second = Site(config).answer(order(round=2), sent).weights
     assert {g: v.tobytes() for g, v in first.items()} == {g: v.tobytes() for g, v in second.items()}
@@ -177,9 +178,9 @@ def test_a_new_plan_loads_the_cohort_anew(make_site: MakeSite) -> None:
     site.answer(order("describe"), {})  # and back
 
 
-def test_evaluation_takes_any_groups(make_site: MakeSite) -> None:
-    site = Site(make_site([("us",)] * 12))
-    answer = site.answer(order("evaluate", split="train"), weights(*GROUPS))
+def test_evaluation_scores_a_split(make_site: MakeSite) -> None:
+    site = Site(make_site([("us",)] * 24, lambda i: "train" if i < 12 else "val"))
+    answer = site.answer(order("evaluate"), weights("us", "clinical", "head"))
     assert answer.scores["fused|us"].n == 12
     assert isinstance(answer.document, SiteReply)
     assert answer.document.score_keys == ("fused|us", "single|us")
@@ -190,3 +191,27 @@ def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert select_device("auto") == select_device("cpu") == torch.device("cpu")
     with pytest.raises(ConfigError, match="expected a CUDA device, got none"):
         select_device("cuda")
+
+
+def test_the_stricter_of_two_limits_holds(make_site: MakeSite) -> None:
+    config = make_site([("us",)] * 12, min_cases=5, min_cell=1)
+    described = [
+        Site(config).answer(order("describe", plan=PLAN.model_copy(update=change)), {}).document
+        for change in ({"min_cell": 1}, {"min_cell": 15})
+    ]
+    assert [d.cases.train for d in described if isinstance(d, SiteDescription)] == [12, None]
+
+
+def test_few_clinical_inputs_are_not_used_at_all(make_site: MakeSite) -> None:
+    """Below min_cases the group is not trained, so its first random weights must see nothing."""
+    site = Site(make_site([("us",)] * 12, min_cases=5))
+    site._prepare(PLAN)
+    few = site._cohorts["train"]
+    assert not few.without_clinical().clinical.any()
+    assert few.without_clinical().counts()["clinical"] == 0
+
+
+def test_weights_of_other_groups_are_not_scored(make_site: MakeSite) -> None:
+    site = Site(make_site([("us",)] * 12, min_cases=5))
+    with pytest.raises(DataError, match="expected the groups us, clinical, head"):
+        site.answer(order("evaluate"), weights("us", "mri", "clinical", "head"))

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from her2_client.keys import new_node_key
 from her2_common.config import FederationConfig, RunConfig, SiteConfig, load, parse
 from her2_common.errors import ConfigError
 
@@ -18,7 +19,7 @@ SITE: dict[str, Any] = {
     "superlink": {"address": "h.example:8000", "root_certificates": "ca.crt", "private_key": "n"},
     "state": "state",
 }
-PUBLIC = "ecdsa-sha2-nistp384 AAAAE2VjZHNhLXNoYTItbmlzdHAzODQ="
+PUBLIC, OTHER = (new_node_key()[1] for _ in range(2))
 FEDERATION: dict[str, Any] = {
     "name": "study",
     "superlink": {
@@ -26,7 +27,7 @@ FEDERATION: dict[str, Any] = {
         "root_certificates": "ca.crt",
         "superexec_secret_file": "s",
     },
-    "sites": [{"name": "a", "public_key": PUBLIC}, {"name": "b", "public_key": PUBLIC}],
+    "sites": [{"name": "a", "public_key": PUBLIC}, {"name": "b", "public_key": OTHER}],
 }
 
 
@@ -141,7 +142,7 @@ def test_site_names_must_differ() -> None:
 
 
 def test_faults_inside_the_list_of_sites_are_named() -> None:
-    sites = [FEDERATION["sites"][0], {"name": "b", "public_kei": PUBLIC, "public_key": PUBLIC}]
+    sites = [FEDERATION["sites"][0], {"name": "b", "public_kei": PUBLIC, "public_key": OTHER}]
     with pytest.raises(ConfigError, match=r"sites\.1\.public_kei.* did you mean 'public_key'"):
         federation(FEDERATION | {"sites": sites})
     sites[1] = {"name": "b", "public_key": "ssh-rsa AAAA"}
@@ -164,3 +165,16 @@ def test_a_run_out_of_range_is_refused(key: str, value: Any) -> None:
 def test_a_run_survives_its_own_json() -> None:
     run = RunConfig(rounds=3, label="pcr")
     assert RunConfig.model_validate_json(run.model_dump_json()) == run
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ((PUBLIC[:60], OTHER), "sites: a: public_key is cut off or not a key"),
+        ((PUBLIC, PUBLIC + " a comment"), "sites: a and b have the same public_key"),
+    ],
+)
+def test_keys_are_whole_and_different(keys: tuple[str, str], words: str) -> None:
+    sites = [{"name": name, "public_key": key} for name, key in zip("ab", keys, strict=True)]
+    with pytest.raises(ConfigError, match=words):
+        federation(FEDERATION | {"sites": sites})

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from her2_client.keys import new_node_key
 from her2_common.errors import ConfigError, RunError
 from her2_server.run_folder import RunFolder
 
-KEY = "ecdsa-sha2-nistp384 AAAA"
+KEYS = [new_node_key()[1] for _ in range(2)]
 DOCUMENT: dict[str, Any] = {
     "name": "test",
     "superlink": {
@@ -22,7 +23,7 @@ DOCUMENT: dict[str, Any] = {
         "root_certificates": "ca.crt",
         "superexec_secret_file": "secret",
     },
-    "sites": [{"name": "a", "public_key": KEY}, {"name": "b", "public_key": KEY}],
+    "sites": [{"name": "a", "public_key": KEYS[0]}, {"name": "b", "public_key": KEYS[1]}],
     "run": {"rounds": 3},
 }
 

@@ -14,6 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from safetensors.numpy import load as load_tensors
 
+from her2_client.keys import new_node_key
 from her2_client.predict import load_release
 from her2_common.metrics import ScoreHistogram, youden_threshold
 from her2_common.model import GROUPS, build_model, get_groups
@@ -105,14 +106,14 @@ def test_a_release_is_what_a_site_can_load(tmp_path: Path) -> None:
             "root_certificates": "ca.crt",
             "superexec_secret_file": "s",
         },
-        "sites": [{"name": "a", "public_key": "ecdsa-sha2-nistp384 AAAA"}],
+        "sites": [{"name": "a", "public_key": new_node_key()[1]}],
         "run": {"image_size": 64},
     }
     (tmp_path / "f.yaml").write_text(yaml.safe_dump(document))
     folder = RunFolder(tmp_path / "run")
     folder.create(tmp_path / "f.yaml")
     groups = get_groups(build_model("compact", 6), GROUPS)
-    release(folder, folder.load_config(), Checkpoint(12, groups, {}), {"value": 0.25})
+    release(folder, folder.load_config(), Checkpoint(12, groups, {}), {"value": 0.25}, list(GROUPS))
     manifest = json.loads((folder.release / "manifest.json").read_text())
     tensors = (folder.release / "model.safetensors").read_bytes()
     assert manifest["sha256"] == hashlib.sha256(tensors).hexdigest()
