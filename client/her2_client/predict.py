@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
@@ -19,22 +20,26 @@ from her2_client.cohort import load_cohort
 from her2_client.keys import read_pseudonym_key
 from her2_client.scoring import score
 from her2_client.site import make_deterministic, select_device
+from her2_common import __version__
 from her2_common.cases import MODALITIES, SPLITS, pseudonym, read_cases
 from her2_common.config import SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError
 from her2_common.metrics import GRID
-from her2_common.model import GROUPS, MapModel, build_model, set_groups
+from her2_common.model import GROUPS, Group, MapModel, build_model, set_groups
 
 COLUMNS: Final = ("case_id", "score", "call", *(f"{m}_score" for m in MODALITIES), "modalities")
 
-MANIFEST: Final[dict[str, Any]] = {
-    "preset": str,
-    "image_size": int,
-    "volume_size": int,
-    "threshold": (int, float),
-    "groups": list,
-}
-"""What a prediction needs of manifest.json, beside the SHA-256 of the weights."""
+
+class Manifest(BaseModel):
+    """What a prediction needs of manifest.json, beside the SHA-256 of the weights."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+    preset: str
+    image_size: int = Field(ge=32, le=1024, multiple_of=16)
+    volume_size: int = Field(ge=16, le=256, multiple_of=16)
+    threshold: float = Field(ge=0, le=1)
+    groups: list[Group]
 
 
 def load_release(folder: Path) -> tuple[MapModel, dict[str, Any]]:
@@ -59,9 +64,14 @@ def load_release(folder: Path) -> tuple[MapModel, dict[str, Any]]:
             f"{folder}: model.safetensors was changed: expected SHA-256 {expected[:12]}..., "
             f"got {got[:12]}..."
         )
-    for key, kind in MANIFEST.items():
-        if not isinstance(manifest.get(key), kind):
-            raise DataError(f"{folder}: manifest.json: {key} is missing or wrong", hint=hint)
+    try:
+        Manifest.model_validate(manifest)
+    except ValidationError as error:
+        key = error.errors()[0]["loc"][0]
+        raise DataError(
+            f"{folder}: manifest.json: {key} is missing or wrong",
+            hint=f"expected a release made by her2-map {__version__}",
+        ) from None
     try:
         groups = load_tensors(tensors)
     except SafetensorError as error:
@@ -72,6 +82,8 @@ def load_release(folder: Path) -> tuple[MapModel, dict[str, Any]]:
             f"{folder}: model.safetensors: expected the groups {', '.join(sorted(stated))}, "
             f"got {', '.join(sorted(groups))}"
         )
+    if wrong := [name for name, vector in groups.items() if vector.dtype != np.float32]:
+        raise DataError(f"{folder}: model.safetensors: {wrong[0]}: expected float32")
     model = build_model(manifest["preset"], 0)
     set_groups(model, groups)
     return model, manifest

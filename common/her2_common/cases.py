@@ -11,6 +11,7 @@ import csv
 import difflib
 import hashlib
 import hmac
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,7 +245,7 @@ def _read_rows(path: Path, columns: tuple[str, ...], required: set[str]) -> list
         raise TableError(
             f"{path.name}: expected a readable UTF-8 table, got {type(error).__name__}"
         ) from None
-    reader = csv.reader(text.splitlines(), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         lines = list(reader)
     except csv.Error as error:
@@ -252,6 +253,12 @@ def _read_rows(path: Path, columns: tuple[str, ...], required: set[str]) -> list
     if not lines:
         raise TableError(f"{path.name}: expected a header row, got an empty file")
     header = [name.strip() for name in lines[0]]
+    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            raise TableError(
+                f"{path.name}: expected commas between the cells, got {word}",
+                hint="save the table as comma-separated UTF-8",
+            )
     for name in header:
         if name not in columns:
             near = difflib.get_close_matches(name, columns, n=1)

@@ -32,8 +32,26 @@ Task = Literal["describe", "train", "evaluate"]
 
 def _resolve(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str) and info.context:
-        return Path(info.context["folder"]) / Path(value).expanduser()
+        try:
+            return Path(info.context["folder"]) / Path(value).expanduser()
+        except RuntimeError:
+            raise ValueError(f"expected a path, got {value!r}: no such user") from None
     return value
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML whose mappings hold a key once: of two, a reader sees one and YAML takes the other."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 ResolvedPath = Annotated[Path, BeforeValidator(_resolve)]
@@ -50,6 +68,17 @@ class Section(BaseModel):
     """A frozen part of a configuration file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, values: Any) -> Any:
+        """``min_cases: yes`` is a slip, not 1. (A field of type bool is named here.)"""
+        if isinstance(values, dict):
+            for key, value in values.items():
+                field = cls.model_fields.get(key)
+                if isinstance(value, bool) and field is not None and field.annotation is not bool:
+                    raise ValueError(f"{key}: expected no yes or no, got {value}")
+        return values
 
 
 class SiteSuperLink(Section):
@@ -187,7 +216,7 @@ def load(schema: type[S], path: Path) -> S:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {type(error).__name__}") from None
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""

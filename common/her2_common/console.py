@@ -24,6 +24,9 @@ console: Final = Console(stderr=True, highlight=False)
 """For people: progress, tables, errors."""
 
 
+_INTERRUPTED: Final = 130
+
+
 def print_json(value: Any) -> None:
     """One JSON document to stdout, NaN refused."""
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
@@ -47,13 +50,15 @@ def main_for(app: typer.Typer, program: str) -> Callable[[], None]:
         except click.ClickException as error:
             _fail(program, error.format_message(), None, 1)
         except (click.exceptions.Abort, KeyboardInterrupt):
-            _fail(program, "interrupted", None, 130)
+            _fail(program, "interrupted", None, _INTERRUPTED)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             _fail(program, f"{where}{error.strerror or type(error).__name__}", None, 1)
+        if result == _INTERRUPTED:  # typer turns Ctrl-C into this code
+            _fail(program, "interrupted", None, _INTERRUPTED)
         sys.exit(result if isinstance(result, int) else 0)
 
     return main

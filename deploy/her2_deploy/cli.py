@@ -12,6 +12,7 @@ from her2_common.children import interrupted_by_sigterm
 from her2_common.console import console, main_for
 from her2_deploy.demo import LOCAL_EPOCHS, ROUNDS, Demo, run_demo
 from her2_deploy.provision import VALID_DAYS, provision, superlink_command
+from her2_deploy.synth.cohort import Scenario
 from her2_deploy.synth.command import synth
 
 app = typer.Typer(
@@ -28,8 +29,10 @@ app.command()(synth)
 def provision_command(
     host: Annotated[list[str], typer.Option(help="A name or address of the SuperLink; repeat.")],
     folder: Annotated[Path, typer.Option(help="Where the files go.")] = Path("coordinator"),
-    port: Annotated[int, typer.Option(help="The port in the command printed.")] = 8000,
-    days: Annotated[int, typer.Option(help="How long the certificates are valid.")] = VALID_DAYS,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Its port.")] = 8000,
+    days: Annotated[
+        int, typer.Option(min=1, max=3650, help="Days until they expire.")
+    ] = VALID_DAYS,
 ) -> None:
     """Make a root certificate, a server certificate and the SuperLink's secret."""
     paths = provision(folder, host, days=days)
@@ -44,14 +47,12 @@ def provision_command(
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the hospitals live.")] = Path("demo"),
     out: Annotated[Path, typer.Option(help="The run and its report.")] = Path("runs/demo"),
-    cases: Annotated[int, typer.Option(min=80, help="Cases in all.")] = 1000,
+    cases: Annotated[int, typer.Option(min=300, help="Cases in all.")] = 1000,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of training.")] = ROUNDS,
     local_epochs: Annotated[
         int, typer.Option(min=0, help="Epochs a site and round.")
     ] = LOCAL_EPOCHS,
-    scenario: Annotated[
-        str, typer.Option(help="default, heterogeneous, null or randomised.")
-    ] = "default",
+    scenario: Annotated[Scenario, typer.Option(help="What the cohort is like.")] = "default",
     seed: Annotated[int, typer.Option(min=0)] = 1,
 ) -> None:
     """Four hospitals on this machine: cohort, ingest, training over TLS, report."""

@@ -88,6 +88,8 @@ def run_demo(demo: Demo) -> None:
         console.rule(f"[bold]{number}/4  {text}  [dim]{time.monotonic() - started:.0f} s")
 
     for folder in (demo.folder, demo.out):
+        _require_ours(folder)
+    for folder in (demo.folder, demo.out):
         _make_room(folder)
     step(1, f"a synthetic cohort of {demo.cases} cases at four centres")
     call(
@@ -140,18 +142,26 @@ def run_demo(demo: Demo) -> None:
     console.print(f"logs {logs}", soft_wrap=True)
 
 
+def _require_ours(folder: Path) -> None:
+    """Raises:
+    ConfigError: the folder holds something that no demo made.
+    """
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not empty and not (folder / STAMP).exists():
+        raise ConfigError(
+            f"{folder}: expected an empty folder or an earlier demo's, got something else",
+            hint="choose another folder",
+        )
+
+
 def _make_room(folder: Path) -> None:
     """An empty folder that is the demo's own; what an earlier demo left is removed.
 
     Raises:
         ConfigError: the folder holds something that no demo made.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        if not (folder / STAMP).exists():
-            raise ConfigError(
-                f"{folder}: expected an empty folder or an earlier demo's, got something else",
-                hint="choose another folder",
-            )
+    _require_ours(folder)
+    if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / STAMP).touch()

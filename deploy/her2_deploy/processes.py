@@ -115,7 +115,6 @@ def call(command: Sequence[str], *, capture: bool = False) -> str:
         text=True,
         env=environment(),
         check=False,
-        preexec_fn=end_with_parent,
     )
     if done.returncode:
         if capture:

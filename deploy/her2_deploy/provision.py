@@ -96,7 +96,10 @@ def _san(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
-        return x509.DNSName(host)
+        try:
+            return x509.DNSName(host)
+        except ValueError:
+            raise ConfigError(f"--host: expected a name in ASCII letters, got {host!r}") from None
 
 
 def _key_usage(*, signs: bool) -> x509.KeyUsage:

@@ -67,6 +67,7 @@ def resume(
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="The run's folder, runs/<name>.")]) -> None:
     """Draw report.html again from summary.json and metrics.jsonl."""
+    RunFolder(folder).load_config()
     if not RunFolder(folder).summary.exists():
         raise RunError(
             f"{folder}: no summary.json, the run is not finished",

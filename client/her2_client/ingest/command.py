@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final
@@ -31,6 +32,9 @@ def ingest(
 ) -> None:
     """Standardise the site's images into its cache."""
     config = load(SiteConfig, site)
+    logging.getLogger("pydicom").setLevel(
+        logging.ERROR
+    )  # its notes on single files are ours to make
     with _progress_bar() as report:
         summary = run_ingest(config, workers=workers, strict=strict, progress=report)
     show(summary)

@@ -62,6 +62,8 @@ def read(path: Path, modality: str) -> Dataset:
     Raises:
         ImageError: missing file, not DICOM, truncated, damaged, wrong modality.
     """
+    if path.exists() and not path.is_file():  # a pipe or a device would keep us waiting
+        raise ImageError("expected a file, got something else", reason="not a file")
     with reading():
         dataset = pydicom.dcmread(path)
         check_modality(str(dataset.get("Modality", "")), modality)
