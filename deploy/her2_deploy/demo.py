@@ -11,6 +11,7 @@ It calls the same commands that hospitals call; nothing in it is a short cut.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from her2_deploy.provision import provision, superlink_command
 CENTRES: Final = ("centre-a", "centre-b", "centre-c", "centre-d")
 IMAGE_SIZE: Final = 64
 VOLUME_SIZE: Final = 32
-ROUNDS: Final = 14
+ROUNDS: Final = 20
 LOCAL_EPOCHS: Final = 2
 STAMP: Final = ".her2-map-demo"
 
@@ -108,7 +109,10 @@ def run_demo(demo: Demo) -> None:
     address = f"localhost:{port}"
     coordinator = demo.folder / "coordinator"
     paths = provision(coordinator, ["localhost", "127.0.0.1"])
-    keys = {centre: _prepare_site(demo.hospitals / centre, centre, address) for centre in CENTRES}
+    keys = {
+        centre: _prepare_site(demo.hospitals / centre, centre, address, demo.seed)
+        for centre in CENTRES
+    }
     federation = coordinator / "federation.yaml"
     federation.write_text(
         federation_text(
@@ -167,7 +171,7 @@ def _make_room(folder: Path) -> None:
     (folder / STAMP).touch()
 
 
-def _prepare_site(folder: Path, name: str, address: str) -> str:
+def _prepare_site(folder: Path, name: str, address: str, seed: int) -> str:
     """Run `her2-client init` and `ingest` for one centre; returns its public key."""
     client = program("her2-client")
     public_key = call(
@@ -185,8 +189,18 @@ def _prepare_site(folder: Path, name: str, address: str) -> str:
         ],
         capture=True,
     )
+    fix_splits(folder / "keys" / "pseudonym.key", name, seed)
     call([client, "ingest", "--site", str(folder / "site.yaml")])
     return public_key.strip()
+
+
+def fix_splits(key_file: Path, name: str, seed: int) -> None:
+    """Replace a demo site's secret pseudonym key by one that follows from the seed.
+
+    Splits follow from the key, and `her2-client init` draws a new one each time; so that the same
+    seed gives the same demo, its synthetic patients do without the secret.
+    """
+    key_file.write_text(hashlib.sha256(f"demo {seed} {name}".encode()).hexdigest())
 
 
 def federation_text(

@@ -44,7 +44,7 @@ from her2_common.cases import MODALITIES, Split
 from her2_common.config import FederationConfig, RunConfig, SiteConfig, load
 from her2_common.metrics import Estimate, ScoreHistogram, auc_interval
 from her2_common.model import MapModel, build_model
-from her2_deploy.demo import CENTRES, IMAGE_SIZE, VOLUME_SIZE, federation_text
+from her2_deploy.demo import CENTRES, IMAGE_SIZE, VOLUME_SIZE, federation_text, fix_splits
 from her2_deploy.simulation import LocalGrid, LocalNode
 from her2_deploy.synth.build import write_cohort
 from her2_server.coordinator import Coordinator
@@ -66,6 +66,7 @@ def prepare(root: Path, cases: int, scenario: str, seed: int) -> dict[str, SiteC
             volume_size=VOLUME_SIZE,
             threads=1,
         )
+        fix_splits(hospitals / name / "keys" / "pseudonym.key", name, seed)
         configs[name] = load(SiteConfig, hospitals / name / "site.yaml")
         ingest(configs[name], workers=1)
     return configs
@@ -182,7 +183,10 @@ def main() -> None:
     jobs.append((1, options.cases, "null"))
     workers = min(os.cpu_count() or 1, len(jobs))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        results = list(pool.map(one_seed, *zip(*jobs, strict=True)))
+        results = []
+        for result in pool.map(one_seed, *zip(*jobs, strict=True)):
+            print(f"done: {json.dumps(result)}", file=sys.stderr, flush=True)
+            results.append(result)
     if options.json:
         print(json.dumps(results, indent=1))
         return
