@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 
 from her2_common.cases import CLINICAL_INPUTS, MODALITIES, SPLITS, Label, Modality, Split
 from her2_common.errors import CacheError
+from her2_common.files import sync_folder
 
 LABELS: Final[tuple[Label, ...]] = get_args(Label)
 FORMAT: Final = "her2-map cache"
@@ -359,7 +360,7 @@ class CacheWriter:
 
         # 1. the arrays, under a name that no index mentions yet
         shutil.rmtree(self.folder / generation, ignore_errors=True)
-        _sync_folder(self._writing)
+        sync_folder(self._writing)
         self._writing.rename(self.folder / generation)
         # 2. the index, complete on disk before it takes its name
         draft = self.folder / f"{INDEX_NAME}.new"
@@ -367,9 +368,9 @@ class CacheWriter:
             json.dump(document, stream, allow_nan=False)
             stream.flush()
             os.fsync(stream.fileno())
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         draft.replace(self.folder / INDEX_NAME)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         # 3. what nothing names any more; a reader that has it mapped keeps it
         for path in self.folder.iterdir():
             if path.name.isdigit() and path.name != generation:
@@ -379,11 +380,3 @@ class CacheWriter:
 def _is_ours(path: Path) -> bool:
     known = {INDEX_NAME, f"{INDEX_NAME}.new", LOCK_NAME, WRITING_NAME}
     return path.name in known or (path.name.isdigit() and path.is_dir())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -34,7 +34,7 @@ from flwr.clientapp import ClientApp
 from her2_client.app import error_reply, make_app
 from her2_client.policy import check_bundle
 from her2_client.site import Site
-from her2_common.children import end_with_parent, interrupted_by_sigterm
+from her2_common.children import end_with_parent, interrupted_by_sigterm, stop_process
 from her2_common.config import SiteConfig
 from her2_common.errors import Her2Error, PolicyError
 from her2_common.files import write_private
@@ -155,14 +155,8 @@ class SuperNode:
 
     def stop(self) -> None:
         """End the child by its own process id."""
-        if self.process is None or self.process.poll() is not None:
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        if self.process is not None:
+            stop_process(self.process)
 
 
 def run_site(config: SiteConfig, *, notify: Callable[[str], None]) -> None:

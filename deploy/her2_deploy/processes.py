@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from her2_common.children import end_with_parent
+from her2_common.children import end_with_parent, stop_process
 from her2_common.console import console
 from her2_common.errors import ConnectionFailedError, Her2Error
 from her2_common.network import check_tls
@@ -41,14 +41,7 @@ class Child:
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL after 10 s, to this process id alone."""
-        if self.process.poll() is not None:
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        stop_process(self.process)
 
     def tail(self, lines: int = 8) -> str:
         """The last lines of its log."""
