@@ -18,8 +18,9 @@ from flwr.common.constant import ErrorCode
 from her2_client.site import Site
 from her2_common.config import SiteConfig, load
 from her2_common.errors import Her2Error, PolicyError
-from her2_common.model import build_model, group_sizes
+from her2_common.model import preset_sizes
 from her2_common.wire import (
+    MESSAGE_TYPES,
     TaskOrder,
     document_record,
     read_document,
@@ -69,11 +70,11 @@ def error_reply(message: Message, code: str) -> Message:
 def _content(site: Site, message: Message) -> RecordDict:
     order = read_document(message.content, "order", TaskOrder)
     expected = message.metadata.message_type.split(".")[0]
-    if {"query": "describe"}.get(expected, expected) != order.task:
+    if MESSAGE_TYPES[order.task] != expected:
         raise PolicyError(f"expected a {expected} order, got {order.task}")
     weights = {}
     if order.task != "describe":
-        weights = read_weights(message.content, group_sizes(build_model(order.plan.preset, 0)))
+        weights = read_weights(message.content, preset_sizes(order.plan.preset))
     answer = site.answer(order, weights)
     record = RecordDict({"reply": document_record(answer.document)})
     if answer.weights:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -222,6 +223,12 @@ def group_parameters(model: MapModel, group: str) -> list[nn.Parameter]:
 def group_sizes(model: MapModel) -> dict[str, int]:
     """How many numbers each group holds."""
     return {g: sum(p.numel() for p in group_parameters(model, g)) for g in GROUPS}
+
+
+@cache
+def preset_sizes(name: str) -> dict[str, int]:
+    """How many numbers each group of a preset's model holds; built once a process."""
+    return group_sizes(build_model(name, 0))
 
 
 def get_groups(model: MapModel, groups: Iterable[str]) -> dict[str, np.ndarray]:

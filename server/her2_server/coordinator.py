@@ -29,7 +29,7 @@ from her2_common.cases import Split
 from her2_common.config import FederationConfig, Task
 from her2_common.errors import RunError, UpdateError
 from her2_common.metrics import Estimate, ScoreHistogram, auc_interval
-from her2_common.model import GROUPS, build_model, get_groups, group_sizes
+from her2_common.model import GROUPS, build_model, get_groups, preset_sizes
 from her2_common.wire import (
     MESSAGE_TYPES,
     SiteDescription,
@@ -64,7 +64,7 @@ class Coordinator:
         self.notify = notify
         self.config: FederationConfig = folder.load_config()
         self.plan = self.config.run
-        self.sizes = group_sizes(build_model(self.plan.preset, self.plan.seed))
+        self.sizes = preset_sizes(self.plan.preset)
         self.sites: dict[str, SiteDescription] = {}
         self.totals = Totals()
         self.started = datetime.now(UTC)

@@ -32,9 +32,8 @@ def ingest(
 ) -> None:
     """Standardise the site's images into its cache."""
     config = load(SiteConfig, site)
-    logging.getLogger("pydicom").setLevel(
-        logging.ERROR
-    )  # its notes on single files are ours to make
+    # What is worth saying about a file is said by us.
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
     with _progress_bar() as report:
         summary = run_ingest(config, workers=workers, strict=strict, progress=report)
     show(summary)
