@@ -7,18 +7,15 @@ pass and reported together, each with its row, column, what was expected and wha
 
 from __future__ import annotations
 
-import csv
-import difflib
 import hashlib
 import hmac
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from her2_common.clinical import her2_from_ihc_ish, pcr_from_stage
-from her2_common.errors import TableError
+from her2_common.tables import Faults, read_rows
 
 Modality = Literal["mg", "us", "mri"]
 MODALITIES: Final[tuple[Modality, ...]] = get_args(Modality)
@@ -36,7 +33,6 @@ Label = Literal["reference", "biopsy", "surgical", "pcr"]
 CLINICAL_INPUTS: Final = ("age", "menopausal", "clinical_t", "clinical_n", "multifocal")
 """The five clinical inputs of the MAP model; none of them is read from the biopsy."""
 
-MAX_FAULTS_SHOWN: Final = 20
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Case:
     mg_cc: Path | None
     mg_mlo: Path | None
     us: tuple[Path, ...]
-    mri: Path | None
+    mri: tuple[Path, ...]
     laterality: Literal["L", "R"] | None
     age: float | None
     menopausal: int | None
@@ -103,7 +99,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Box:
-    """A lesion's box in source pixels or voxels, end-exclusive; ``z`` is slices (MRI)."""
+    """A lesion's box in source pixels or voxels, end-exclusive.
+
+    ``z`` is slices of MRI, and the frame of a multi-frame ultrasound.
+    """
 
     x0: int
     y0: int
@@ -205,83 +204,7 @@ CASE_COLUMNS: Final = tuple(_PARSERS)
 LESION_COLUMNS: Final = ("case_id", "image", "x0", "y0", "z0", "x1", "y1", "z1")
 
 
-class _Faults:
-    """Collects the faults of one table and raises them together."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines: list[str] = []
-
-    def cell(self, row: int, column: str, expected: str, got: str) -> None:
-        self.lines.append(f"row {row}, column {column}: expected {expected}, got {got!r}")
-
-    def row(self, row: int, message: str) -> None:
-        self.lines.append(f"row {row}: {message}")
-
-    def raise_if_any(self) -> None:
-        if not self.lines:
-            return
-        shown = self.lines[:MAX_FAULTS_SHOWN]
-        more = len(self.lines) - len(shown)
-        if more:
-            shown.append(f"and {more} more")
-        count = "1 fault" if len(self.lines) == 1 else f"{len(self.lines)} faults"
-        raise TableError(
-            f"{self.path.name}: {count}\n  " + "\n  ".join(shown),
-            hint="row 1 is the header; correct the rows named and run the command again",
-        )
-
-
-def _read_rows(path: Path, columns: tuple[str, ...], required: set[str]) -> list[dict[str, str]]:
-    """The table's rows as stripped text, after its header has been checked."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise TableError(
-            f"{path.name}: no such file in {path.parent}",
-            hint="the path stands in site.yaml under data",
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TableError(
-            f"{path.name}: expected a readable UTF-8 table, got {type(error).__name__}"
-        ) from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        lines = list(reader)
-    except csv.Error as error:
-        raise TableError(f"{path.name}, row {reader.line_num}: not CSV: {error}") from None
-    if not lines:
-        raise TableError(f"{path.name}: expected a header row, got an empty file")
-    header = [name.strip() for name in lines[0]]
-    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
-        if len(header) == 1 and separator in header[0]:
-            raise TableError(
-                f"{path.name}: expected commas between the cells, got {word}",
-                hint="save the table as comma-separated UTF-8",
-            )
-    for name in header:
-        if name not in columns:
-            near = difflib.get_close_matches(name, columns, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(columns)
-            raise TableError(f"{path.name}: unknown column {name!r}", hint=hint)
-    if twice := {name for name in header if header.count(name) > 1}:
-        raise TableError(f"{path.name}: column {min(twice)!r} stands twice in the header")
-    if missing := required - set(header):
-        raise TableError(f"{path.name}: column {min(missing)!r} is missing from the header")
-    rows = []
-    for number, cells in enumerate(lines[1:], start=2):
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(header):
-            raise TableError(
-                f"{path.name}, row {number}: expected {len(header)} cells, got {len(cells)}"
-            )
-        row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
-        rows.append(row | {"": str(number)})  # "" holds the line number; no column has that name
-    return rows
-
-
-def _assay(values: dict[str, Any], specimen: str, row: int, faults: _Faults) -> Assay:
+def _assay(values: dict[str, Any], specimen: str, row: int, faults: Faults) -> Assay:
     ihc, ish, stated = (values.get(f"{specimen}_{name}") for name in ("ihc", "ish", "her2"))
     derived = her2_from_ihc_ish(ihc, ish)
     if derived is not None and stated is not None and derived != stated:
@@ -302,11 +225,11 @@ def read_cases(path: Path, lesions: Path | None = None) -> CaseTable:
     Raises:
         TableError: naming every faulty row and column (the first 20 of them).
     """
-    faults = _Faults(path)
+    faults = Faults(path)
     cases: list[Case] = []
     first_row: dict[str, int] = {}
     split_of: dict[str, tuple[int, str]] = {}
-    for raw in _read_rows(path, CASE_COLUMNS, {"case_id"}):
+    for raw in read_rows(path, CASE_COLUMNS, {"case_id"}):
         row = int(raw[""])
         values: dict[str, Any] = {}
         for column, parse in _PARSERS.items():
@@ -319,7 +242,8 @@ def read_cases(path: Path, lesions: Path | None = None) -> CaseTable:
                 faults.cell(row, column, str(bad), text)
         case_id = values.get("case_id")
         if case_id is None:
-            faults.row(row, "case_id is blank")
+            if not raw.get("case_id"):
+                faults.row(row, "case_id is blank")
             continue
         if case_id in first_row:
             faults.row(row, f"case_id is the same as in row {first_row[case_id]}")
@@ -344,6 +268,10 @@ def read_cases(path: Path, lesions: Path | None = None) -> CaseTable:
         def file(column: str, values: dict[str, Any] = values) -> Path | None:
             return path.parent / values[column] if column in values else None
 
+        def files(column: str, values: dict[str, Any] = values) -> tuple[Path, ...]:
+            parts = [part.strip() for part in values.get(column, "").split(";")]
+            return tuple(path.parent / part for part in parts if part)
+
         cases.append(
             Case(
                 row=row,
@@ -351,12 +279,8 @@ def read_cases(path: Path, lesions: Path | None = None) -> CaseTable:
                 patient_id=patient_id,
                 mg_cc=file("mg_cc"),
                 mg_mlo=file("mg_mlo"),
-                us=tuple(
-                    path.parent / part.strip()
-                    for part in values.get("us", "").split(";")
-                    if part.strip()
-                ),
-                mri=file("mri"),
+                us=files("us"),
+                mri=files("mri"),
                 **{
                     name: values.get(name)
                     for name in ("laterality", *CLINICAL_INPUTS, "er", "pr", "nat", "anti_her2")
@@ -375,10 +299,10 @@ def read_cases(path: Path, lesions: Path | None = None) -> CaseTable:
 
 
 def _read_boxes(path: Path, known: set[str]) -> dict[tuple[str, Image], Box]:
-    faults = _Faults(path)
+    faults = Faults(path)
     boxes: dict[tuple[str, Image], Box] = {}
     corner = _integer(0, 1_000_000)
-    for raw in _read_rows(path, LESION_COLUMNS, set(LESION_COLUMNS) - {"z0", "z1"}):
+    for raw in read_rows(path, LESION_COLUMNS, set(LESION_COLUMNS) - {"z0", "z1"}):
         row = int(raw[""])
         image = raw["image"]
         if raw["case_id"] not in known:
@@ -388,13 +312,15 @@ def _read_boxes(path: Path, known: set[str]) -> dict[tuple[str, Image], Box]:
             faults.cell(row, "image", "one of " + ", ".join(IMAGES), image)
             continue
         values: dict[str, int | None] = {"z0": None, "z1": None}
-        needed = LESION_COLUMNS[2:] if image == "mri" else ("x0", "y0", "x1", "y1")
+        needed: tuple[str, ...] = ("x0", "y0", "x1", "y1")
+        if image == "mri" or (image == "us" and (raw.get("z0") or raw.get("z1"))):
+            needed = LESION_COLUMNS[2:]
         for column in needed:
             try:
                 values[column] = corner(raw.get(column, ""))
             except _BadCellError:
                 faults.cell(row, column, "a whole number from 0", raw.get(column, ""))
-        for axis in "xyz" if image == "mri" else "xy":
+        for axis in "xyz":
             low, high = values.get(f"{axis}0"), values.get(f"{axis}1")
             if low is not None and high is not None and high <= low:
                 faults.row(row, f"{axis}1 must be greater than {axis}0 (boxes are end-exclusive)")

@@ -42,7 +42,8 @@ def test_a_full_row(tmp_path: Path) -> None:
     row = "c1,p1,a/cc.dcm,,u1.dcm; u2.dcm ,m,L,61.5,1,2,0,0,1,0,2,1,,1,,0,1,1,is,0,,val\n"
     (case,) = read(tmp_path, header + row).cases
     assert (case.row, case.case_id, case.patient_id) == (2, "c1", "p1")
-    assert (case.mg_cc, case.mg_mlo, case.mri) == (tmp_path / "a/cc.dcm", None, tmp_path / "m")
+    assert (case.mg_cc, case.mg_mlo) == (tmp_path / "a/cc.dcm", None)
+    assert case.mri == (tmp_path / "m",)
     assert case.us == (tmp_path / "u1.dcm", tmp_path / "u2.dcm")
     assert case.modalities == ("mg", "us", "mri")
     assert case.clinical == (61.5, 1, 2, 0, 0)

@@ -69,8 +69,7 @@ def displayed(path: Path) -> np.ndarray:
 
 def slices_by_phase(case: Case) -> list[list[pydicom.Dataset]]:
     """Phases in time, each with its slices along the normal, by geometry and time tags alone."""
-    assert case.mri is not None
-    datasets = [pydicom.dcmread(path) for path in case.mri.iterdir()]
+    datasets = [pydicom.dcmread(path) for path in case.mri[0].iterdir()]
     normal = np.cross(
         datasets[0].ImageOrientationPatient[:3], datasets[0].ImageOrientationPatient[3:]
     )
@@ -124,7 +123,7 @@ def test_every_named_file_exists_and_no_other(root: Path, entries: list[Entry]) 
     named = {
         path
         for _, case, _ in entries
-        for path in (case.mg_cc, case.mg_mlo, *case.us, case.mri)
+        for path in (case.mg_cc, case.mg_mlo, *case.us, *case.mri)
         if path is not None
     }
     found = set(root.glob("*/images/*/*"))
@@ -245,7 +244,7 @@ def test_ultrasound_shows_the_region_and_a_name_outside_it(entries: list[Entry])
 def test_mri_geometry_phases_and_box(entries: list[Entry]) -> None:
     keys, checked = set(), 0
     for truth, case, table in entries:
-        if case.mri is None:
+        if not case.mri:
             continue
         phases = slices_by_phase(case)
         look = BY_NAME[truth.centre].mri

@@ -108,9 +108,9 @@ def _still(case: Case, image: Image) -> Array | None:
 
 def _mri_middle(case: Case, table: CaseTable) -> tuple[Array | None, Array | None]:
     """The slice through the lesion's middle, in the first and second phase."""
-    if case.mri is None:
+    if not case.mri:
         return None, None
-    slices = [pydicom.dcmread(path) for path in sorted(case.mri.iterdir())]
+    slices = [pydicom.dcmread(path) for path in sorted(case.mri[0].iterdir())]
     first = slices[0]
     normal = np.cross(first.ImageOrientationPatient[:3], first.ImageOrientationPatient[3:])
     # Instance numbers are in order of phase, then slice.

@@ -1,0 +1,106 @@
+"""Reading CSV tables that people made: the header checked, every fault told by row and column."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+from pathlib import Path
+from typing import Final
+
+from her2_common.errors import TableError
+
+MAX_FAULTS_SHOWN: Final = 20
+MAX_CELL_SHOWN: Final = 40
+
+
+class Faults:
+    """Collects the faults of one table, so that they are reported together."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[str] = []
+
+    def cell(self, row: int, column: str, expected: str, got: str) -> None:
+        """A cell that does not hold what its column wants; a long one is cut."""
+        shown = got if len(got) <= MAX_CELL_SHOWN else f"{got[:MAX_CELL_SHOWN]}..."
+        self.lines.append(f"row {row}, column {column}: expected {expected}, got {shown!r}")
+
+    def row(self, row: int, message: str) -> None:
+        """Whatever else is wrong in a row."""
+        self.lines.append(f"row {row}: {message}")
+
+    def raise_if_any(self) -> None:
+        """Raises TableError with the first ``MAX_FAULTS_SHOWN`` faults, if there are any."""
+        if not self.lines:
+            return
+        shown = self.lines[:MAX_FAULTS_SHOWN]
+        more = len(self.lines) - len(shown)
+        if more:
+            shown.append(f"and {more} more")
+        count = "1 fault" if len(self.lines) == 1 else f"{len(self.lines)} faults"
+        raise TableError(
+            f"{self.path.name}: {count}\n  " + "\n  ".join(shown),
+            hint="row 1 is the header; correct the rows named and run the command again",
+        )
+
+
+def read_rows(path: Path, columns: tuple[str, ...], required: set[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file as stripped text by column, after its header has been checked.
+
+    Blank rows are left out. Under the key "" stands the row's line number in the file, the header
+    being 1.
+
+    Raises:
+        TableError: not there, not UTF-8, not CSV, an unknown, doubled or missing column, or a row
+            with too many or too few cells.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise TableError(
+            f"{path.name}: no such file in {path.parent}",
+            hint="the path stands in site.yaml under data",
+        ) from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise TableError(
+            f"{path.name}, row {line}: expected UTF-8, got a byte of another encoding",
+            hint="save the table as 'CSV UTF-8', or run: iconv -f latin1 -t utf-8",
+        ) from None
+    except OSError as error:
+        raise TableError(f"{path.name}: cannot be read: {error.strerror}") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        lines = list(reader)
+    except csv.Error as error:
+        raise TableError(f"{path.name}, row {reader.line_num}: not CSV: {error}") from None
+    if not lines:
+        raise TableError(f"{path.name}: expected a header row, got an empty file")
+    header = [name.strip() for name in lines[0]]
+    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            raise TableError(
+                f"{path.name}: expected commas between the cells, got {word}",
+                hint="save the table as comma-separated UTF-8",
+            )
+    for name in header:
+        if name not in columns:
+            near = difflib.get_close_matches(name, columns, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(columns)
+            raise TableError(f"{path.name}: unknown column {name!r}", hint=hint)
+    if twice := {name for name in header if header.count(name) > 1}:
+        raise TableError(f"{path.name}: column {min(twice)!r} stands twice in the header")
+    if missing := required - set(header):
+        raise TableError(f"{path.name}: column {min(missing)!r} is missing from the header")
+    rows = []
+    for number, cells in enumerate(lines[1:], start=2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(header):
+            raise TableError(
+                f"{path.name}, row {number}: expected {len(header)} cells, got {len(cells)}"
+            )
+        row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+        rows.append(row | {"": str(number)})  # "" holds the line number; no column has that name
+    return rows
