@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 from typing import Annotated
@@ -13,21 +12,11 @@ from her2_client.check import check_command
 from her2_client.ingest.command import ingest
 from her2_client.keys import init_site
 from her2_common.config import Address, Name, SiteConfig, load
-from her2_common.console import console, main_for
+from her2_common.console import console, main_for, new_app
 
-app = typer.Typer(
-    help="A her2-map site: its data stays here.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = new_app("A her2-map site: its data stays here.")
 
 SiteOption = Annotated[Path, typer.Option("--site", help="The site's configuration.")]
-
-
-@app.callback()
-def _settings() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
 
 
 @app.command()

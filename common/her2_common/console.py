@@ -8,6 +8,7 @@ mistake never shows a stack trace: ``her2-client: error: ...`` and, where there 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import warnings
@@ -32,6 +33,22 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def new_app(purpose: str) -> typer.Typer:
+    """A command line in the house's manner; ``purpose`` is the first line of its help."""
+    app = typer.Typer(
+        help=purpose,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    @app.callback()
+    def _settings() -> None:
+        logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+
+    return app
+
+
 def main_for(app: typer.Typer, program: str) -> Callable[[], None]:
     """The entry point of ``program``: runs ``app`` and turns errors into the house's form."""
 
@@ -44,6 +61,8 @@ def main_for(app: typer.Typer, program: str) -> Callable[[], None]:
             result = command.main(prog_name=program, standalone_mode=False)
         except Her2Error as error:
             _fail(program, str(error), error.hint, error.exit_code)
+        except click.exceptions.NoArgsIsHelpError:  # the help is on the screen already
+            sys.exit(2)
         except click.UsageError as error:
             context = f"{error.ctx.command_path} --help" if error.ctx else f"{program} --help"
             _fail(program, error.format_message(), f"see {context}", 2)

@@ -9,18 +9,13 @@ from typing import Annotated
 import typer
 
 from her2_common.children import interrupted_by_sigterm
-from her2_common.console import console, main_for
+from her2_common.console import console, main_for, new_app
 from her2_deploy.demo import LOCAL_EPOCHS, ROUNDS, Demo, run_demo
 from her2_deploy.provision import VALID_DAYS, provision, superlink_command
 from her2_deploy.synth.cohort import Scenario
 from her2_deploy.synth.command import synth
 
-app = typer.Typer(
-    help="Set up a her2-map federation, or try one on this machine.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = new_app("Set up a her2-map federation, or try one on this machine.")
 
 app.command()(synth)
 

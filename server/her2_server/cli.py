@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,26 +10,16 @@ from typing import Annotated
 import typer
 
 from her2_common.config import FederationConfig, load
-from her2_common.console import console, main_for, print_json
+from her2_common.console import console, main_for, new_app, print_json
 from her2_common.errors import RunError
 from her2_server.coordinator import Coordinator
 from her2_server.report import write_report
 from her2_server.run_folder import RunFolder
 from her2_server.superlink import conduct
 
-app = typer.Typer(
-    help="The coordinator of a her2-map federation.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = new_app("The coordinator of a her2-map federation.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON to stdout.")]
-
-
-@app.callback()
-def _settings() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
 
 
 @app.command()
