@@ -1,44 +1,40 @@
 """The cache: what ingest leaves behind and training reads, one memory-mapped array a modality.
 
     cache/
-    ├── index.json      the small tables, the shape and SHA-256 of every array, its own SHA-256
-    ├── 0003/           the generation that index.json names
-    │   ├── mg.npy      (n_mg, 4, S, S)     float16: CC, MLO, lesion crop of CC, lesion crop of MLO
-    │   ├── us.npy      (n_us, 1, S, S)     float16
-    │   └── mri.npy     (n_mri, 1, V, V, V) float16
-    └── .lock           held by the ingest that is running
+    ├── index.json          the small tables, shape and SHA-256 of every array, its own SHA-256
+    ├── 0003/               the generation that index.json names
+    │   ├── mg.npy          (n_mg, 4, S, S)     float16: CC, MLO, lesion crop of CC and of MLO
+    │   ├── us.npy          (n_us, 1, S, S)     float16
+    │   ├── mri.npy         (n_mri, P, V, V, V) float16: P phases, see ``mri_phases``
+    │   └── outcomes.jsonl  what became of each image, under a keyed hash of its source
+    └── .lock               held by the ingest that is running
 
-A new cache is written beside the old one and takes its place by one atomic replacement of
-index.json: a killed ingest leaves the previous cache as it was. Nothing in these files is an
-identifier: cases are known by keyed pseudonyms, and there are no paths, tags or dates.
+A new cache is written beside the old one (cache_writer.py) and takes its place by one atomic
+replacement of index.json: a killed ingest leaves the previous cache as it was. Nothing in these
+files is an identifier: cases are known by keyed pseudonyms, there are no paths, tags or dates.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Final, get_args
+from typing import Any, Final, get_args
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock, Timeout
 
-from her2_common.cases import CLINICAL_INPUTS, MODALITIES, SPLITS, Label, Modality, Split
+from her2_common.cases import CLINICAL_INPUTS, MODALITIES, Label, Modality
 from her2_common.errors import CacheError
-from her2_common.files import sync_folder
 
 LABELS: Final[tuple[Label, ...]] = get_args(Label)
 FORMAT: Final = "her2-map cache"
-VERSION: Final = 1
+VERSION: Final = 2
 INDEX_NAME: Final = "index.json"
 LOCK_NAME: Final = ".lock"
-WRITING_NAME: Final = ".writing"
+OUTCOMES_NAME: Final = "outcomes.jsonl"
 INGEST_HINT: Final = "run: her2-client ingest"
 _HASH_BLOCK_BYTES: Final = 1 << 24
 
@@ -49,7 +45,8 @@ Array = npt.NDArray[Any]
 class Cache:
     """The standardised cases of one site, in the order of its case table.
 
-    ``in_table`` counts the rows of the table, accepted or left out.
+    ``in_table`` counts the rows of the table, accepted or left out; ``mri_phases`` says which
+    phase each channel of an MRI is (0 before contrast, 1 the first after it).
     ``split`` is (n,) int8, an index into ``SPLITS``; ``clinical`` (n, 5) float32 in raw units and
     the order of ``CLINICAL_INPUTS``, NaN where unknown; ``labels[kind]`` (n,) int8, -1 where
     unknown; ``rows[m]`` (n,) int64, the case's row in ``arrays[m]``, -1 where it has no such
@@ -61,6 +58,7 @@ class Cache:
     in_table: int
     image_size: int
     volume_size: int
+    mri_phases: tuple[int, ...]
     pseudonyms: tuple[str, ...]
     split: Array
     clinical: Array
@@ -72,14 +70,16 @@ class Cache:
         return len(self.pseudonyms)
 
 
-def image_shape(modality: Modality, image_size: int, volume_size: int) -> tuple[int, ...]:
+def image_shape(
+    modality: Modality, image_size: int, volume_size: int, mri_channels: int = 1
+) -> tuple[int, ...]:
     """The shape of one case's array of ``modality``, channels first.
 
     >>> image_shape("mg", 256, 96), image_shape("mri", 256, 96)
     ((4, 256, 256), (1, 96, 96, 96))
     """
     if modality == "mri":
-        return (1, volume_size, volume_size, volume_size)
+        return (mri_channels, volume_size, volume_size, volume_size)
     return (4 if modality == "mg" else 1, image_size, image_size)
 
 
@@ -95,12 +95,12 @@ def open_cache(folder: Path) -> Cache:
     Raises:
         CacheError: there is no cache, or it is damaged or of another version.
     """
-    index = _read_index(folder)
+    index = read_index(folder)
     try:
         return _load(folder, index)
     except FileNotFoundError:
         # An ingest may have replaced the cache between our two looks; look once more.
-        newer = _read_index(folder)
+        newer = read_index(folder)
         if newer == index:
             raise _damaged(folder, "a file that its index names is missing") from None
     try:
@@ -116,7 +116,7 @@ def verify_cache(folder: Path) -> None:
         CacheError: the cache cannot be opened, or an array has changed since it was written.
     """
     cache = open_cache(folder)
-    stated = _read_index(folder)["arrays"]
+    stated = read_index(folder)["arrays"]
     for modality in MODALITIES:
         digest = hashlib.sha256()
         flat = cache.arrays[modality].reshape(-1)
@@ -131,13 +131,18 @@ def _damaged(folder: Path, why: str) -> CacheError:
     return CacheError(f"{folder}: the cache is damaged: {why}", hint=INGEST_HINT)
 
 
-def _digest(index: Mapping[str, Any]) -> str:
+def index_digest(index: Mapping[str, Any]) -> str:
+    """The SHA-256 of an index, over its canonical JSON."""
     text = json.dumps(index, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    """index.json, checked against the SHA-256 that it carries."""
+def read_index(folder: Path) -> dict[str, Any]:
+    """index.json, checked against the SHA-256 that it carries.
+
+    Raises:
+        CacheError: there is none, or it is damaged or of another version.
+    """
     try:
         document = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -155,13 +160,13 @@ def _read_index(folder: Path) -> dict[str, Any]:
             hint=INGEST_HINT,
         )
     index = document.get("index")
-    if not isinstance(index, dict) or _digest(index) != document.get("sha256"):
+    if not isinstance(index, dict) or index_digest(index) != document.get("sha256"):
         raise _damaged(folder, f"{INDEX_NAME} does not match its SHA-256")
     return index
 
 
 def _load(folder: Path, index: dict[str, Any]) -> Cache:
-    sizes = (index["image_size"], index["volume_size"])
+    sizes = (index["image_size"], index["volume_size"], len(index["mri_phases"]))
     arrays: dict[Modality, Array] = {
         modality: _map(folder, index["generation"], modality, index["arrays"][modality], sizes)
         for modality in MODALITIES
@@ -172,6 +177,7 @@ def _load(folder: Path, index: dict[str, Any]) -> Cache:
         in_table=index["in_table"],
         image_size=sizes[0],
         volume_size=sizes[1],
+        mri_phases=tuple(index["mri_phases"]),
         pseudonyms=tuple(index["pseudonyms"]),
         split=np.array(index["split"], dtype=np.int8),
         clinical=np.array(
@@ -206,177 +212,17 @@ def _map(
     return array
 
 
-# --- writing ------------------------------------------------------------------------------------
-
-
-class _ArrayFile:
-    """A .npy file of unknown length, written row by row, its header last."""
-
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-        self.count = 0
-        self.digest = hashlib.sha256()
-        self.stream: BinaryIO = path.open("w+b")
-        self._write_header()
-        self.header_bytes = self.stream.tell()
-
-    def _write_header(self) -> None:
-        # numpy leaves room in the header for the first axis to grow.
-        self.stream.seek(0)
-        np.lib.format.write_array_header_1_0(
-            self.stream,
-            {"descr": "<f2", "fortran_order": False, "shape": (self.count, *self.shape)},
-        )
-
-    def append(self, array: Array) -> int:
-        if array.shape != self.shape or not np.isfinite(array).all():
-            raise ValueError(f"expected finite values of shape {self.shape}, got {array.shape}")
-        data = np.ascontiguousarray(array, dtype="<f2").tobytes()
-        self.digest.update(data)
-        self.stream.write(data)
-        self.count += 1
-        return self.count - 1
-
-    def finish(self) -> dict[str, Any]:
-        self._write_header()
-        if self.stream.tell() != self.header_bytes:  # pragma: no cover - numpy's promise
-            raise ValueError(f"the header outgrew its {self.header_bytes} bytes")
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
-        size = os.fstat(self.stream.fileno()).st_size
-        self.stream.close()
-        return {"count": self.count, "bytes": size, "sha256": self.digest.hexdigest()}
-
-
-class CacheWriter:
-    """Writes a new cache beside the present one and puts it in its place at the end.
-
-        with CacheWriter(folder, site="centre-a", image_size=256, volume_size=96) as writer:
-            writer.add(...)     # once a case, in the order of the table
-            writer.publish()
-
-    Without ``publish`` the present cache stays. Bytes depend on what is added alone.
+def read_outcomes(folder: Path) -> list[dict[str, Any]]:
+    """What became of each image at the last ingest: the records that it wrote, in their order.
 
     Raises:
-        CacheError: another ingest holds the folder, or it holds something that is no cache.
+        CacheError: there is no cache, or it is damaged.
     """
-
-    def __init__(self, folder: Path, *, site: str, image_size: int, volume_size: int) -> None:
-        self.folder = folder
-        self._writing = folder / WRITING_NAME
-        self._lock = FileLock(folder / LOCK_NAME, timeout=0)
-        self._index: dict[str, Any] = {
-            "site": site,
-            "image_size": image_size,
-            "volume_size": volume_size,
-            "pseudonyms": [],
-            "split": [],
-            "clinical": [],
-            "labels": {kind: [] for kind in LABELS},
-            "rows": {modality: [] for modality in MODALITIES},
-        }
-        self._files: dict[Modality, _ArrayFile] = {}
-
-    def __enter__(self) -> CacheWriter:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            foreign = [p.name for p in self.folder.iterdir() if not _is_ours(p)]
-            if foreign:
-                raise CacheError(
-                    f"{self.folder}: expected a cache or an empty folder, "
-                    f"got {len(foreign)} other files or folders",
-                    hint="data.cache in site.yaml must name a folder of its own",
-                )
-            self._lock.acquire()
-        except Timeout:
-            raise CacheError(
-                f"{self.folder}: another ingest is writing this cache",
-                hint="wait until it is done; the lock goes when that process ends",
-            ) from None
-        except OSError as error:
-            raise CacheError(f"{self.folder}: cannot be written: {error.strerror}") from None
-        try:
-            shutil.rmtree(self._writing, ignore_errors=True)
-            self._writing.mkdir(mode=0o700)
-            for modality in MODALITIES:
-                shape = image_shape(modality, self._index["image_size"], self._index["volume_size"])
-                self._files[modality] = _ArrayFile(self._writing / f"{modality}.npy", shape)
-        except BaseException:
-            self._clean()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._clean()
-
-    def _clean(self) -> None:
-        for file in self._files.values():
-            file.stream.close()
-        shutil.rmtree(self._writing, ignore_errors=True)
-        self._lock.release()
-
-    def add(
-        self,
-        *,
-        pseudonym: str,
-        split: Split,
-        clinical: tuple[float | None, ...],
-        labels: Mapping[Label, int | None],
-        images: Mapping[Modality, Array],
-    ) -> None:
-        """Append one case; ``images[m]`` has the shape of ``image_shape`` and finite values."""
-        index = self._index
-        for modality in MODALITIES:
-            row = -1
-            if modality in images:
-                row = self._files[modality].append(images[modality])
-            index["rows"][modality].append(row)
-        index["pseudonyms"].append(pseudonym)
-        index["split"].append(SPLITS.index(split))
-        index["clinical"].append([None if v is None else float(v) for v in clinical])
-        for kind in LABELS:
-            value = labels[kind]
-            index["labels"][kind].append(-1 if value is None else int(value))
-
-    def publish(self, in_table: int | None = None) -> None:
-        """Make what was added the cache of this folder, durably and in one step.
-
-        ``in_table`` counts the rows of the case table; by default the cases added.
-        """
-        try:
-            present = _read_index(self.folder)["generation"]
-        except CacheError:
-            present = "0000"
-        generation = f"{int(present) + 1:04d}"
-        arrays = {modality: file.finish() for modality, file in self._files.items()}
-        rows = len(self._index["pseudonyms"]) if in_table is None else in_table
-        index = self._index | {"in_table": rows, "generation": generation, "arrays": arrays}
-        document = {"format": FORMAT, "version": VERSION, "sha256": _digest(index), "index": index}
-
-        # 1. the arrays, under a name that no index mentions yet
-        shutil.rmtree(self.folder / generation, ignore_errors=True)
-        sync_folder(self._writing)
-        self._writing.rename(self.folder / generation)
-        # 2. the index, complete on disk before it takes its name
-        draft = self.folder / f"{INDEX_NAME}.new"
-        with draft.open("w", encoding="utf-8") as stream:
-            json.dump(document, stream, allow_nan=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        sync_folder(self.folder)
-        draft.replace(self.folder / INDEX_NAME)
-        sync_folder(self.folder)
-        # 3. what nothing names any more; a reader that has it mapped keeps it
-        for path in self.folder.iterdir():
-            if path.name.isdigit() and path.name != generation:
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_ours(path: Path) -> bool:
-    known = {INDEX_NAME, f"{INDEX_NAME}.new", LOCK_NAME, WRITING_NAME}
-    return path.name in known or (path.name.isdigit() and path.is_dir())
+    index = read_index(folder)
+    try:
+        content = (folder / index["generation"] / OUTCOMES_NAME).read_bytes()
+    except OSError:
+        raise _damaged(folder, f"{OUTCOMES_NAME} is missing") from None
+    if hashlib.sha256(content).hexdigest() != index["outcomes"]:
+        raise _damaged(folder, f"{OUTCOMES_NAME} has changed since it was written")
+    return [json.loads(line) for line in content.splitlines()]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from her2_client.cache import Cache
 from her2_common.cases import MODALITIES, SPLITS, Label, Modality, Split
+from her2_common.config import FIRST_POST_CONTRAST
 from her2_common.errors import CacheError
 from her2_common.model import CLINICAL_CENTRE, CLINICAL_SCALE, Batch
 from her2_common.types import Clinical, Images, ImagesOf, Labels
@@ -151,7 +152,12 @@ def load_cohort(
         of_case = np.full(cases.size, -1, dtype=np.int64)
         of_case[present] = np.arange(present.sum())
         rows[modality] = of_case
-        stored = torch.from_numpy(np.ascontiguousarray(cache.arrays[modality][source[present]]))
+        array = cache.arrays[modality]
+        if modality == "mri" and len(cache.mri_phases) > 1:
+            # The encoders read one phase; further ones wait in the cache for those that read more.
+            channel = cache.mri_phases.index(FIRST_POST_CONTRAST)
+            array = array[:, channel : channel + 1]
+        stored = torch.from_numpy(np.ascontiguousarray(array[source[present]]))
         size = volume_size if modality == "mri" else image_size
         images[modality] = fit_size(stored, size).to(device)
     raw = cache.clinical[cases]

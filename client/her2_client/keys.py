@@ -89,6 +89,7 @@ data:
   pseudonym_key_file: keys/pseudonym.key
   image_size: {image_size}      # pixels a side kept for mammography and ultrasound
   volume_size: {volume_size}    # voxels a side kept for MRI
+  mri_phases: [1]               # 0 is before contrast, 1 the first phase after it
 
 superlink:
   address: {address}
@@ -133,7 +134,7 @@ def init_site(
         if path.exists():
             raise ConfigError(f"{path}: exists already", hint="keep it, or move it away")
     text = SITE_TEMPLATE.format(
-        name=name,
+        name=_quoted(name),
         cases=_quoted(cases),
         lesions_line=f"  lesions: {_quoted(lesions)}" if lesions else "  # lesions: lesions.csv",
         address=address,
@@ -151,7 +152,7 @@ def init_site(
     return public
 
 
-def _quoted(path: str) -> str:
-    """A path as a YAML string, quoted only where it must be."""
-    plain = all(c.isalnum() or c in "./_-" for c in path)
-    return path if plain else json.dumps(path)
+def _quoted(text: str) -> str:
+    """A text as a YAML string, quoted only where it must be: 007 and yes mean something else."""
+    plain = all(c.isalnum() or c in "./_-" for c in text)
+    return text if plain and yaml.safe_load(text) == text else json.dumps(text)

@@ -21,11 +21,15 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 
 from her2_common.cases import Label
 from her2_common.errors import ConfigError
+
+FIRST_POST_CONTRAST = 1
+"""The phase of a DCE-MRI that every model reads; 0 is the one before contrast."""
 
 Task = Literal["describe", "train", "evaluate"]
 
@@ -98,6 +102,14 @@ class SiteData(Section):
     pseudonym_key_file: ResolvedPath
     image_size: int = Field(default=256, ge=32, le=1024, multiple_of=16)
     volume_size: int = Field(default=96, ge=16, le=256, multiple_of=16)
+    mri_phases: tuple[Annotated[int, Field(ge=0, le=20)], ...] = Field(default=(1,), min_length=1)
+
+    @field_validator("mri_phases")
+    @classmethod
+    def _rising_phases(cls, phases: tuple[int, ...]) -> tuple[int, ...]:
+        if list(phases) != sorted(set(phases)) or FIRST_POST_CONTRAST not in phases:
+            raise ValueError("expected rising numbers that hold 1, the first phase after contrast")
+        return phases
 
 
 class Policy(Section):

@@ -46,3 +46,17 @@ def replace_durably(path: Path, content: bytes) -> None:
     write_durably(temporary, content)
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def replace_privately(path: Path, content: bytes) -> None:
+    """``replace_durably`` for what only the file's owner may read, in a folder of the same kind."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)

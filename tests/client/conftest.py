@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from her2_client.cache import CacheWriter, image_shape
+from her2_client.cache import image_shape
+from her2_client.cache_writer import CacheWriter
 from her2_client.cohort import Cohort
 from her2_client.keys import init_site
 from her2_common.cases import MODALITIES, Modality, Split

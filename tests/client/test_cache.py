@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from her2_client.cache import CacheWriter, image_shape, open_cache, verify_cache
+from her2_client.cache import image_shape, open_cache, verify_cache
+from her2_client.cache_writer import CacheWriter
 from her2_common.cases import MODALITIES
 from her2_common.errors import CacheError
 
@@ -140,19 +141,20 @@ def test_an_edited_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="expected a her2-map cache"):
         open_cache(tmp_path)
     path.write_text(json.dumps(document | {"version": 99}))
-    with pytest.raises(CacheError, match="expected cache version 1, got 99"):
+    with pytest.raises(CacheError, match="expected cache version 2, got 99"):
         open_cache(tmp_path)
 
 
 def test_without_publish_the_present_cache_stays(tmp_path: Path) -> None:
     fill(tmp_path, *CASES)
-    before = sorted(tmp_path.rglob("*"))
     with writer(tmp_path) as new:
         new.add(**CASES[1])
     with pytest.raises(KeyError), writer(tmp_path) as new:
         new.add(**(CASES[1] | {"labels": {}}))
-    assert sorted(tmp_path.rglob("*")) == before
+    verify_cache(tmp_path)
     assert len(open_cache(tmp_path)) == 4
+    fill(tmp_path, CASES[2])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "0002", "index.json"]
 
 
 def test_a_new_cache_replaces_the_old_one_which_its_readers_keep(tmp_path: Path) -> None:
@@ -170,17 +172,17 @@ def test_a_reader_that_is_overtaken_looks_again(
     fill(tmp_path, *CASES)
     import her2_client.cache as module
 
-    read, overtaken = module._read_index, []
+    read, overtaken = module.read_index, []
 
     def read_then_replace(folder: Path) -> dict[str, Any]:
         index = read(folder)
         if not overtaken:
             overtaken.append(True)
-            monkeypatch.setattr(module, "_read_index", read)
+            monkeypatch.setattr(module, "read_index", read)
             fill(tmp_path, CASES[1])
         return index
 
-    monkeypatch.setattr(module, "_read_index", read_then_replace)
+    monkeypatch.setattr(module, "read_index", read_then_replace)
     assert len(open_cache(tmp_path)) == 1
 
 
@@ -208,7 +210,7 @@ KILLED = """
     import sys, time
     from pathlib import Path
     import numpy as np
-    from her2_client.cache import CacheWriter
+    from her2_client.cache_writer import CacheWriter
     with CacheWriter(Path(sys.argv[1]), site="x", image_size=32, volume_size=16) as new:
         new.add(pseudonym="0" * 24, split="train", clinical=(None,) * 5,
                 labels=dict.fromkeys(("reference", "biopsy", "surgical", "pcr")),

@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from her2_client.cache import Cache, CacheWriter, image_shape, open_cache
+from her2_client.cache import Cache, image_shape, open_cache
+from her2_client.cache_writer import CacheWriter
 from her2_client.cohort import Cohort, fit_size, load_cohort, scale_clinical, usable_modalities
 from her2_common.cases import MODALITIES
 from her2_common.errors import CacheError

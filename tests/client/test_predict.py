@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from her2_client.cache import CacheWriter, image_shape, open_cache
+from her2_client.cache import image_shape, open_cache
+from her2_client.cache_writer import CacheWriter
 from her2_client.cohort import load_cohort
 from her2_client.keys import read_pseudonym_key
 from her2_client.predict import load_release, predict_table

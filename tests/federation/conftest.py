@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from her2_client.app import make_app
-from her2_client.cache import CacheWriter, image_shape
+from her2_client.cache import image_shape
+from her2_client.cache_writer import CacheWriter
 from her2_client.keys import init_site
 from her2_client.site import Site
 from her2_common.cases import MODALITIES, SPLITS, Modality

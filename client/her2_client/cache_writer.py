@@ -1,0 +1,436 @@
+"""Writing a cache: beside the present one, in order, and restartable.
+
+1. ``begin`` takes the lock's folder as it finds it: what an interrupted writer left in
+   ``.writing`` goes on where it was if its records are the first ones wanted now; otherwise its
+   images, like those of the present cache, are a source to copy from.
+2. For each image in order, ``recall`` gives the record that is known already (its image copied if
+   need be); if it gives None, the caller makes the image and calls ``put``.
+3. ``add_case`` for each case; ``publish`` puts the new cache in the place of the present one.
+
+The caller's duty: the keys given to ``begin``, in the order of the calls of ``recall`` and ``put``.
+A key must name everything that its image depends on. The bytes of a cache depend on the keys, the
+images and the cases alone, not on how often the writer was interrupted.
+
+Each image is followed by a line in outcomes.jsonl with its CRC-32: whatever a killed process or a
+power cut left behind that line, or did not bring to the disk before it, is cut off at ``begin``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock, Timeout
+
+from her2_client.cache import (
+    FORMAT,
+    INDEX_NAME,
+    LABELS,
+    LOCK_NAME,
+    OUTCOMES_NAME,
+    VERSION,
+    image_shape,
+    index_digest,
+    read_index,
+    read_outcomes,
+)
+from her2_common.cases import MODALITIES, SPLITS, Label, Modality, Split
+from her2_common.config import FIRST_POST_CONTRAST
+from her2_common.errors import CacheError
+from her2_common.files import sync_folder
+
+WRITING_NAME: Final = ".writing"
+FORMER_NAME: Final = ".former"
+"""What an interrupted ingest of a table that has changed since left behind."""
+
+Array = npt.NDArray[Any]
+Record = dict[str, Any]
+Usable = Callable[[Record], bool]
+
+
+class CacheWriter:
+    """Writes a new cache beside the present one and puts it in its place at the end.
+
+        with CacheWriter(folder, site="centre-a", image_size=256, volume_size=96) as writer:
+            writer.begin(keys)
+            record = writer.recall(keys[0], "us") or writer.put(keys[0], "us", {}, image)
+            writer.add_case(..., rows={"us": record["row"]})
+            writer.publish()
+
+    Without ``publish`` the present cache stays, and what was put waits for the next writer.
+
+    Raises:
+        CacheError: another ingest holds the folder, or it holds something that is no cache.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        site: str,
+        image_size: int,
+        volume_size: int,
+        mri_phases: Sequence[int] = (FIRST_POST_CONTRAST,),
+    ) -> None:
+        self.folder = folder
+        self._writing = folder / WRITING_NAME
+        self._lock = FileLock(folder / LOCK_NAME, timeout=0)
+        self._shapes: dict[Modality, tuple[int, ...]] = {
+            m: image_shape(m, image_size, volume_size, len(mri_phases)) for m in MODALITIES
+        }
+        self._index: dict[str, Any] = {
+            "site": site,
+            "image_size": image_size,
+            "volume_size": volume_size,
+            "mri_phases": list(mri_phases),
+            "pseudonyms": [],
+            "split": [],
+            "clinical": [],
+            "labels": {kind: [] for kind in LABELS},
+            "rows": {modality: [] for modality in MODALITIES},
+        }
+        self._files: dict[Modality, _ImageFile] = {}
+        self._journal: BinaryIO | None = None
+        self._done: list[Record] = []
+        self._next = 0
+        self._sources: dict[str, tuple[Path, Record]] = {}
+        self._known: set[str] = set()
+        self._published = False
+
+    def __enter__(self) -> CacheWriter:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            foreign = [p.name for p in self.folder.iterdir() if not _is_ours(p)]
+            if foreign:
+                raise CacheError(
+                    f"{self.folder}: expected a cache or an empty folder, "
+                    f"got {len(foreign)} other files or folders",
+                    hint="data.cache in site.yaml must name a folder of its own",
+                )
+            self._lock.acquire()
+        except Timeout:
+            raise CacheError(
+                f"{self.folder}: another ingest is writing this cache",
+                hint="wait until it is done; the lock goes when that process ends",
+            ) from None
+        except OSError as error:
+            raise CacheError(f"{self.folder}: cannot be written: {error.strerror}") from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with contextlib.suppress(OSError):  # a full disk; the records that count are on it
+            self._close()
+        if not self._published and not self._done:
+            shutil.rmtree(self._writing, ignore_errors=True)
+        self._lock.release()
+
+    # --- what is known already --------------------------------------------------------------
+
+    def begin(self, keys: Sequence[str] = (), usable: Usable = lambda record: True) -> None:
+        """Take up what an interrupted writer left; ``usable`` refuses records that are stale."""
+        left = _journalled(self._writing)
+        stands = 0
+        for record, key in zip(left, keys, strict=False):
+            if record["key"] != key or not usable(record):
+                break
+            stands += 1
+        if stands < len(left):
+            self._set_aside(len(left))
+            left = []
+        self._open(left)
+        for source in (self.folder / FORMER_NAME, self._present()):
+            if source is None:
+                continue
+            for record in _journalled(source):
+                if usable(record):
+                    self._sources[record["key"]] = (source, record)
+        self._known = {record["key"] for record in self._done} | self._sources.keys()
+
+    def knows(self, key: str) -> bool:
+        """Whether ``recall`` will find the record of ``key``, damage aside."""
+        return key in self._known
+
+    def recall(self, key: str, modality: Modality) -> Record | None:
+        """The next record if it is known, its image now in the new cache; None if it is not."""
+        if self._next < len(self._done):
+            self._next += 1
+            return self._done[self._next - 1]
+        if key not in self._sources:
+            return None
+        source, record = self._sources[key]
+        values = None
+        if record["row"] is not None:
+            values = _read_row(source / f"{modality}.npy", self._shapes[modality], record)
+            if values is None:
+                return None
+        return self.put(key, modality, record, values)
+
+    def put(
+        self, key: str, modality: Modality, record: Mapping[str, Any], values: Array | None
+    ) -> Record:
+        """Append an image (None if there is none) and what is to be known of it, as JSON."""
+        if self._journal is None:
+            raise ValueError("expected begin() before put()")
+        row = checksum = None
+        if values is not None:
+            row, checksum = self._files[modality].append(values)
+        whole = {**record, "key": key, "modality": modality, "row": row, "crc32": checksum}
+        self._journal.write(_line(whole))
+        self._journal.flush()
+        self._done.append(whole)
+        self._next = len(self._done)
+        return whole
+
+    def _present(self) -> Path | None:
+        try:
+            read_outcomes(self.folder)  # whole, or not used
+            return self.folder / str(read_index(self.folder)["generation"])
+        except CacheError:
+            return None
+
+    def _set_aside(self, records: int) -> None:
+        """Keep the larger of two interrupted writings as a source."""
+        former = self.folder / FORMER_NAME
+        if len(_journalled(former)) < records:
+            shutil.rmtree(former, ignore_errors=True)
+            self._writing.rename(former)
+        else:
+            shutil.rmtree(self._writing, ignore_errors=True)
+
+    def _open(self, left: list[Record]) -> None:
+        """Open the files of ``.writing``, cut to the records of ``left`` whose images are whole."""
+        self._writing.mkdir(mode=0o700, exist_ok=True)
+        for modality in MODALITIES:
+            file = _ImageFile(self._writing / f"{modality}.npy", self._shapes[modality])
+            self._files[modality] = file
+        for record in left:
+            if record["row"] is not None:
+                written = self._files.get(record["modality"])
+                if written is None or record["row"] != written.count:
+                    break
+                if not written.take_up(record.get("crc32")):
+                    break
+            self._done.append(record)
+        for file in self._files.values():
+            file.cut()
+        kept = b"".join(_line(record) for record in self._done)
+        draft = self._writing / f"{OUTCOMES_NAME}.new"
+        draft.write_bytes(kept)
+        draft.replace(self._writing / OUTCOMES_NAME)
+        self._journal = (self._writing / OUTCOMES_NAME).open("r+b")
+        self._journal.seek(len(kept))
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.stream.close()
+        if self._journal is not None:
+            self._journal.close()
+
+    # --- cases ------------------------------------------------------------------------------
+
+    def add(
+        self,
+        *,
+        pseudonym: str,
+        split: Split,
+        clinical: tuple[float | None, ...],
+        labels: Mapping[Label, int | None],
+        images: Mapping[Modality, Array],
+    ) -> None:
+        """``put`` the images of one case and ``add_case``, for a cache that is written at a go."""
+        if self._journal is None:
+            self.begin()
+        rows = {m: self.put(f"{pseudonym}/{m}", m, {}, image)["row"] for m, image in images.items()}
+        self.add_case(
+            pseudonym=pseudonym, split=split, clinical=clinical, labels=labels, rows=rows
+        )
+
+    def add_case(
+        self,
+        *,
+        pseudonym: str,
+        split: Split,
+        clinical: tuple[float | None, ...],
+        labels: Mapping[Label, int | None],
+        rows: Mapping[Modality, int],
+    ) -> None:
+        """Append one case; ``rows[m]`` is the row that ``put`` or ``recall`` gave its image."""
+        index = self._index
+        for modality in MODALITIES:
+            index["rows"][modality].append(rows.get(modality, -1))
+        index["pseudonyms"].append(pseudonym)
+        index["split"].append(SPLITS.index(split))
+        index["clinical"].append([None if v is None else float(v) for v in clinical])
+        for kind in LABELS:
+            value = labels[kind]
+            index["labels"][kind].append(-1 if value is None else int(value))
+
+    def publish(self, in_table: int | None = None) -> None:
+        """Make what was put the cache of this folder, durably and in one step.
+
+        ``in_table`` counts the rows of the case table; by default the cases added.
+        """
+        if self._journal is None:
+            self.begin()
+        assert self._journal is not None  # noqa: S101 - for the type checker
+        try:
+            present = read_index(self.folder)["generation"]
+        except CacheError:
+            present = "0000"
+        generation = f"{int(present) + 1:04d}"
+        arrays = {modality: file.finish() for modality, file in self._files.items()}
+        os.fsync(self._journal.fileno())
+        self._journal.seek(0)
+        outcomes = hashlib.sha256(self._journal.read()).hexdigest()
+        rows = len(self._index["pseudonyms"]) if in_table is None else in_table
+        index = self._index | {
+            "in_table": rows,
+            "generation": generation,
+            "arrays": arrays,
+            "outcomes": outcomes,
+        }
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "sha256": index_digest(index),
+            "index": index,
+        }
+        # 1. the arrays, under a name that no index mentions yet
+        self._close()
+        shutil.rmtree(self.folder / generation, ignore_errors=True)
+        sync_folder(self._writing)
+        self._writing.rename(self.folder / generation)
+        # 2. the index, complete on disk before it takes its name
+        draft = self.folder / f"{INDEX_NAME}.new"
+        with draft.open("w", encoding="utf-8") as stream:
+            json.dump(document, stream, allow_nan=False)
+            stream.flush()
+            os.fsync(stream.fileno())
+        sync_folder(self.folder)
+        draft.replace(self.folder / INDEX_NAME)
+        sync_folder(self.folder)
+        self._published = True
+        # 3. what nothing names any more; a reader that has it mapped keeps it
+        for path in self.folder.iterdir():
+            if path.name == FORMER_NAME or (path.name.isdigit() and path.name != generation):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+class _ImageFile:
+    """A .npy file of unknown length, written row by row, its header last."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.row_bytes = _row_bytes(shape)
+        self.count = 0
+        self.digest = hashlib.sha256()
+        self.stream: BinaryIO = path.open("r+b" if path.exists() else "w+b")
+        self._write_header()
+        self.header_bytes = self.stream.tell()
+
+    def _write_header(self) -> None:
+        # numpy leaves room in the header for the first axis to grow.
+        self.stream.seek(0)
+        np.lib.format.write_array_header_1_0(
+            self.stream,
+            {"descr": "<f2", "fortran_order": False, "shape": (self.count, *self.shape)},
+        )
+
+    def take_up(self, checksum: int | None) -> bool:
+        """Whether the next row that the file holds is whole; if so it is kept."""
+        data = self.stream.read(self.row_bytes)
+        if len(data) < self.row_bytes or zlib.crc32(data) != checksum:
+            return False
+        self.digest.update(data)
+        self.count += 1
+        return True
+
+    def cut(self) -> None:
+        """Drop what lies behind the rows taken up."""
+        end = self.header_bytes + self.count * self.row_bytes
+        self.stream.seek(end)
+        self.stream.truncate(end)
+
+    def append(self, array: Array) -> tuple[int, int]:
+        """Write a row through to the file; returns its number and CRC-32."""
+        if array.shape != self.shape or not np.isfinite(array).all():
+            raise ValueError(f"expected finite values of shape {self.shape}, got {array.shape}")
+        data = np.ascontiguousarray(array, dtype="<f2").tobytes()
+        self.stream.write(data)
+        self.stream.flush()
+        self.digest.update(data)
+        self.count += 1
+        return self.count - 1, zlib.crc32(data)
+
+    def finish(self) -> dict[str, Any]:
+        self._write_header()
+        if self.stream.tell() != self.header_bytes:  # pragma: no cover - numpy's promise
+            raise ValueError(f"the header outgrew its {self.header_bytes} bytes")
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+        size = os.fstat(self.stream.fileno()).st_size
+        return {"count": self.count, "bytes": size, "sha256": self.digest.hexdigest()}
+
+
+def _line(record: Record) -> bytes:
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
+
+
+def _row_bytes(shape: tuple[int, ...]) -> int:
+    return 2 * int(np.prod(shape))
+
+
+def _journalled(folder: Path) -> list[Record]:
+    """The records in a folder up to the first that is not whole."""
+    records: list[Record] = []
+    try:
+        lines = (folder / OUTCOMES_NAME).read_bytes().split(b"\n")
+    except OSError:
+        return records
+    for line in lines[:-1]:  # what follows the last line end was not finished
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(record, dict) or not {"key", "modality", "row"} <= record.keys():
+            break
+        records.append(record)
+    return records
+
+
+def _read_row(path: Path, shape: tuple[int, ...], record: Record) -> Array | None:
+    """The image of ``record`` out of an earlier cache; None if it is not as it was written."""
+    size = _row_bytes(shape)
+    try:
+        with path.open("rb") as stream:
+            np.lib.format.read_magic(stream)
+            stored, _, _ = np.lib.format.read_array_header_1_0(stream)
+            if tuple(stored[1:]) != shape:
+                return None
+            stream.seek(record["row"] * size, os.SEEK_CUR)
+            data = stream.read(size)
+    except (OSError, ValueError):
+        return None
+    if len(data) < size or zlib.crc32(data) != record["crc32"]:
+        return None
+    return np.frombuffer(data, dtype="<f2").reshape(shape)
+
+
+def _is_ours(path: Path) -> bool:
+    known = {INDEX_NAME, f"{INDEX_NAME}.new", LOCK_NAME, WRITING_NAME, FORMER_NAME}
+    return path.name in known or (path.name.isdigit() and path.is_dir())
