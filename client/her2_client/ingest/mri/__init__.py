@@ -1,0 +1,11 @@
+"""DCE-MRI: DICOM series, enhanced files or NIfTI -> cubes of the phases asked for.
+
+dce.py        the way through, and how intensities are standardised
+  scan.py     files of a folder -> slices; what is no dynamic series is set aside
+    headers.py, enhanced.py   one file's slices
+    kinds.py  the words of ImageType and SeriesDescription
+  series.py   slices -> the one dynamic series
+  phases.py   its phases, in order and complete
+  nifti.py    the same from NIfTI
+  volume.py   axes, field of view, sampling; plain arrays, no DICOM
+"""

@@ -1,0 +1,251 @@
+"""The headers of MR files, read fast and without pixels -> one ``Slice`` a file or frame.
+
+A site has tens of thousands of slices. Of each file the elements that place a slice are read, as
+bytes, once; where that fails or finds nothing the library reads the whole header instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.filereader import data_element_generator, read_preamble
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+
+from her2_client.ingest import dicom
+from her2_common.errors import ImageError
+
+GEOMETRY: Final = {
+    "Rows": 1,
+    "Columns": 1,
+    "PixelSpacing": 2,
+    "ImageOrientationPatient": 6,
+    "ImagePositionPatient": 3,
+}
+"""What places a slice (PS3.3 C.7.6.2), and how many values each has."""
+PHASE_KEYS: Final = ("TemporalPositionIdentifier", "TriggerTime", "AcquisitionTime", "ContentTime")
+"""What tells phases apart, the most trusted first; an enhanced file has its own names for them."""
+WITHIN_SERIES: Final = ("TriggerTime",)
+"""Keys that count from the start of a series and so do not order several."""
+DATES: Final = {"AcquisitionTime": "AcquisitionDate", "ContentTime": "ContentDate"}
+PROTOCOL: Final = ("RepetitionTime", "EchoTime", "FlipAngle")
+"""What all phases of one dynamic series share."""
+ENHANCED_CLASSES: Final = (
+    "1.2.840.10008.5.1.4.1.1.4.1",  # Enhanced MR
+    "1.2.840.10008.5.1.4.1.1.4.4",  # Legacy Converted Enhanced MR
+)
+SPACING_MM: Final = (0.01, 100.0)
+"""No voxel of a breast examination is smaller or larger: beyond it a header is damaged."""
+FARTHEST_MM: Final = 1e5
+_KEYWORDS: Final = {
+    int(Tag(keyword)): keyword
+    for keyword in (
+        "SOPClassUID",
+        "Modality",
+        "ImageType",
+        "Manufacturer",
+        "SeriesInstanceUID",
+        "SeriesDescription",
+        "NumberOfFrames",
+        "BurnedInAnnotation",
+        *GEOMETRY,
+        *PHASE_KEYS,
+        *DATES.values(),
+        *PROTOCOL,
+    )
+}
+_LAST: Final = max(_KEYWORDS)
+_TAGS: Final[list[BaseTag | int]] = list(_KEYWORDS)
+_TRANSFER_SYNTAX: Final = 0x00020010
+_BINARY: Final = ("Rows", "Columns", "TemporalPositionIdentifier")
+"""Kept as unsigned 16-bit integers where the file says so (VR US)."""
+
+Header = Mapping[str, tuple[str, ...]]
+Moment = tuple[str, float]
+"""A date, or "", and seconds or a number: a later one sorts later, also past midnight."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What a header says of one file, or of one ``frame`` of an enhanced one.
+
+    ``spacing`` mm as (row, column), ``directions`` six cosines, ``position`` mm, all LPS;
+    ``when[i]`` orders phases by ``PHASE_KEYS[i]``; ``rescale`` of a frame (slope, intercept).
+    """
+
+    path: Path
+    series: str
+    size: tuple[int, int]
+    spacing: tuple[float, float]
+    directions: tuple[float, ...]
+    position: tuple[float, ...]
+    when: tuple[Moment | None, ...]
+    protocol: tuple[float | None, ...] = (None,) * len(PROTOCOL)
+    description: str = ""
+    original: bool = True
+    burned_in: bool = False
+    manufacturer: str = ""
+    frame: int | None = None
+    rescale: tuple[float, float] | None = None
+
+
+def read_header(path: Path) -> Header:
+    """The elements that place a slice, as text; those that are blank are left out.
+
+    Raises:
+        ImageError: not DICOM, truncated, damaged.
+    """
+    with dicom.reading():
+        try:
+            header = _quick(path)
+        except Exception:  # odd files are the library's business
+            header = {}
+        if "Rows" in header and "Modality" in header:
+            return header
+        return _texts(dicom.header(path).values())
+
+
+def _quick(path: Path) -> dict[str, tuple[str, ...]]:
+    with path.open("rb") as stream:
+        read_preamble(stream, force=False)
+        syntax = ""
+        meta = data_element_generator(
+            stream, False, True, stop_when=lambda tag, _vr, _length: tag >> 16 != 2
+        )
+        for element in meta:
+            if element.tag == _TRANSFER_SYNTAX and isinstance(element.value, bytes):
+                syntax = element.value.decode("ascii").strip(" \0")
+        uid = UID(syntax)
+        if uid == DeflatedExplicitVRLittleEndian:
+            return {}
+        elements = data_element_generator(
+            stream,
+            uid.is_implicit_VR,
+            uid.is_little_endian,
+            stop_when=lambda tag, _vr, _length: tag > _LAST,
+            specific_tags=_TAGS,
+        )
+        return _texts(elements)
+
+
+def _texts(elements: Iterable[RawDataElement | DataElement]) -> dict[str, tuple[str, ...]]:
+    plain: dict[str, tuple[str, ...]] = {}
+    for element in elements:
+        keyword = _KEYWORDS.get(element.tag)
+        if keyword is None or not element.value:
+            continue
+        parts = _parts(keyword, element)
+        if any(parts):
+            plain[keyword] = parts
+    return plain
+
+
+def _parts(keyword: str, element: RawDataElement | DataElement) -> tuple[str, ...]:
+    if not isinstance(element, RawDataElement):  # converted while it was read
+        value = element.value if element.VM > 1 else [element.value]
+        return tuple(str(part).strip(" \0") for part in value)
+    content = element.value or b""
+    if keyword in _BINARY and (element.VR == "US" or keyword in ("Rows", "Columns")):
+        return (str(int.from_bytes(content, "little" if element.is_little_endian else "big")),)
+    return tuple(part.strip(" \0") for part in content.decode("ascii", "replace").split("\\"))
+
+
+def slice_of(path: Path, header: Header) -> Slice:
+    """The slice that ``header`` describes.
+
+    Raises:
+        ImageError: it does not say where the slice lies (reason "no geometry").
+    """
+    numbers = {}
+    for keyword, count in GEOMETRY.items():
+        numbers[keyword] = _numbers(keyword, header.get(keyword, ()), count)
+    spacing, directions = numbers["PixelSpacing"], numbers["ImageOrientationPatient"]
+    position = numbers["ImagePositionPatient"]
+    check_geometry(spacing, directions, position)
+    return Slice(
+        path=path,
+        series=" ".join(header.get("SeriesInstanceUID", ())) or str(path.parent),
+        size=(int(numbers["Rows"][0]), int(numbers["Columns"][0])),
+        spacing=(spacing[0], spacing[1]),
+        directions=directions,
+        position=position,
+        when=tuple(_when(header, key) for key in PHASE_KEYS),
+        protocol=tuple(_number(header.get(key, ("",))[0]) for key in PROTOCOL),
+        description=" ".join(header.get("SeriesDescription", ())),
+        original=is_original(header.get("ImageType", ())),
+        burned_in=header.get("BurnedInAnnotation", ("",))[0].upper() == "YES",
+        manufacturer=" ".join(header.get("Manufacturer", ())),
+    )
+
+
+def is_original(image_type: tuple[str, ...]) -> bool:
+    """Whether ImageType does not call the pixels derived (PS3.3 C.7.6.1.1.2)."""
+    return not image_type or image_type[0].upper() != "DERIVED"
+
+
+def check_geometry(
+    spacing: tuple[float, ...], directions: tuple[float, ...], position: tuple[float, ...]
+) -> None:
+    """Raises ImageError (reason "no geometry") unless they can be meant; mm and cosines."""
+    low, high = SPACING_MM
+    if not all(low <= mm <= high for mm in spacing):
+        raise ImageError(
+            f"expected a pixel spacing of {low} to {high} mm, got another", reason="no geometry"
+        )
+    if max(abs(mm) for mm in position) > FARTHEST_MM:
+        raise ImageError(
+            f"expected a position within {FARTHEST_MM:.0f} mm, got another", reason="no geometry"
+        )
+    row, column = np.array(directions[:3]), np.array(directions[3:])
+    lengths = np.linalg.norm(np.clip([row, column], -2, 2), axis=1)
+    if np.abs(lengths - 1).max() > 0.01 or abs(float(row @ column)) > 0.01:
+        raise ImageError(
+            "expected two perpendicular unit vectors in ImageOrientationPatient, got others",
+            reason="no geometry",
+        )
+
+
+def _numbers(keyword: str, parts: tuple[str, ...], count: int) -> tuple[float, ...]:
+    values = tuple(number for part in parts if (number := _number(part)) is not None)
+    if len(parts) != count or len(values) != count:
+        raise ImageError(
+            f"expected {keyword} with {count} finite {'value' if count == 1 else 'values'}, "
+            f"got {len(values)}",
+            reason="no geometry",
+        )
+    return values
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _when(header: Header, key: str) -> Moment | None:
+    text = header.get(key, ("",))[0]
+    if key in DATES:
+        return moment(header.get(DATES[key], ("",))[0], text)
+    number = _number(text)
+    return None if number is None else ("", number)
+
+
+def moment(date: str, time: str) -> Moment | None:
+    """A date YYYYMMDD, which may be blank, and a time HHMMSS.FFFFFF, or None if it is none.
+
+    >>> moment("20200101", "1000"), moment("", "none")
+    (('20200101', 36000.0), None)
+    """
+    clock = time.replace(":", "")
+    seconds = [_number(clock[0:2]), _number(clock[2:4] or "0"), _number(clock[4:] or "0")]
+    if seconds[0] is None or seconds[1] is None or seconds[2] is None:
+        return None
+    return date.replace(".", ""), seconds[0] * 3600 + seconds[1] * 60 + seconds[2]
