@@ -1,62 +1,139 @@
-"""What an ingest did, in counts: for the engineer's screen, and for ``--json``."""
+"""What an ingest did, in counts: for the engineer's screen, for ``--json`` and for the page."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
-from her2_client.ingest.case import Outcome, Refusal
-from her2_common.cases import IMAGES, MODALITIES, SPLITS, Case, Split
+from her2_client.ingest.outcome import Note, Outcome
+from her2_common.cases import IMAGES, MODALITIES, SPLITS, Case, Image, Modality, Split
+from her2_common.errors import Disposition
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 NO_IMAGE_NAMED: Final = "no image named"
 NO_USABLE_IMAGE: Final = "no usable image"
+UNKNOWN: Final = "unknown"
+DISPOSITIONS: Final[tuple[Disposition, ...]] = get_args(Disposition)
+STATES: Final = ("accepted", *DISPOSITIONS)
+
+TRAINING_GROUPS: Final = (*MODALITIES, "clinical", "head")
+"""The parameter groups of the model, without importing torch."""
+
+AGE_BANDS: Final = ("under 40", "40 to 49", "50 to 59", "60 to 69", "70 and over")
+_NO_YES: Final = ("no", "yes")
+VARIABLES: Final[dict[str, tuple[str, ...]]] = {
+    "age": AGE_BANDS,
+    "menopausal": _NO_YES,
+    "clinical_t": ("0", "1", "2", "3", "4"),
+    "clinical_n": ("0", "1", "2", "3"),
+    "multifocal": _NO_YES,
+    "er": _NO_YES,
+    "pr": _NO_YES,
+    "biopsy_ihc": ("0", "1", "2", "3"),
+    "biopsy_her2": _NO_YES,
+    "surgical_her2": _NO_YES,
+    "nat": _NO_YES,
+    "anti_her2": _NO_YES,
+    "pcr": _NO_YES,
+}
+"""What is told of the cases in the cache, and the values in their order; ``UNKNOWN`` comes last."""
+
+
+@dataclass(frozen=True)
+class RowNote:
+    """A note and the row of the table that it concerns, for the engineer's screen alone."""
+
+    row: int
+    note: Note
+
+    def __str__(self) -> str:
+        return f"row {self.row}, {self.note.column}: {self.note.message}"
 
 
 @dataclass
 class IngestSummary:
-    """Counts of one ingest. ``combinations`` is keyed like "mg+us"; ``labels`` by split, of the
-    reference label. ``refusals`` names table rows and stays on the engineer's screen."""
+    """Counts of one ingest.
+
+    ``images`` counts states by column of the table, ``reasons`` by disposition; ``combinations``
+    is keyed like "mg+us"; ``labels`` by split, of the reference label; ``scanners`` by modality;
+    ``clinical`` over the cases in the cache; ``training`` holds the training cases with a known
+    reference label by parameter group. ``unchanged`` counts the images (one a case and
+    modality) that an earlier ingest had done, ``fresh`` those that this one did. ``notes`` name
+    rows of the table and stay on the engineer's screen.
+    """
 
     site: str
     cases_in_table: int
     accepted: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
-    images_accepted: Counter[str] = field(default_factory=Counter)
-    images_refused: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
+    images: dict[Image, Counter[str]] = field(
+        default_factory=lambda: {image: Counter() for image in IMAGES}
+    )
+    reasons: dict[Disposition, Counter[str]] = field(
+        default_factory=lambda: {disposition: Counter() for disposition in DISPOSITIONS}
+    )
+    boxed: Counter[Image] = field(default_factory=Counter)
+    scanners: dict[Modality, Counter[str]] = field(
+        default_factory=lambda: {modality: Counter() for modality in MODALITIES}
+    )
     splits: Counter[str] = field(default_factory=Counter)
     modalities: Counter[str] = field(default_factory=Counter)
     combinations: Counter[str] = field(default_factory=Counter)
     labels: dict[Split, Counter[str]] = field(
         default_factory=lambda: {split: Counter() for split in SPLITS}
     )
-    refusals: list[Refusal] = field(default_factory=list)
+    clinical: dict[str, Counter[str]] = field(
+        default_factory=lambda: {name: Counter() for name in VARIABLES}
+    )
+    training: Counter[str] = field(default_factory=Counter)
+    notes: list[RowNote] = field(default_factory=list)
+    fresh: int = 0
+    unchanged: int = 0
     seconds: float = 0.0
 
-    def count(self, case: Case, outcome: Outcome, split: Split) -> None:
-        """Add one case."""
-        self.refusals += outcome.refusals
-        self.images_accepted.update(outcome.accepted)
-        self.images_refused.update(refusal.column for refusal in outcome.refusals)
-        self.reasons.update(refusal.reason for refusal in outcome.refusals)
-        if not outcome.images:
+    def count(
+        self,
+        case: Case,
+        split: Split,
+        outcomes: Mapping[Modality, Outcome],
+        present: list[Modality],
+    ) -> None:
+        """Add one case; ``present`` are the modalities that it has in the cache."""
+        for modality, outcome in outcomes.items():
+            self.boxed.update(outcome.boxed)
+            self.scanners[modality].update(outcome.scanners)
+            for column in outcome.accepted:
+                self.images[column]["accepted"] += 1
+            for note in outcome.notes:
+                self.images[note.column][note.disposition] += 1
+                self.reasons[note.disposition][note.reason] += 1
+                self.notes.append(RowNote(case.row, note))
+        if not present:
             self.left_out[NO_USABLE_IMAGE if case.modalities else NO_IMAGE_NAMED] += 1
             return
-        present = [modality for modality in MODALITIES if modality in outcome.images]
         self.accepted += 1
         self.splits[split] += 1
         self.modalities.update(present)
         self.combinations["+".join(present)] += 1
         label = case.label("reference")
-        name = "unknown" if label is None else ("positive" if label else "negative")
+        name = UNKNOWN if label is None else ("positive" if label else "negative")
         self.labels[split][name] += 1
+        for variable, value in _clinical(case).items():
+            self.clinical[variable][value] += 1
+        if split == "train" and label is not None:
+            known = any(value is not None for value in case.clinical)
+            self.training.update([*present, *(["clinical"] if known else []), "head"])
+
+    def unused(self, disposition: Disposition) -> list[RowNote]:
+        """The notes of one disposition, in the order of the table."""
+        return [note for note in self.notes if note.note.disposition == disposition]
 
     def as_dict(self) -> dict[str, Any]:
-        """Counts alone, ready for JSON: no rows, no messages."""
+        """Counts alone, ready for JSON: no rows, no messages. Exact: for use inside the site."""
         return {
             "site": self.site,
             "cases": {
@@ -65,23 +142,64 @@ class IngestSummary:
                 "left_out": dict(sorted(self.left_out.items())),
             },
             "images": {
-                "accepted": {image: self.images_accepted[image] for image in IMAGES},
-                "refused": {image: self.images_refused[image] for image in IMAGES},
-                "reasons": dict(sorted(self.reasons.items())),
+                image: {state: counts[state] for state in STATES}
+                for image, counts in self.images.items()
             },
+            "reasons": {
+                disposition: dict(sorted(counts.items()))
+                for disposition, counts in self.reasons.items()
+            },
+            "lesion_boxes": {image: self.boxed[image] for image in IMAGES},
             "modalities": {modality: self.modalities[modality] for modality in MODALITIES},
             "combinations": dict(sorted(self.combinations.items())),
+            "scanners": {
+                modality: dict(sorted(counts.items())) for modality, counts in self.scanners.items()
+            },
             "splits": {
                 split: {
                     "cases": self.splits[split],
                     "positive": self.labels[split]["positive"],
                     "negative": self.labels[split]["negative"],
-                    "unknown": self.labels[split]["unknown"],
+                    "unknown": self.labels[split][UNKNOWN],
                 }
                 for split in SPLITS
             },
+            "training": {group: self.training[group] for group in TRAINING_GROUPS},
+            "clinical": {
+                name: {value: counts[value] for value in (*VARIABLES[name], UNKNOWN)}
+                for name, counts in self.clinical.items()
+            },
+            "work": {"fresh": self.fresh, "unchanged": self.unchanged},
             "seconds": round(self.seconds, 3),
         }
+
+
+def _clinical(case: Case) -> dict[str, str]:
+    band = UNKNOWN
+    if case.age is not None:
+        band = AGE_BANDS[min(max(int(case.age // 10) - 3, 0), len(AGE_BANDS) - 1)]
+    raw = {
+        "menopausal": case.menopausal,
+        "clinical_t": case.clinical_t,
+        "clinical_n": case.clinical_n,
+        "multifocal": case.multifocal,
+        "er": case.er,
+        "pr": case.pr,
+        "biopsy_ihc": case.biopsy.ihc,
+        "biopsy_her2": case.biopsy.her2,
+        "surgical_her2": case.surgical.her2,
+        "nat": case.nat,
+        "anti_her2": case.anti_her2,
+        "pcr": case.pcr,
+    }
+    named = {"age": band}
+    for name, value in raw.items():
+        words = VARIABLES[name]
+        if value is None:
+            named[name] = UNKNOWN
+        else:
+            named[name] = words[value] if words == _NO_YES else str(value)
+    return named
 
 
 def summary_table(summary: IngestSummary) -> Table:
@@ -98,15 +216,18 @@ def summary_table(summary: IngestSummary) -> Table:
     table.add_row("cases left out", str(summary.left_out.total()), _listed(summary.left_out))
     table.add_section()
     for image in IMAGES:
-        count, refused = summary.images_accepted[image], summary.images_refused[image]
-        table.add_row(f"{image} images", str(count), f"{refused} refused" if refused else "")
-    table.add_row("images refused", str(len(summary.refusals)), _listed(summary.reasons))
+        counts = summary.images[image]
+        rest = Counter[str]({state: counts[state] for state in DISPOSITIONS if counts[state]})
+        table.add_row(f"{image} accepted", str(counts["accepted"]), _listed(rest))
+    for disposition in DISPOSITIONS:
+        reasons = summary.reasons[disposition]
+        table.add_row(disposition, str(reasons.total()), _listed(reasons))
     table.add_section()
     for split in SPLITS:
         labels = summary.labels[split]
         row = f"HER2 {labels['positive']} positive, {labels['negative']} negative"
-        if labels["unknown"]:
-            row += f", {labels['unknown']} unknown"
+        if labels[UNKNOWN]:
+            row += f", {labels[UNKNOWN]} unknown"
         table.add_row(f"{split} cases", str(summary.splits[split]), row)
     return table
 
