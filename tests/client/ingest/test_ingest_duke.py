@@ -217,6 +217,8 @@ def test_any_cells_are_taken_or_noted(
     export(folder / "duke" / "Clinical_and_Other_Features.csv", rows, header_rows)
     cases, counts = built(folder / "duke")
     noted = 0
+    held = {str(row["nat"]).strip().removesuffix(".0") for row in rows}
+    codes = CODES | {"nat": {1: 1, 2: 0} if "2" in held and "0" not in held else CODES["nat"]}
     for case, row in zip(cases, rows, strict=True):
         got = {
             "menopause": case.menopausal, "er": case.er, "her2": case.biopsy.her2,
@@ -224,7 +226,7 @@ def test_any_cells_are_taken_or_noted(
         }  # fmt: skip
         for key, value in row.items():
             text = str(value).strip()
-            whole = {str(c): v for c, v in CODES[key].items()}
+            whole = {str(c): v for c, v in codes[key].items()}
             known = whole.get(text.removesuffix(".0"))
             assert got[key] == known
             noted += text not in ("", "NA", "NC", "NP") and text.removesuffix(".0") not in whole
@@ -301,6 +303,16 @@ def test_faulty_cells_are_named_and_left_blank(tmp_path: Path) -> None:
         "got -4383",
     ]
     assert (cases[1].age, cases[1].laterality, cases[1].biopsy.her2) == (None, None, None)
+
+
+def test_therapy_counted_from_one_is_understood(tmp_path: Path) -> None:
+    """1 yes, 2 no, where no zero stands in the column; beside a zero a 2 is a fault."""
+    rows = [{"nat": nat, "anti": anti} for nat, anti in ((1, 1), (2, 0), (1, 2), ("NA", 1))]
+    cases, counts = built(workbook(tmp_path / "duke", rows))
+    assert [case.nat for case in cases] == [1, 0, 1, None]
+    assert [case.anti_her2 for case in cases] == [1, 0, None, 1]
+    assert counts["nat"] == {"yes": 2, "no": 1, "unknown": 1}
+    assert counts["faults"]["count"] == 1
 
 
 def test_a_first_row_without_a_patient_is_a_fault_unless_it_is_the_legend(tmp_path: Path) -> None:

@@ -293,8 +293,18 @@ _T_AFTER: Final = _same(0, 1, 2, 3, 4) | {5: "is", -1: ""}
 _HER2: Final = _same(0, 1, 2)
 
 
+def _no_yes(sheet: Sheet, column: str) -> dict[int, str]:
+    """The codes of a therapy column: 0 no, 1 yes; or 1 yes, 2 no where 2 stands and 0 never.
+
+    Sheets of hospitals use either, and a 2 beside zeros is a fault.
+    """
+    held = {_number(row[column]) for row in sheet.rows}
+    return {1: "1", 2: "0"} if 2 in held and 0 not in held else _NO_YES
+
+
 def clinical_rows(sheet: Sheet, faults: Faults) -> list[ClinicalRow]:
     """The patients of the clinical sheet, in its order; a patient named twice counts once."""
+    therapy = {column: _no_yes(sheet, column) for column in (NAT, ANTI_HER2)}
     patients: list[ClinicalRow] = []
     seen: set[str] = set()
     for index, case_id in _patients(sheet, faults):
@@ -315,8 +325,8 @@ def clinical_rows(sheet: Sheet, faults: Faults) -> list[ClinicalRow]:
             "er": row.code(ER, _NO_YES),
             "pr": row.code(PR, _NO_YES),
             "biopsy_her2": "" if her2 == "2" else her2,
-            "nat": row.code(NAT, _NO_YES),
-            "anti_her2": row.code(ANTI_HER2, _NO_YES),
+            "nat": row.code(NAT, therapy[NAT]),
+            "anti_her2": row.code(ANTI_HER2, therapy[ANTI_HER2]),
         }
         patients.append(
             ClinicalRow(
