@@ -6,13 +6,14 @@ last ones look from the site towards the coordinator; nothing but a TLS handshak
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 from cryptography import x509
@@ -20,7 +21,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from her2_client.cache import INDEX_NAME, open_cache
-from her2_client.ingest.run import bytes_needed, named_files
+from her2_client.ingest.case import files_of
+from her2_client.ingest.command import check_data
+from her2_client.ingest.run import existing
+from her2_client.ingest.units import bytes_needed
 from her2_client.keys import public_key, read_pseudonym_key
 from her2_common.cases import CaseTable, read_cases
 from her2_common.config import SiteConfig, load
@@ -59,8 +63,9 @@ def check(config: SiteConfig) -> list[CheckResult]:
 
     results.append(_result("tables", tables))
     if table is not None:
-        results.append(_images(table))
-        results.append(_space(table, config))
+        known = table
+        results.append(_result("images", lambda: _images(known)))
+        results.append(_result("disk", lambda: _space(known, config)))
     results.append(_result("cache", lambda: _cache(config)))
     results.append(_result("root certificates", lambda: _roots(config.superlink.root_certificates)))
     results.append(_result("SuperLink", lambda: _superlink(config)))
@@ -103,30 +108,34 @@ def _node_key(path: Path) -> str:
     return public
 
 
-def _images(table: CaseTable) -> CheckResult:
-    named = named_files(table)
-    missing = [(row, column) for row, column, path in named if not path.exists()]
+def _images(table: CaseTable) -> str:
+    named = [
+        (case.row, column, path)
+        for case in table.cases
+        for modality in case.modalities
+        for column, paths in files_of(case, modality).items()
+        for path in paths
+    ]
+    # os.path.exists, unlike Path.exists, takes a name that is too long or unreadable for absent
+    missing = [(row, column) for row, column, path in named if not os.path.exists(path)]  # noqa: PTH110
     message = f"{len(named) - len(missing)} of {len(named)} files and folders named are there"
-    if not missing:
-        return CheckResult("images", True, message)
-    row, column = missing[0]
-    return CheckResult(
-        "images",
-        False,
-        f"{message}; the first that is not: row {row}, {column}",
-        "paths in the case table start at the table's own folder",
-    )
+    if missing:
+        row, column = missing[0]
+        raise DataError(
+            f"{message}; the first that is not: row {row}, {column}",
+            hint="paths in the case table start at the table's own folder",
+        )
+    return message
 
 
-def _space(table: CaseTable, config: SiteConfig) -> CheckResult:
-    folder = config.data.cache
-    while not folder.exists():
-        folder = folder.parent
-    needed, free = bytes_needed(table, config), shutil.disk_usage(folder).free
+def _space(table: CaseTable, config: SiteConfig) -> str:
+    modalities = (modality for case in table.cases for modality in case.modalities)
+    needed = bytes_needed(modalities, config)
+    free = shutil.disk_usage(existing(config.data.cache)).free
     message = f"{needed / 1e9:.2f} GB for a new cache, {free / 1e9:.2f} GB free"
-    if free > needed:
-        return CheckResult("disk", True, message)
-    return CheckResult("disk", False, message, "free some space, or move data.cache elsewhere")
+    if free <= needed:
+        raise DataError(message, hint="free some space, or move data.cache elsewhere")
+    return message
 
 
 def _cache(config: SiteConfig) -> str:
@@ -134,13 +143,13 @@ def _cache(config: SiteConfig) -> str:
     if not (folder / INDEX_NAME).exists():
         return "none yet; run: her2-client ingest"
     cache = open_cache(folder)
-    got = (cache.site, cache.image_size, cache.volume_size)
-    expected = (config.name, config.data.image_size, config.data.volume_size)
+    data = config.data
+    got = (cache.site, cache.image_size, cache.volume_size, cache.mri_phases)
+    expected = (config.name, data.image_size, data.volume_size, data.mri_phases)
     if got != expected:
+        text = "{} with sizes {} and {} and MRI phases {}"
         raise DataError(
-            "expected a cache of {} with sizes {} and {}, got one of {} with {} and {}".format(
-                *expected, *got
-            ),
+            f"expected a cache of {text.format(*expected)}, got one of {text.format(*got)}",
             hint="run: her2-client ingest",
         )
     return f"{len(cache)} cases"
@@ -201,6 +210,9 @@ def _plain(text: str) -> str:
 
 def check_command(
     site: Annotated[Path, typer.Option(help="The site's configuration.")] = Path("site.yaml"),
+    data: Annotated[
+        bool, typer.Option("--data", help="Read every image, too, as ingest would.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Say what is in order at this site and what is not; exit 1 if anything is not."""
@@ -210,8 +222,13 @@ def check_command(
         bar.add_task("checking", total=None)
         results = check(config)
     console.print(results_table(results))
+    ok = all(result.ok for result in results)
+    document: dict[str, Any] = {"checks": [asdict(result) for result in results]}
+    if data:
+        summary, readiness = check_data(config)
+        document |= {"data": summary.as_dict() | {"readiness": readiness.as_dict()}}
+        ok = ok and readiness.verdict != "not ready"
     if as_json:
-        failed = [result for result in results if not result.ok]
-        print_json({"ok": not failed, "checks": [asdict(result) for result in results]})
-    if not all(result.ok for result in results):
+        print_json({"ok": ok} | document)
+    if not ok:
         raise typer.Exit(1)

@@ -107,7 +107,7 @@ policy:
   min_cell: 10                  # tell no count below this
   max_rounds: 1000
 
-state: state                    # logs and sockets of `her2-client start`
+state: state                    # pages of `ingest`, the review, logs and sockets of `start`
 """
 
 

@@ -21,6 +21,12 @@ range. What leaves a site is the ``code`` alone, never the text.
 
 from __future__ import annotations
 
+from typing import Literal
+
+Disposition = Literal["set aside", "quarantined", "refused"]
+"""What becomes of an image that is not used: sound but of another kind (an implant view, a
+subtraction); perhaps showing a name, so that a person must look; or not usable."""
+
 
 class Her2Error(Exception):
     """Base of all errors a user can cause or mend.
@@ -56,13 +62,21 @@ class TableError(DataError):
 
 
 class ImageError(DataError):
-    """An image file cannot be used; ``reason`` is a short stable word for counts and reports."""
+    """An image is not used; ``reason`` is a short stable word for counts and reports."""
 
     code = "image"
 
-    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str,
+        disposition: Disposition = "refused",
+        hint: str | None = None,
+    ) -> None:
         super().__init__(message, hint=hint)
         self.reason = reason
+        self.disposition = disposition
 
 
 class CacheError(Her2Error):

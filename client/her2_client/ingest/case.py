@@ -1,125 +1,138 @@
-"""One case -> its standardised images and what was refused: the work of one worker.
+"""The images of one case in one modality -> an array and what became of each: a worker's task.
 
-A case goes on without an image that cannot be used. Nothing here knows of tables, keys or caches.
+A case goes on without an image that cannot be used. Nothing here knows of tables or caches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from her2_client.ingest import dicom
-from her2_client.ingest.mammography import View, mammogram
-from her2_client.ingest.mri import dce_mri
+from her2_client.ingest.guard import Guard
+from her2_client.ingest.mammography import mammogram
+from her2_client.ingest.mri.dce import dce_mri
+from her2_client.ingest.outcome import Note, Outcome, Standardised
 from her2_client.ingest.ultrasound import ultrasound
+from her2_client.ingest.views import View
 from her2_common.cases import Box, Case, Image, Modality
 from her2_common.errors import ImageError
 
-Array = npt.NDArray[Any]
+MG_VIEWS: Final[dict[Image, View]] = {"mg_cc": "CC", "mg_mlo": "MLO"}
 
-MG_VIEWS: dict[Image, View] = {"mg_cc": "CC", "mg_mlo": "MLO"}
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is kept of an image: pixels a side, voxels a side, and the phases of an MRI."""
+
+    image: int
+    volume: int
+    mri_phases: tuple[int, ...] = (1,)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A case, its boxes and the sizes wanted: all that a worker needs."""
+    """One modality of one case, its boxes, the sizes wanted, and the seed of its choices."""
 
     case: Case
+    modality: Modality
     boxes: Mapping[Image, Box]
-    image_size: int
-    volume_size: int
+    sizes: Sizes
+    seed: int
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """An image that was not used: where it stands in the table, and why. No path, no name."""
-
-    row: int
-    column: Image
-    reason: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"row {self.row}, {self.column}: {self.message}"
+def files_of(case: Case, modality: Modality) -> dict[Image, tuple[Path, ...]]:
+    """The files and folders that the table names for ``modality``, by column."""
+    if modality == "us":
+        return {"us": case.us}
+    if modality == "mri":
+        return {"mri": case.mri}
+    views: dict[Image, Path | None] = {"mg_cc": case.mg_cc, "mg_mlo": case.mg_mlo}
+    return {column: (path,) for column, path in views.items() if path is not None}
 
 
-@dataclass
-class Outcome:
-    """The images of one case, channels first, float16; ``accepted`` names the columns used."""
-
-    images: dict[Modality, Array] = field(default_factory=dict)
-    accepted: list[Image] = field(default_factory=list)
-    refusals: list[Refusal] = field(default_factory=list)
-
-
-def standardise_cases(jobs: list[Job]) -> list[Outcome]:
-    """``standardise_case`` for each of ``jobs``, in their order."""
-    return [standardise_case(job) for job in jobs]
-
-
-def standardise_case(job: Job) -> Outcome:
-    """Read and standardise every image that the case names."""
+def standardise(job: Job, guard: Guard) -> Outcome:
+    """Read and standardise the images that the job names."""
+    guard.consulted.clear()
     outcome = Outcome()
-    _mammograms(job, outcome)
-    _ultrasounds(job, outcome)
-    if job.case.mri is not None:
-        try:
-            with dicom.reading("image"):
-                cube = dce_mri(job.case.mri, job.boxes.get("mri"), size=job.volume_size)
-        except ImageError as error:
-            _refuse(job, "mri", error, outcome)
-        else:
-            outcome.images["mri"] = cube
-            outcome.accepted.append("mri")
+    {"mg": _mammograms, "us": _ultrasounds, "mri": _mri}[job.modality](job, guard, outcome)
+    outcome.consulted = dict(guard.consulted)
     return outcome
 
 
-def _mammograms(job: Job, outcome: Outcome) -> None:
+def _mammograms(job: Job, guard: Guard, outcome: Outcome) -> None:
     """CC and MLO into four channels; a view that is missing or refused stays 0."""
-    size = job.image_size
+    size = job.sizes.image
     channels = np.zeros((4, size, size), dtype=np.float16)  # CC, MLO, crop of CC, crop of MLO
-    for position, (column, view) in enumerate(MG_VIEWS.items()):
-        path = job.case.mg_cc if column == "mg_cc" else job.case.mg_mlo
-        if path is None:
-            continue
-        try:
-            with dicom.reading("image"):
-                whole, crop = mammogram(
-                    path,
-                    job.boxes.get(column),
-                    view=view,
-                    laterality=job.case.laterality,
-                    size=size,
-                )
-        except ImageError as error:
-            _refuse(job, column, error, outcome)
-            continue
-        channels[position], channels[position + 2] = whole, crop
-        outcome.images["mg"] = channels
-        outcome.accepted.append(column)
+    for column, (path,) in files_of(job.case, "mg").items():
+        position = list(MG_VIEWS).index(column)
+
+        def read(column: Image = column, path: Path = path) -> Standardised:
+            return mammogram(
+                path,
+                job.boxes.get(column),
+                view=MG_VIEWS[column],
+                laterality=job.case.laterality,
+                size=size,
+                guard=guard,
+            )
+
+        image = _attempt(column, read, guard, outcome)
+        if image is not None:
+            channels[position], channels[position + 2] = image.values
+            outcome.values = channels
 
 
-def _ultrasounds(job: Job, outcome: Outcome) -> None:
+def _ultrasounds(job: Job, guard: Guard, outcome: Outcome) -> None:
     """The first picture that can be used; those before it are refused, those after it unread.
 
     The table has one ultrasound box a case; it belongs to the picture listed first.
     """
     for index, path in enumerate(job.case.us):
         box = job.boxes.get("us") if index == 0 else None
-        try:
-            with dicom.reading("image"):
-                picture = ultrasound(path, box, size=job.image_size)
-        except ImageError as error:
-            _refuse(job, "us", error, outcome)
-            continue
-        outcome.images["us"] = picture
-        outcome.accepted.append("us")
-        return
+
+        def read(path: Path = path, box: Box | None = box) -> Standardised:
+            return ultrasound(path, box, size=job.sizes.image, seed=job.seed, guard=guard)
+
+        image = _attempt("us", read, guard, outcome)
+        if image is not None:
+            outcome.values = image.values
+            return
 
 
-def _refuse(job: Job, column: Image, error: ImageError, outcome: Outcome) -> None:
-    outcome.refusals.append(Refusal(job.case.row, column, error.reason, str(error)))
+def _mri(job: Job, guard: Guard, outcome: Outcome) -> None:
+    def read() -> Standardised:
+        return dce_mri(
+            job.case.mri,
+            job.boxes.get("mri"),
+            size=job.sizes.volume,
+            phases=job.sizes.mri_phases,
+            guard=guard,
+        )
+
+    image = _attempt("mri", read, guard, outcome)
+    if image is not None:
+        outcome.values = image.values
+
+
+def _attempt(
+    column: Image, read: Callable[[], Standardised], guard: Guard, outcome: Outcome
+) -> Standardised | None:
+    """The image, or None and a note that says why not."""
+    guard.column = column
+    try:
+        with dicom.reading("image"):
+            image = read()
+    except ImageError as error:
+        outcome.notes.append(Note.of(column, error))
+        return None
+    outcome.accepted.append(column)
+    outcome.scanners.append(image.scanner)
+    if image.boxed:
+        outcome.boxed.append(column)
+    outcome.notes += [Note.of(column, error) for error in image.set_aside]
+    return image

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
+from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from her2_client.ingest.duke import build_duke, duke_table
+from her2_client.ingest.page import write_page
+from her2_client.ingest.quality import Readiness, readiness, shareable
+from her2_client.ingest.review import MAX_PICTURES, decisions_file, merge_decisions, write_sheet
+from her2_client.ingest.run import IngestError, quarantined_pictures
 from her2_client.ingest.run import Progress as Report
 from her2_client.ingest.run import ingest as run_ingest
-from her2_client.ingest.summary import IngestSummary, summary_table
+from her2_client.ingest.summary import DISPOSITIONS, IngestSummary, summary_table
 from her2_common.config import SiteConfig, load
 from her2_common.console import console, print_json
+from her2_common.errors import ConfigError
+from her2_common.files import replace_durably
 
-MAX_REFUSALS_SHOWN: Final = 50
+MAX_NOTES_SHOWN: Final = 50
 
 
 def ingest(
@@ -26,42 +36,163 @@ def ingest(
         int | None, typer.Option(min=1, help="Processes; by default one a CPU.")
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Fail, and write nothing, if any image is refused.")
+        bool,
+        typer.Option("--strict", help="Fail if any image is refused or quarantined."),
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do unchanged images again, too.")] = False,
+    review: Annotated[
+        bool, typer.Option("--review", help="Write the contact sheet of quarantined pictures.")
+    ] = False,
+    decisions: Annotated[
+        Path | None, typer.Option(help="A reviewer's decisions, from the contact sheet.")
+    ] = None,
+    duke: Annotated[
+        Path | None,
+        typer.Option(help="Build the tables from Duke-Breast-Cancer-MRI in this folder first."),
+    ] = None,
+    strict_nodes: Annotated[
+        bool, typer.Option("--strict-nodes", help="With --duke: pCR demands a recorded ypN0.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --duke: replace tables that differ.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Standardise the site's images into its cache."""
+    """Standardise the site's images into its cache.
+
+    An interrupted ingest goes on where it was; images whose files have not changed are not done
+    again. What is quarantined waits for a person: --review, then --decisions.
+    """
     config = load(SiteConfig, site)
     # What is worth saying about a file is said by us.
     logging.getLogger("pydicom").setLevel(logging.ERROR)
+    if duke is None and (strict_nodes or force):
+        raise ConfigError("--strict-nodes and --force go with --duke")
+    document: dict[str, Any] = {}
+    if duke is not None:
+        document["duke"] = _build_tables(config, duke, strict_nodes=strict_nodes, force=force)
+        if not document["duke"]["mri"]["found"]:
+            console.print("no images in the folder: the tables are built, nothing to ingest")
+            if as_json:
+                print_json(document)
+            return
+    if decisions is not None:
+        count = merge_decisions(decisions_file(config.state), decisions)
+        console.print(f"{count} decisions read from {decisions}", soft_wrap=True)
     with _progress_bar() as report:
-        summary = run_ingest(config, workers=workers, strict=strict, progress=report)
-    show(summary)
+        try:
+            summary, failed = (
+                run_ingest(config, workers=workers, strict=strict, fresh=fresh, progress=report),
+                None,
+            )
+        except IngestError as error:
+            summary, failed = error.summary, error
+    verdict = readiness(summary, config.policy)
+    show(summary, verdict)
+    pages = _write_pages(config, summary)
+    console.print(f"wrote {pages / 'quality.html'}", soft_wrap=True)
+    if review:
+        _write_review(config, summary)
+    if failed is not None:
+        raise failed
     if as_json:
-        print_json(summary.as_dict())
+        print_json(document | summary.as_dict() | {"readiness": verdict.as_dict()})
 
 
-def show(summary: IngestSummary) -> None:
-    """Print what was refused and the summary, for the engineer at the screen."""
-    for refusal in summary.refusals[:MAX_REFUSALS_SHOWN]:
-        console.print(f"refused: {refusal}", markup=False, soft_wrap=True)
-    if len(summary.refusals) > MAX_REFUSALS_SHOWN:
-        console.print(f"and {len(summary.refusals) - MAX_REFUSALS_SHOWN} more refused images")
+def check_data(
+    config: SiteConfig, *, workers: int | None = None
+) -> tuple[IngestSummary, Readiness]:
+    """What an ingest would do, with nothing written: for ``her2-client check --data``."""
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    with _progress_bar("checking the data") as report:
+        try:
+            summary = run_ingest(config, workers=workers, write=False, progress=report)
+        except IngestError as error:
+            summary = error.summary
+    verdict = readiness(summary, config.policy)
+    show(summary, verdict)
+    return summary, verdict
+
+
+def show(summary: IngestSummary, verdict: Readiness) -> None:
+    """Print what was not used, the counts and the verdict, for the engineer at the screen."""
+    shown = 0
+    for disposition in DISPOSITIONS:
+        for note in summary.unused(disposition):
+            shown += 1
+            if shown <= MAX_NOTES_SHOWN:
+                console.print(f"{disposition}: {note}", markup=False, soft_wrap=True)
+    if shown > MAX_NOTES_SHOWN:
+        console.print(f"and {shown - MAX_NOTES_SHOWN} more; all of them are on the page")
     console.print(summary_table(summary))
-    console.print(f"{summary.accepted} cases in {summary.seconds:.1f} s")
+    done = f"{summary.fresh} images done, {summary.unchanged} unchanged"
+    console.print(f"{summary.accepted} cases in {summary.seconds:.1f} s: {done}")
+    console.print(f"{verdict.verdict}", style="bold")
+    for text in verdict.blockers:
+        console.print(Padding(f"must be mended: {escape(text)}", (0, 0, 0, 2)))
+    for text in verdict.gaps:
+        console.print(Padding(f"gap: {escape(text)}", (0, 0, 0, 2)))
+
+
+def _build_tables(
+    config: SiteConfig, folder: Path, *, strict_nodes: bool, force: bool
+) -> dict[str, Any]:
+    with _progress_bar("reading the collection") as report:
+        built = build_duke(
+            folder,
+            config.data.cases,
+            config.data.lesions,
+            strict_nodes=strict_nodes,
+            force=force,
+            progress=report,
+        )
+    console.print(duke_table(built))
+    for fault in built.faults[:MAX_NOTES_SHOWN]:
+        console.print(f"left blank: {fault}", markup=False, soft_wrap=True)
+    for patient, reason in list(built.not_used.items())[:MAX_NOTES_SHOWN]:
+        console.print(f"images not used: {patient}: {reason}", markup=False, soft_wrap=True)
+    if config.data.lesions is None:
+        console.print(
+            "data.lesions is not set in site.yaml: whole volumes will be used, not lesions",
+            style="yellow",
+        )
+    return built.as_dict()
+
+
+def _write_pages(config: SiteConfig, summary: IngestSummary) -> Path:
+    """The page for the site, and the page and the numbers that may leave it."""
+    folder = config.state / "ingest"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_page(folder / "quality.html", summary, config.policy)
+    write_page(folder / "quality-to-share.html", summary, config.policy, shareable=True)
+    numbers = json.dumps(shareable(summary, config.policy), indent=2, allow_nan=False)
+    replace_durably(folder / "quality-to-share.json", numbers.encode() + b"\n")
+    return folder
+
+
+def _write_review(config: SiteConfig, summary: IngestSummary) -> None:
+    seen, more = quarantined_pictures(config, summary, limit=MAX_PICTURES)
+    if not seen:
+        console.print("nothing to review: no picture waits for a decision")
+        return
+    path = decisions_file(config.state).parent / "review.html"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_sheet(path, seen, site=config.name, more=more)
+    console.print(f"{len(seen)} pictures to review: open {path}", soft_wrap=True)
+    console.print("then: her2-client ingest --decisions decisions.csv")
 
 
 @contextlib.contextmanager
-def _progress_bar() -> Iterator[Report]:
+def _progress_bar(what: str = "ingest") -> Iterator[Report]:
     columns = (
-        TextColumn("ingest"),
+        TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("cases"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("ingest", total=None)
+        task = bar.add_task(what, total=None)
 
         def report(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)

@@ -1,49 +1,58 @@
 """Ingest: the case table and its images -> the cache.
 
 1. Read and check the tables; a fault there ends it before any image is read.
-2. Lock the cache and make room beside the present one.
-3. Workers standardise a few cases at a time; results come back in the order of the table and go
+2. Fingerprint the sources (names, sizes, times of change; no content). What an earlier or an
+   interrupted ingest did with the same sources, boxes, sizes and decisions is not done again.
+3. Workers standardise a few images at a time; results come back in the order of the table and go
    straight to disk, so that memory does not grow with the site and bytes do not depend on the
-   number of workers.
-4. Publish the new cache in one step, or, after any error, leave the present one as it is.
+   number of workers, nor on how often the ingest was interrupted.
+4. Publish the new cache in one step, or, after any error, leave the present one as it is. What
+   was done until then waits for the next ingest.
 """
 
 from __future__ import annotations
 
 import errno
-import math
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from her2_client.cache import LABELS, CacheWriter, image_shape
-from her2_client.ingest.case import Job, Outcome, standardise_cases
+from her2_client.cache import LABELS, read_outcomes
+from her2_client.cache_writer import WRITING_NAME, CacheWriter, Record
+from her2_client.ingest.case import files_of, standardise
+from her2_client.ingest.guard import Decision, Guard
+from her2_client.ingest.outcome import Outcome
+from her2_client.ingest.review import RecordingGuard, Seen, decisions_file, read_decisions
 from her2_client.ingest.summary import IngestSummary
+from her2_client.ingest.units import Unit, bytes_needed, jobs, units_of
+from her2_client.ingest.workers import outcomes_of, worker_count
 from her2_client.keys import read_pseudonym_key
-from her2_common.cases import MODALITIES, Box, CaseTable, Image, pseudonym, read_cases, splits
+from her2_common.cases import (
+    CaseTable,
+    Modality,
+    pseudonym,
+    read_cases,
+    splits,
+)
 from her2_common.config import SiteConfig
 from her2_common.errors import CacheError, DataError
 
 Progress = Callable[[int, int], None]
 """Called with the number of cases done and of all cases."""
 
-CASES_A_TASK: Final = 4
-"""Few enough for an even load and little memory, many enough to hide the cost of a task."""
-TASKS_AHEAD: Final = 3
-"""Tasks in flight for each worker: the bound on memory, about 30 MB a worker at full size."""
-SMALL_SITE: Final = 24
-"""Cases up to which starting workers costs more than it saves."""
-MAX_REFUSALS_SHOWN: Final = 20
+MAX_NOTES_SHOWN: Final = 20
+
+
+class IngestError(DataError):
+    """An ingest that was conducted to its end and published nothing; ``summary`` says why."""
+
+    def __init__(self, message: str, *, summary: IngestSummary, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.summary = summary
 
 
 def ingest(
@@ -51,156 +60,214 @@ def ingest(
     *,
     workers: int | None = None,
     strict: bool = False,
+    fresh: bool = False,
+    write: bool = True,
     progress: Progress | None = None,
 ) -> IngestSummary:
     """Standardise every case of the site's table into its cache; returns the counts.
 
     ``workers`` is the number of processes (None: one a CPU); the cache is the same, byte for
-    byte, whatever their number. With ``strict`` one refused image ends it, nothing written.
+    byte, whatever their number. With ``strict`` one image refused or quarantined ends it, the
+    cache left as it was. ``fresh`` does everything again. Without ``write`` nothing is written.
 
     Raises:
         TableError: a table breaks its contract.
-        DataError: no case has a usable image, or ``strict`` and an image was refused.
+        IngestError: no case has a usable image, or ``strict`` and an image was refused.
         CacheError: the cache is being written by another ingest, or cannot be written.
         ConfigError: the pseudonym key cannot be used.
     """
     started = time.perf_counter()
     key = read_pseudonym_key(config.data.pseudonym_key_file)
     table = read_cases(config.data.cases, config.data.lesions)
-    split_of = splits(table, key)
+    guard = Guard(key, read_decisions(decisions_file(config.state)))
+    units = list(units_of(table, config, key))
+
+    def usable(record: Record) -> bool:
+        return not fresh and _still_decided(record, guard.decisions)
+
     summary = IngestSummary(config.name, len(table))
-    count = min(workers or os.cpu_count() or 1, math.ceil(len(table) / CASES_A_TASK))
-    if workers is None and len(table) <= SMALL_SITE:
-        count = 1
     try:
-        with CacheWriter(
-            config.data.cache,
-            site=config.name,
-            image_size=config.data.image_size,
-            volume_size=config.data.volume_size,
-        ) as writer:
-            _check_space(table, config)
-            with closing(_outcomes(_tasks(table, config), count)) as outcomes:
-                for done, (case, outcome) in enumerate(zip(table.cases, outcomes, strict=True), 1):
-                    summary.count(case, outcome, split_of[case.case_id])
-                    if outcome.images:
-                        writer.add(
-                            pseudonym=pseudonym(key, case.case_id),
-                            split=split_of[case.case_id],
-                            clinical=case.clinical,
-                            labels={kind: case.label(kind) for kind in LABELS},
-                            images=outcome.images,
-                        )
-                    if progress is not None:
-                        progress(done, len(table))
+        with _sink(config, units, write=write) as sink:
+            sink.begin([unit.key for unit in units], usable)
+            pending = [unit.job for unit in units if not sink.knows(unit.key)]
+            with closing(outcomes_of(pending, worker_count(workers, len(pending)), guard)) as made:
+                _conduct(table, units, key, sink, made, guard, summary, progress)
             _check(summary, strict=strict)
-            writer.publish(in_table=len(table))
+            sink.publish(in_table=len(table))
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise CacheError(f"{config.data.cache}: the disk is full") from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CacheError(
+                f"{config.data.cache}: the disk is full",
+                hint="free some space and run it again: it goes on where it was",
+            ) from None
         raise
     summary.seconds = time.perf_counter() - started
     return summary
 
 
+def _conduct(
+    table: CaseTable,
+    units: list[Unit],
+    key: bytes,
+    sink: CacheWriter | _NoWriter,
+    made: Iterator[Outcome],
+    guard: Guard,
+    summary: IngestSummary,
+    progress: Progress | None,
+) -> None:
+    """Bring every unit into the cache, in order, and count the cases."""
+    split_of = splits(table, key)
+    remaining = iter(units)
+    for done, case in enumerate(table.cases, 1):
+        outcomes: dict[Modality, Outcome] = {}
+        rows: dict[Modality, int] = {}
+        for unit in islice(remaining, len(case.modalities)):
+            modality = unit.job.modality
+            known = sink.knows(unit.key)
+            record = sink.recall(unit.key, modality)
+            if record is None:
+                # A known image whose copy is damaged is not among those sent to the workers.
+                outcome = standardise(unit.job, guard) if known else next(made)
+                record = sink.put(unit.key, modality, outcome.as_record(), outcome.values)
+            summary.unchanged += known
+            summary.fresh += not known
+            outcomes[modality] = Outcome.from_record(record)
+            if record["row"] is not None:
+                rows[modality] = record["row"]
+        split = split_of[case.case_id]
+        summary.count(case, split, outcomes, list(rows))
+        if rows:
+            sink.add_case(
+                pseudonym=pseudonym(key, case.case_id),
+                split=split,
+                clinical=case.clinical,
+                labels={kind: case.label(kind) for kind in LABELS},
+                rows=rows,
+            )
+        if progress is not None:
+            progress(done, len(table))
+
+
 def _check(summary: IngestSummary, *, strict: bool) -> None:
-    if strict and summary.refusals:
-        shown = [str(refusal) for refusal in summary.refusals[:MAX_REFUSALS_SHOWN]]
-        if more := len(summary.refusals) - len(shown):
+    unused = summary.unused("refused") + summary.unused("quarantined")
+    if strict and unused:
+        shown = [str(note) for note in unused[:MAX_NOTES_SHOWN]]
+        if more := len(unused) - len(shown):
             shown.append(f"and {more} more")
-        raise DataError(
+        raise IngestError(
             "expected every image to be usable (--strict), "
-            f"got {len(summary.refusals)} refused; nothing was written\n  " + "\n  ".join(shown)
+            f"got {len(unused)} refused or quarantined; the cache was left as it was\n  "
+            + "\n  ".join(shown),
+            summary=summary,
         )
     if not summary.accepted:
-        reasons = ", ".join(f"{n} x {reason}" for reason, n in summary.reasons.most_common())
-        raise DataError(
+        reasons = ", ".join(
+            f"{n} x {reason}"
+            for counts in summary.reasons.values()
+            for reason, n in counts.most_common()
+        )
+        quarantined = bool(summary.reasons["quarantined"])
+        raise IngestError(
             f"a site with no cases: of {summary.cases_in_table} rows in the table "
             f"none has a usable image ({reasons or 'no images named'})",
-            hint="paths in the case table start at the table's own folder",
+            summary=summary,
+            hint="look at what was quarantined: her2-client ingest --review"
+            if quarantined
+            else "paths in the case table start at the table's own folder",
         )
 
 
-def _tasks(table: CaseTable, config: SiteConfig) -> Iterator[list[Job]]:
-    boxes: dict[str, dict[Image, Box]] = {}
-    for (case_id, image), box in table.boxes.items():
-        boxes.setdefault(case_id, {})[image] = box
-    sizes = (config.data.image_size, config.data.volume_size)
-    for start in range(0, len(table), CASES_A_TASK):
-        yield [
-            Job(case, boxes.get(case.case_id, {}), *sizes)
-            for case in table.cases[start : start + CASES_A_TASK]
-        ]
+def _still_decided(record: Record, decisions: Mapping[str, Decision]) -> bool:
+    """Whether the reviewer's decisions that a record rests on are those of today."""
+    consulted = Outcome.from_record(record).consulted
+    return all(decisions.get(name) == decision for name, decision in consulted.items())
 
 
-def _outcomes(tasks: Iterator[list[Job]], workers: int) -> Generator[Outcome, None, None]:
-    """The outcome of every case, in order, from this process or from ``workers`` others."""
-    if workers <= 1:
-        for task in tasks:
-            yield from standardise_cases(task)
-        return
-    # Spawned, not forked: the caller may run threads (a progress bar, torch).
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-    waiting: deque[Future[list[Outcome]]] = deque()
-    try:
-        for task in tasks:
-            waiting.append(pool.submit(standardise_cases, task))
-            if len(waiting) >= workers * TASKS_AHEAD:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    except BrokenProcessPool:
-        raise DataError(
-            "a worker process died, most likely for want of memory; nothing was written",
-            hint="run: her2-client ingest --workers 1",
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def quarantined_pictures(
+    config: SiteConfig, summary: IngestSummary, *, limit: int
+) -> tuple[list[Seen], int]:
+    """The pictures that wait for a reviewer, at most ``limit``, and how many cases have more."""
+    key = read_pseudonym_key(config.data.pseudonym_key_file)
+    table = read_cases(config.data.cases, config.data.lesions)
+    guard = RecordingGuard(key, read_decisions(decisions_file(config.state)))
+    waiting = {(note.row, note.note.column) for note in summary.unused("quarantined")}
+    asked = [
+        job
+        for job in jobs(table, config, key)
+        if any((job.case.row, column) in waiting for column in files_of(job.case, job.modality))
+    ]
+    for number, job in enumerate(asked):
+        if len(guard.seen) >= limit:
+            return guard.seen[:limit], len(asked) - number
+        guard.row = job.case.row
+        standardise(job, guard)
+    return guard.seen, 0
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it ends, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+# --- where it goes ------------------------------------------------------------------------------
 
 
-def _check_space(table: CaseTable, config: SiteConfig) -> None:
-    """Refuse before hours of work what the disk cannot hold."""
-    needed = bytes_needed(table, config)
-    free = shutil.disk_usage(config.data.cache).free
-    if free < needed:
-        raise CacheError(
-            f"{config.data.cache}: expected {needed / 1e9:.2f} GB of free disk, "
-            f"got {free / 1e9:.2f} GB"
-        )
+class _NoWriter:
+    """Takes what a ``CacheWriter`` takes and writes nothing; knows the present cache's records."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._records: dict[str, Record] = {}
+
+    def begin(self, keys: list[str], usable: Callable[[Record], bool]) -> None:
+        try:
+            records = read_outcomes(self.folder)
+        except CacheError:
+            return
+        wanted = set(keys)
+        self._records = {r["key"]: r for r in records if r["key"] in wanted and usable(r)}
+
+    def knows(self, key: str) -> bool:
+        return key in self._records
+
+    def recall(self, key: str, modality: Modality) -> Record | None:
+        return self._records.get(key)
+
+    def put(self, key: str, modality: Modality, record: Record, values: object) -> Record:
+        return {**record, "key": key, "modality": modality, "row": None if values is None else 0}
+
+    def add_case(self, **case: object) -> None:
+        pass
+
+    def publish(self, in_table: int) -> None:
+        pass
 
 
-def bytes_needed(table: CaseTable, config: SiteConfig) -> int:
-    """The size of the site's cache if every image is accepted, in bytes."""
-    named = [modality for case in table.cases for modality in case.modalities]
-    return sum(
-        2
-        * named.count(modality)
-        * math.prod(image_shape(modality, config.data.image_size, config.data.volume_size))
-        for modality in MODALITIES
+def _sink(
+    config: SiteConfig, units: list[Unit], *, write: bool
+) -> AbstractContextManager[CacheWriter | _NoWriter]:
+    if not write:
+        return nullcontext(_NoWriter(config.data.cache))
+    _check_space(units, config)
+    return CacheWriter(
+        config.data.cache,
+        site=config.name,
+        image_size=config.data.image_size,
+        volume_size=config.data.volume_size,
+        mri_phases=config.data.mri_phases,
     )
 
 
-def named_files(table: CaseTable) -> list[tuple[int, Image, Path]]:
-    """Every file and folder that the table names: (row, column, path)."""
-    named: list[tuple[int, Image, Path]] = []
-    for case in table.cases:
-        single: dict[Image, Path | None] = {"mg_cc": case.mg_cc, "mg_mlo": case.mg_mlo}
-        named += [(case.row, image, path) for image, path in single.items() if path is not None]
-        named += [(case.row, "us", path) for path in case.us]
-        if case.mri is not None:
-            named.append((case.row, "mri", case.mri))
-    return named
+def _check_space(units: list[Unit], config: SiteConfig) -> None:
+    """Refuse before hours of work what the disk cannot hold."""
+    folder = config.data.cache
+    written = sum(path.stat().st_size for path in (folder / WRITING_NAME).glob("*.npy"))
+    needed = bytes_needed((unit.job.modality for unit in units), config) - written
+    free = shutil.disk_usage(existing(folder)).free
+    if free < needed:
+        raise CacheError(
+            f"{folder}: expected {needed / 1e9:.2f} GB of free disk, got {free / 1e9:.2f} GB",
+            hint="free some space, or move data.cache in site.yaml to another disk",
+        )
+
+
+def existing(folder: Path) -> Path:
+    """The nearest folder above that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder

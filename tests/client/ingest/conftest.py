@@ -14,6 +14,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from her2_client.ingest.outcome import Note, Outcome
+from her2_client.ingest.summary import IngestSummary
+from her2_common.cases import MODALITIES, Assay, Case
 from her2_common.config import SiteConfig, load
 
 Array = npt.NDArray[Any]
@@ -102,6 +105,46 @@ class Dicoms:
                 if edited is not None:
                     self.write(folder / name(phase, z), "MR", plane.astype(np.uint16), edited)
         return folder
+
+    def enhanced(
+        self,
+        path: Path,
+        phases: Array,
+        *,
+        spacing: tuple[float, float, float] = (2.0, 1.0, 1.0),
+        change: Callable[[int, int, Dataset], Dataset | None] | None = None,
+        order: Callable[[int], int] = lambda number: number,
+        **tags: Any,
+    ) -> Path:
+        """(phases, slices, rows, columns) as one multi-frame file; ``change`` edits one frame's
+        functional groups or drops it, ``order`` sorts the frames."""
+        frames = []
+        for phase, volume in enumerate(phases):
+            for z, plane in enumerate(volume):
+                groups = Dataset()
+                content, place = Dataset(), Dataset()
+                content.TemporalPositionIndex = phase + 1
+                place.ImagePositionPatient = [-20.0, -20.0, -30.0 + z * spacing[0]]
+                groups.FrameContentSequence = Sequence([content])
+                groups.PlanePositionSequence = Sequence([place])
+                edited = groups if change is None else change(phase, z, groups)
+                if edited is not None:
+                    frames.append((edited, plane))
+        frames = [frames[i] for i in sorted(range(len(frames)), key=order)]
+        shared, measures, orientation = Dataset(), Dataset(), Dataset()
+        measures.PixelSpacing = [spacing[1], spacing[2]]
+        orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        shared.PixelMeasuresSequence = Sequence([measures])
+        shared.PlaneOrientationSequence = Sequence([orientation])
+        usual = {
+            "SOPClassUID": "1.2.840.10008.5.1.4.1.1.4.1",
+            "NumberOfFrames": len(frames),
+            "SharedFunctionalGroupsSequence": Sequence([shared]),
+            "PerFrameFunctionalGroupsSequence": Sequence([groups for groups, _ in frames]),
+            "ImageType": ["ORIGINAL", "PRIMARY"],
+            "PixelData": np.stack([plane for _, plane in frames]).astype(np.uint16).tobytes(),
+        }
+        return self.write(path, "MR", frames[0][1].astype(np.uint16), usual | tags)
 
 
 @pytest.fixture
@@ -202,3 +245,102 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     return Site(tmp_path / "site")
+
+
+REASONS: dict[str, tuple[str, ...]] = {
+    "set aside": ("implant", "special view"),
+    "quarantined": ("no verified region", "text found"),
+    "refused": ("damaged", "missing file", "wrong view", "gap"),
+}
+
+
+def invent_summary(
+    seed: int,
+    cases: int,
+    *,
+    has: tuple[float, float, float] = (0.7, 0.7, 0.5),
+    faulty: float = 0.06,
+    unknown: float = 0.1,
+    positive: float = 0.3,
+    boxed: float = 0.8,
+    site: str = "centre-t",
+) -> IngestSummary:
+    """The summary of a made-up site, counted case by case as an ingest does.
+
+    ``has`` are the shares of cases with mammography, ultrasound and MRI; the others are the
+    shares of faulty pictures, of unknown table cells, of HER2-positive cases, of lesion boxes.
+    """
+    rng = np.random.default_rng(seed)
+
+    def cell(value: Any) -> Any:
+        return None if rng.random() < unknown else value
+
+    def yes(share: float) -> int:
+        return int(rng.random() < share)
+
+    def picture(column: Any, outcome: Outcome, values: Any) -> bool:
+        if rng.random() < faulty:
+            kind = str(rng.choice(list(REASONS), p=[0.2, 0.3, 0.5]))
+            reason = REASONS[kind][int(len(REASONS[kind]) * rng.random() ** 2)]
+            message = f"expected a sound picture, got one that is {reason}"
+            outcome.notes.append(Note(column, kind, reason, message))  # type: ignore[arg-type]
+            return False
+        outcome.accepted.append(column)
+        outcome.scanners.append(str(rng.choice(values, p=[0.6, 0.3, 0.1])))
+        if yes(boxed):
+            outcome.boxed.append(column)
+        return True
+
+    makes = {
+        "mg": ["Hologic", "Siemens", "not stated"],
+        "us": ["Philips", "GE", "another make"],
+        "mri": ["Siemens", "GE", "Philips"],
+    }
+    summary = IngestSummary(site, cases)
+    for row in range(2, cases + 2):
+        named = [m for m, share in zip(MODALITIES, has, strict=True) if yes(share)]
+        outcomes: dict[Any, Outcome] = {m: Outcome() for m in named}
+        for modality, outcome in outcomes.items():
+            columns = [c for c in ("mg_cc", "mg_mlo") if yes(0.95)] or ["mg_cc"]
+            for column in columns if modality == "mg" else [modality]:
+                picture(column, outcome, makes[modality])
+        ihc, tumour = cell(int(rng.choice(4))), yes(positive)
+        biopsy = cell(tumour if ihc in (None, 2) else int(ihc == 3))
+        if ihc not in (None, 2):
+            biopsy = int(ihc == 3)
+        file = Path("x")
+        case = Case(
+            row=row,
+            case_id=str(row),
+            patient_id=str(row),
+            mg_cc=file if "mg" in named else None,
+            mg_mlo=None,
+            us=(file,) if "us" in named else (),
+            mri=(file,) if "mri" in named else (),
+            laterality=None,
+            age=cell(float(rng.integers(28, 85))),
+            menopausal=cell(yes(0.6)),
+            clinical_t=cell(int(rng.choice(5, p=[0.02, 0.3, 0.45, 0.18, 0.05]))),
+            clinical_n=cell(int(rng.choice(4, p=[0.5, 0.35, 0.1, 0.05]))),
+            multifocal=cell(yes(0.25)),
+            er=cell(yes(0.7)),
+            pr=cell(yes(0.6)),
+            biopsy=Assay(ihc, None, biopsy),
+            surgical=Assay(None, None, tumour if yes(0.5) else None),
+            nat=cell(yes(0.9)),
+            anti_her2=cell(tumour),
+            ypt=None,
+            ypn=None,
+            pcr=cell(yes(0.3)),
+            split=None,
+        )
+        split = ("train", "val", "test")[int(rng.choice(3, p=[0.7, 0.1, 0.2]))]
+        present = [m for m in named if outcomes[m].accepted]
+        summary.count(case, split, outcomes, present)  # type: ignore[arg-type]
+    return summary
+
+
+@pytest.fixture(scope="session")
+def invented_summary() -> Callable[..., IngestSummary]:
+    """``invent_summary``: summaries of made-up sites."""
+    return invent_summary

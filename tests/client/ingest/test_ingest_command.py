@@ -46,12 +46,14 @@ def test_refusals_and_counts_go_to_the_screen_and_json_to_stdout(
     assert result.exit_code == 0
     document = json.loads(result.stdout)
     assert document["cases"] == {"in_table": 2, "accepted": 2, "left_out": {}}
-    assert document["images"]["reasons"] == {"missing file": 1}
+    assert document["reasons"]["refused"] == {"missing file": 1}
+    assert document["readiness"]["verdict"] == "not ready"
     assert "row" not in result.stdout
     screen = capture.get()
     assert "refused: row 2, mg_cc: expected a file, got none of that name" in screen
     assert "Ingest at centre-t" in screen
-    assert max(len(line) for line in screen.splitlines()) <= 80
+    told = [line for line in screen.splitlines() if not line.startswith("wrote ")]  # a path
+    assert max(len(line) for line in told) <= 80
     assert "CANARY" not in screen + result.stdout
 
 
@@ -66,7 +68,7 @@ def test_strict_is_an_error(app: typer.Typer, faulty: Any) -> None:
 KILLED = """
     import sys
     from pathlib import Path
-    from her2_client.ingest import ingest
+    from her2_client.ingest.run import ingest
     from her2_common.config import SiteConfig, load
 
     def wait(done, total):
@@ -83,7 +85,7 @@ def test_a_killed_ingest_leaves_the_previous_cache(site: Any, tmp_path: Path) ->
     for number in range(20):
         site.add(f"{number}", "us")
     config = site.config()
-    from her2_client.ingest import ingest as run
+    from her2_client.ingest.run import ingest as run
 
     run(config, workers=1)
     before = open_cache(config.data.cache)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +12,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from her2_client.cache import CacheWriter, open_cache, verify_cache
-from her2_client.ingest import IngestSummary, ingest, summary_table
-from her2_client.ingest import run as run_module
+import her2_client.ingest.run as run_module
+from her2_client import cache_writer
+from her2_client.cache import open_cache, verify_cache
+from her2_client.cache_writer import CacheWriter
+from her2_client.ingest import workers
+from her2_client.ingest.review import decisions_file, merge_decisions
+from her2_client.ingest.run import ingest, quarantined_pictures
+from her2_client.ingest.summary import IngestSummary, summary_table
 from her2_common.cases import SPLITS, assign_split, pseudonym
 from her2_common.errors import CacheError, ConfigError, DataError, TableError
 
@@ -39,17 +44,26 @@ def test_a_whole_site(site: Any) -> None:
         site.config(), workers=1, progress=lambda done, total: seen.append((done, total))
     )
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert summary.refusals == []
+    assert summary.notes == []
     figures = summary.as_dict()
     assert figures.pop("seconds") > 0
+    clinical = figures.pop("clinical")
+    assert clinical["age"] == {
+        "under 40": 0, "40 to 49": 0, "50 to 59": 1, "60 to 69": 0, "70 and over": 0, "unknown": 2,
+    }  # fmt: skip
+    assert clinical["menopausal"] == {"no": 0, "yes": 1, "unknown": 2}
+    assert clinical["biopsy_ihc"] == {"0": 0, "1": 0, "2": 0, "3": 1, "unknown": 2}
+    assert clinical["pcr"] == {"no": 1, "yes": 0, "unknown": 2}
+    accepted = {"accepted": 2, "set aside": 0, "quarantined": 0, "refused": 0}
     assert figures == {
         "site": "centre-t",
         "cases": {"in_table": 4, "accepted": 3, "left_out": {"no image named": 1}},
-        "images": {
-            "accepted": {"mg_cc": 2, "mg_mlo": 2, "us": 2, "mri": 2},
-            "refused": {"mg_cc": 0, "mg_mlo": 0, "us": 0, "mri": 0},
-            "reasons": {},
-        },
+        "images": dict.fromkeys(("mg_cc", "mg_mlo", "us", "mri"), accepted),
+        "reasons": {"set aside": {}, "quarantined": {}, "refused": {}},
+        "lesion_boxes": {"mg_cc": 0, "mg_mlo": 0, "us": 0, "mri": 0},
+        "scanners": {"mg": {"not stated": 4}, "us": {"not stated": 2}, "mri": {"not stated": 2}},
+        "training": {"mg": 1, "us": 1, "mri": 1, "clinical": 1, "head": 1},
+        "work": {"fresh": 6, "unchanged": 0},
         "modalities": {"mg": 2, "us": 2, "mri": 2},
         "combinations": {"mg+mri": 1, "mg+us+mri": 1, "us": 1},
         "splits": {
@@ -112,7 +126,7 @@ def test_the_first_ultrasound_that_can_be_used_is_taken(site: Any, pictures: Any
     good = site.rows[0]["us"]
     site.rows[0]["us"] = f"{folder}/no.dcm;{good};{folder}/later.dcm"
     summary = ingest(site.config("several"), workers=1)
-    assert summary.reasons == {"no verified region": 1}
+    assert summary.reasons["quarantined"] == {"no verified region": 1}
     one, several = open_cache(site.folder / "one"), open_cache(site.folder / "several")
     np.testing.assert_array_equal(one.arrays["us"], several.arrays["us"])
 
@@ -140,27 +154,27 @@ def faulty(site: Any, pictures: Any) -> Any:
 
 def test_one_bad_image_does_not_stop_the_others(faulty: Any) -> None:
     summary = ingest(faulty.config(), workers=1)
-    assert [(r.row, r.column, r.reason) for r in summary.refusals] == [
+    assert [(n.row, n.note.column, n.note.reason) for n in summary.notes] == [
         (2, "mg_cc", "missing file"),
         (3, "mg_cc", "truncated"),
         (4, "mg_mlo", "not DICOM"),
         (5, "mg_cc", "for processing"),
-        (6, "mri", "gap"),
+        (6, "mri", "incomplete phase"),
         (7, "mri", "duplicate slice"),
         (8, "us", "no verified region"),
         (9, "us", "wrong modality"),
     ]
-    assert str(summary.refusals[1]).startswith("row 3, mg_cc: truncated DICOM")
+    assert str(summary.notes[1]).startswith("row 3, mg_cc: truncated DICOM")
     assert summary.accepted == 9
     assert summary.combinations == {"mg+us+mri": 5, "mg+us": 2, "mg+mri": 2}
-    text = "\n".join(str(refusal) for refusal in summary.refusals)
+    text = "\n".join(str(refusal) for refusal in summary.notes)
     assert "CANARY" not in text
     assert "case-" not in text
 
 
 def test_strict_writes_nothing_if_one_image_is_refused(faulty: Any) -> None:
     config = faulty.config()
-    with pytest.raises(DataError, match=r"8 refused; nothing was written\n  row 2, mg_cc"):
+    with pytest.raises(DataError, match=r"8 refused or .*left as it was\n  row 2, mg_cc"):
         ingest(config, workers=1, strict=True)
     with pytest.raises(CacheError, match="no cache"):
         open_cache(config.data.cache)
@@ -173,7 +187,7 @@ def test_however_a_file_is_cut_it_is_refused(site: Any, column: str, cut: int) -
     path = Path(site.rows[0][column])
     path.write_bytes(path.read_bytes()[:cut])
     summary = ingest(site.config(), workers=1)
-    assert [(r.row, r.column) for r in summary.refusals] == [(2, column)]
+    assert [(n.row, n.note.column) for n in summary.unused("refused")] == [(2, column)]
     assert summary.accepted == 1
 
 
@@ -199,7 +213,8 @@ def test_no_usable_case_is_an_error_that_says_why(site: Any) -> None:
     site.add("b", "")
     with pytest.raises(DataError, match=r"a site with no cases.*1 x missing file"):
         ingest(site.config(), workers=1)
-    assert list((site.folder / "cache").iterdir()) in ([], [site.folder / "cache" / ".lock"])
+    with pytest.raises(CacheError, match="no cache"):
+        open_cache(site.folder / "cache")
 
 
 def test_a_case_without_a_usable_image_is_left_out_and_counted(site: Any) -> None:
@@ -216,7 +231,7 @@ def test_the_same_bytes_for_any_number_of_workers(faulty: Any) -> None:
         faulty.add(f"case-{number}", "us")
     one = ingest(faulty.config("one"), workers=1)
     two = ingest(faulty.config("two"), workers=2)
-    assert one.refusals == two.refusals
+    assert one.notes == two.notes
     first, second = tree(faulty.folder / "one"), tree(faulty.folder / "two")
     assert first.keys() == second.keys()
     assert first == second
@@ -239,8 +254,8 @@ def test_no_message_quotes_what_a_tag_should_not_hold(site: Any, pictures: Any, 
         pictures.breast(),
         **{"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4", tag: "CANARY"},
     )
-    (refusal,) = ingest(site.config(), workers=1).refusals
-    assert "CANARY" not in str(refusal)
+    (note,) = ingest(site.config(), workers=1).notes
+    assert "CANARY" not in str(note)
 
 
 def test_splits_follow_the_key_and_the_patient(site: Any) -> None:
@@ -252,13 +267,22 @@ def test_splits_follow_the_key_and_the_patient(site: Any) -> None:
     assert cache.split.tolist() == expected
 
 
+def published(folder: Path) -> dict[str, bytes]:
+    """The cache that readers see: without the lock, the generation's number and work in hand."""
+    return {
+        name.split("/", 1)[-1]: data
+        for name, data in tree(folder).items()
+        if not name.startswith(".") and name != "index.json"
+    }
+
+
 def test_an_error_half_way_leaves_the_previous_cache(
     site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.add("a", "us")
     config = site.config()
     ingest(config, workers=1)
-    before = tree(config.data.cache)
+    before = published(config.data.cache)
 
     def stop(_done: int, _total: int) -> None:
         raise KeyboardInterrupt
@@ -266,12 +290,150 @@ def test_an_error_half_way_leaves_the_previous_cache(
     site.add("b", "us")
     with pytest.raises(KeyboardInterrupt):
         ingest(site.config(), workers=1, progress=stop)
-    assert tree(config.data.cache) == before
+    verify_cache(config.data.cache)
+    assert len(open_cache(config.data.cache)) == 1
 
     monkeypatch.setattr(run_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(CacheError, match="of free disk"):
         ingest(site.config(), workers=1)
-    assert tree(config.data.cache) == before
+    verify_cache(config.data.cache)
+    site.rows.pop()
+    monkeypatch.undo()
+    ingest(site.config(), workers=1)
+    assert published(config.data.cache) == before
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 6])
+def test_an_interrupted_ingest_goes_on_where_it_was(site: Any, stop_at: int) -> None:
+    for number in range(6):
+        site.add(f"case-{number}", ("mg us mri", "us", "mri")[number % 3])
+    ingest(site.config("whole"), workers=1)
+
+    def stop(done: int, _total: int) -> None:
+        if done == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest(site.config("cut"), workers=1, progress=stop)
+    summary = ingest(site.config("cut"), workers=1)
+    done = sum((3, 1, 1)[number % 3] for number in range(stop_at))
+    assert (summary.unchanged, summary.fresh) == (done, 10 - done)
+    assert published(site.folder / "cut") == published(site.folder / "whole")
+    assert tree(site.folder / "cut")["index.json"] == tree(site.folder / "whole")["index.json"]
+
+
+def test_only_what_changed_is_done_again(site: Any, pictures: Any) -> None:
+    for number in range(3):
+        site.add(f"case-{number}")
+    config = site.config()
+    first = ingest(config, workers=1)
+    assert (first.fresh, first.unchanged) == (9, 0)
+    again = ingest(config, workers=1)
+    assert (again.fresh, again.unchanged) == (0, 9)
+    assert again.as_dict() | {"work": 0, "seconds": 0} == first.as_dict() | {
+        "work": 0,
+        "seconds": 0,
+    }
+
+    site.dicoms.mg(Path(site.rows[1]["mg_mlo"]), pictures.breast(90, 60).T, ViewPosition="MLO")
+    box = {"x0": 20, "y0": 20, "z0": "", "x1": 40, "y1": 40, "z1": ""}
+    site.boxes.append({"case_id": "case-2", "image": "us"} | box)
+    site.rows[0]["age"] = 61  # of the table, not of an image
+    changed = ingest(site.config(), workers=1)
+    assert (changed.fresh, changed.unchanged) == (2, 7)
+    assert open_cache(config.data.cache).clinical[0, 0] == 61
+    ingest(site.config("other"), workers=1)
+    assert published(config.data.cache) == published(site.folder / "other")
+
+    (Path(site.rows[0]["mri"]) / "1-003.dcm").touch()
+    assert ingest(site.config(), workers=1).fresh == 1
+    assert ingest(site.config(), workers=1, fresh=True).fresh == 9
+
+
+def test_a_refused_image_is_not_read_again_until_it_changes(site: Any, pictures: Any) -> None:
+    site.add("a", "us")
+    site.add("b", "us")
+    site.dicoms.us(Path(site.rows[0]["us"]), pictures.echo(), region=None)
+    config = site.config()
+    ingest(config, workers=1)
+    again = ingest(config, workers=1)
+    assert (again.fresh, again.unchanged) == (0, 2)
+    assert [note.note.reason for note in again.notes] == ["no verified region"]
+    site.dicoms.us(Path(site.rows[0]["us"]), pictures.echo(), StationName="ANOTHER")
+    mended = ingest(config, workers=1)
+    assert (mended.fresh, mended.accepted, mended.notes) == (1, 2, [])
+
+
+def test_a_decision_redoes_its_case_alone(site: Any, pictures: Any) -> None:
+    for number in range(3):
+        site.add(f"case-{number}", "us")
+    for row in site.rows[:2]:
+        site.dicoms.us(Path(row["us"]), pictures.echo(), region=None, StationName=row["case_id"])
+    config = site.config()
+    summary = ingest(config, workers=1)
+    assert summary.images["us"] == {"accepted": 1, "quarantined": 2}
+    seen, more = quarantined_pictures(config, summary, limit=10)
+    assert ([one.row for one in seen], more) == ([2, 3], 0)
+    few, more = quarantined_pictures(config, summary, limit=1)
+    assert (few, more) == (seen[:1], 1)
+
+    def decide(word: str, digest: str) -> None:
+        text = f"picture,decision,x0,y0,x1,y1,by\n{digest},{word},,,,,R. Reader\n"
+        (site.folder / "decisions.csv").write_text(text)
+        merge_decisions(decisions_file(config.state), site.folder / "decisions.csv")
+
+    decide("approve", seen[0].digest)
+    approved = ingest(config, workers=1)
+    assert (approved.fresh, approved.images["us"]["accepted"]) == (1, 2)
+    decide("refuse", seen[1].digest)
+    refused = ingest(config, workers=1)
+    assert refused.fresh == 1
+    assert refused.reasons["refused"] == {"refused at review": 1}
+    assert quarantined_pictures(config, refused, limit=10) == ([], 0)
+    decide("undo", seen[0].digest)
+    assert ingest(config, workers=1).reasons["quarantined"] == {"no verified region": 1}
+
+
+def test_a_dry_run_counts_the_same_and_writes_nothing(faulty: Any) -> None:
+    config = faulty.config()
+    dry = ingest(config, workers=1, write=False)
+    assert not config.data.cache.exists()
+    wet = ingest(config, workers=1)
+    before = tree(faulty.folder)
+    known = ingest(config, workers=1, write=False)
+    assert tree(faulty.folder) == before
+    assert known.fresh == 0
+    for other in (wet, known):
+        assert other.notes == dry.notes
+        assert other.as_dict() | {"work": 0, "seconds": 0} == dry.as_dict() | {
+            "work": 0,
+            "seconds": 0,
+        }
+
+
+def test_a_full_disk_is_told_and_the_work_is_kept(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        site.add(f"case-{number}", "us")
+    config = site.config()
+    append = cache_writer._ImageFile.append
+
+    def full(self: Any, array: Any) -> Any:
+        if self.count == 2:
+            self.stream.write(b"half a row")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return append(self, array)
+
+    monkeypatch.setattr(cache_writer._ImageFile, "append", full)
+    with pytest.raises(CacheError, match="the disk is full") as caught:
+        ingest(config, workers=1)
+    assert "goes on where it was" in str(caught.value.hint)
+    monkeypatch.undo()
+    summary = ingest(config, workers=1)
+    assert (summary.unchanged, summary.fresh) == (2, 2)
+    ingest(site.config("whole"), workers=1)
+    assert published(config.data.cache) == published(site.folder / "whole")
 
 
 def test_a_second_ingest_is_refused(site: Any) -> None:
@@ -293,23 +455,27 @@ def test_a_faulty_table_or_key_ends_it_before_any_image(site: Any) -> None:
     assert not (site.folder / "cache").exists()
 
 
+def _die(_guard: Any) -> None:
+    os._exit(1)
+
+
 def test_a_dead_worker_ends_it_with_a_hint(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(9):
         site.add(f"{number}", "us")
     # as the system kills one that takes too much memory
-    monkeypatch.setattr(run_module, "_start_worker", partial(os._exit, 1))
+    monkeypatch.setattr(workers, "_start_worker", _die)
     with pytest.raises(DataError, match="a worker process died") as caught:
         ingest(site.config(), workers=2)
-    assert caught.value.hint == "run: her2-client ingest --workers 1"
+    assert str(caught.value.hint).startswith("run: her2-client ingest --workers 1")
 
 
 def test_the_summary_fits_80_columns(faulty: Any) -> None:
     summary = ingest(faulty.config(), workers=1)
     for number in range(9):
-        summary.reasons[f"another long reason {number}"] = 1000
+        summary.reasons["refused"][f"another long reason {number}"] = 1000
     text = _render(summary)
     assert max(len(line) for line in text.splitlines()) <= 80
-    for expected in ("cases in the table", "1 gap", "mg_cc images", "train cases"):
+    for expected in ("cases in the table", "1 missing file", "mg_cc accepted", "train cases"):
         assert expected in text
 
 
