@@ -198,7 +198,7 @@ def test_what_is_wrong_is_named_all_at_once(folder: Path, tmp_path: Path) -> Non
         "pseudonym key": "mode 0644",
         "node key": "expected an unencrypted OpenSSH private key",
         "images": "0 of 1 files and folders named are there; the first that is not: row 2, us",
-        "cache": "expected a cache of centre-t with sizes 32 and 16 and MRI phases (1,), got one of other",
+        "cache": "expected a cache of centre-t with sizes 32 and 16 and MRI phases (1,)",
         "root certificates": "expired on",
         "SuperLink": "does not answer: Connection refused",
     }.items():

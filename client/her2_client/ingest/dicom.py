@@ -1,26 +1,34 @@
 """Reading one DICOM file: every fault becomes an ImageError with a short, stable reason.
 
+1. ``read`` or ``header`` takes the header alone: a folder of a thousand files costs no pixels.
+2. ``pixels`` goes back to the file for one frame. Before a decoder runs, the size in the header
+   and the size in the codestream are checked against each other and against ``MAX_SAMPLES``.
+
 Messages say what was expected and what was found, never a path, a file name or a tag that could
 name a patient.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom import uid
 from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID
+from pydicom.pixels.utils import as_pixel_options
 
+from her2_client.ingest.decoders import decode, plugin_for
 from her2_common.errors import ImageError
 
 Array = npt.NDArray[Any]
@@ -28,11 +36,30 @@ Array = npt.NDArray[Any]
 
 CODE_LENGTH: Final = 4
 """The longest of the modality and view codes; whatever is longer may be anything."""
+MAX_SAMPLES: Final = 1 << 28
+"""Samples of one frame, 256 Mi: ten times the largest mammogram (a design value)."""
+MAX_FRAMES: Final = 1 << 14
+"""Frames of one file; the longest cine loops have some thousands (a design value)."""
+MAX_INFLATED: Final = 1 << 30
+"""Bytes that a deflated file may become (a design value)."""
+
+ENCAPSULATED_PDF: Final = "1.2.840.10008.5.1.4.1.1.104.1"
+SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
+"""The SOP class, and with a further number its multi-frame kinds."""
+
+_PIXEL_DATA: Final = 0x7FE00010
+_META_BYTES: Final = 1 << 12
+"""The file meta information, which names the transfer syntax, ends well before (PS3.10, 7.1)."""
+_log = logging.getLogger("pydicom")
 
 
 @contextmanager
 def reading(what: str = "DICOM") -> Iterator[None]:
-    """Turn whatever a damaged file provokes inside the DICOM library into an ImageError."""
+    """Turn whatever a damaged file provokes inside the DICOM library into an ImageError.
+
+    Its warnings and log lines quote tags, so none of them surfaces.
+    """
+    silent, _log.disabled = _log.disabled, True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd but readable headers are the rule
@@ -51,29 +78,98 @@ def reading(what: str = "DICOM") -> Iterator[None]:
         raise ImageError(f"truncated {what}: the file ends early", reason="truncated") from None
     except Exception as error:
         # Parsers fail in many ways on bad bytes; one bad image must not stop the others.
-        raise ImageError(
-            f"damaged {what}: it cannot be decoded ({type(error).__name__})", reason="damaged"
-        ) from None
+        raise _damaged(what, error) from None
+    finally:
+        _log.disabled = silent
+
+
+def _damaged(what: str, error: BaseException) -> ImageError:
+    return ImageError(
+        f"damaged {what}: it cannot be decoded ({type(error).__name__})", reason="damaged"
+    )
+
+
+# --- headers ------------------------------------------------------------------------------------
+
+
+def header(path: Path) -> Dataset:
+    """The data set at ``path`` without its pixels; ``pixels`` reads those from the file.
+
+    Raises:
+        ImageError: missing file, not DICOM, truncated, damaged.
+    """
+    with reading():
+        if path.exists() and not path.is_dir() and not path.is_file():
+            # a pipe or a device would keep us waiting
+            raise ImageError("expected a file, got something else", reason="not a file")
+        with path.open("rb") as stream:
+            return _header(stream)
+    raise AssertionError  # pragma: no cover - `reading` never swallows
+
+
+def _header(stream: BinaryIO) -> Dataset:
+    _check_inflated(stream)
+    stream.seek(0)
+    return pydicom.dcmread(stream, stop_before_pixels=True)
+
+
+def _check_inflated(stream: BinaryIO) -> None:
+    """Refuse a deflated file that would become larger than ``MAX_INFLATED``."""
+    start = stream.read(_META_BYTES)
+    if uid.DeflatedExplicitVRLittleEndian.encode() not in start:
+        return
+    # The group length (0002,0000) stands first and says where the deflated part starts (PS3.10).
+    stream.seek(144 + int.from_bytes(start[140:144], "little"))
+    inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while block := stream.read(1 << 16):
+        while block and not inflater.eof:
+            total += len(inflater.decompress(block, 1 << 20))
+            block = inflater.unconsumed_tail
+            if total > MAX_INFLATED:
+                raise ImageError(
+                    f"expected a deflated file of at most {MAX_INFLATED} bytes, got more",
+                    reason="too large",
+                )
 
 
 def read(path: Path, modality: str) -> Dataset:
-    """The data set at ``path``, checked to be of ``modality`` (MG, US or MR).
+    """The data set at ``path`` without its pixels, checked to be an image of ``modality``.
 
     Raises:
-        ImageError: missing file, not DICOM, truncated, damaged, wrong modality.
+        ImageError: missing file, not DICOM, truncated, damaged, not an image, wrong modality.
     """
-    if path.exists() and not path.is_file():  # a pipe or a device would keep us waiting
-        raise ImageError("expected a file, got something else", reason="not a file")
+    dataset = header(path)
     with reading():
-        dataset = pydicom.dcmread(path)
-        check_modality(str(dataset.get("Modality", "")), modality)
+        check_image(dataset)
+        check_modality(str(dataset.get("Modality", "") or ""), modality)
     return dataset
+
+
+def check_image(dataset: Dataset) -> None:
+    """Raises ImageError unless the data set says how many pixels it has.
+
+    An encapsulated PDF is quarantined: it is somebody's report.
+    """
+    if dataset.get("SOPClassUID") == ENCAPSULATED_PDF:
+        raise ImageError(
+            "expected an image, got an encapsulated PDF",
+            reason="encapsulated PDF",
+            disposition="quarantined",
+        )
+    if not dataset.get("Rows") or not dataset.get("Columns"):
+        raise ImageError("expected an image, got another DICOM object", reason="not an image")
 
 
 def check_modality(got: str, modality: str) -> None:
     """Raises ImageError (reason "wrong modality") unless ``got`` is ``modality``."""
     if got != modality:
         raise ImageError(f"expected modality {modality}, got {code(got)}", reason="wrong modality")
+
+
+def is_secondary_capture(dataset: Dataset) -> bool:
+    """Whether it is a screen shot or a scan: whatever stood on the screen is in its pixels."""
+    name = str(dataset.get("SOPClassUID", "") or "")
+    return name == SECONDARY_CAPTURE or name.startswith(SECONDARY_CAPTURE + ".")
 
 
 def code(value: object) -> str:
@@ -84,38 +180,151 @@ def code(value: object) -> str:
     return text if len(text) <= CODE_LENGTH and text.isalpha() and text.isupper() else "another"
 
 
-def pixels(dataset: Dataset) -> Array:
-    """The first frame: (rows, columns) or, in colour, (rows, columns, 3) as RGB.
+def order_key(dataset: Dataset, *keywords: str) -> tuple[str, ...]:
+    """What sorts images by ``keywords``, such as AcquisitionTime, whole numbers as numbers.
+
+    Dates, times and UIDs stay in the memory of this process.
+    """
+    words = (str(dataset.get(keyword, "") or "").strip() for keyword in keywords)
+    return tuple(word.zfill(12) if word.isdecimal() else word for word in words)
+
+
+# --- pixels -------------------------------------------------------------------------------------
+
+
+def frames(dataset: Dataset) -> int:
+    """The number of frames, 1 if the header does not say.
 
     Raises:
-        ImageError: no pixels, truncated, damaged, or a compression without a decoder.
+        ImageError: none, or more than ``MAX_FRAMES`` (reason "frame count").
     """
+    with reading():
+        count = int(dataset.get("NumberOfFrames", 1) or 1)
+    if not 1 <= count <= MAX_FRAMES:
+        raise ImageError(
+            f"expected 1 to {MAX_FRAMES} frames, got another number", reason="frame count"
+        )
+    return count
+
+
+def pixels(dataset: Dataset, frame: int = 0) -> Array:
+    """One frame: (rows, columns) or, in colour, (rows, columns, 3) as RGB.
+
+    The pixels come from the data set, or from its file if it is a header alone. Palette colours
+    stay indices.
+
+    Raises:
+        ImageError: no pixels, truncated, damaged, too large, no such frame, or a compression
+            without a decoder.
+    """
+    count = frames(dataset)
+    if not 0 <= frame < count:
+        raise ImageError(f"expected frame 0 to {count - 1}, got {frame}", reason="frame outside")
     with reading("pixel data"):
-        if "PixelData" not in dataset:
-            raise ImageError("expected pixel data, got a header alone", reason="truncated")
-        syntax = dataset.file_meta.TransferSyntaxUID
-        if not syntax.is_compressed and len(dataset.PixelData) < expected_bytes(dataset):
-            raise ImageError(
-                f"truncated DICOM: expected {expected_bytes(dataset)} bytes of pixels, "
-                f"got {len(dataset.PixelData)}",
-                reason="truncated",
-            )
-        if syntax.is_compressed and not _has_decoder(syntax):
-            name = syntax.name if syntax.name != syntax else "one that is not in the standard"
-            raise ImageError(
-                f"expected a compression that can be decoded here, got {name}",
-                reason="no decoder",
-                hint="convert the images to uncompressed DICOM, or install python-gdcm",
-            )
-        return np.asarray(pixel_array(dataset, index=0))
+        _check_size(dataset)
+        if _compressed(dataset.file_meta.TransferSyntaxUID):
+            plugin_for(dataset.file_meta.TransferSyntaxUID, dataset)
+        if "PixelData" in dataset:
+            return _decode(dataset, dataset, frame, len(dataset.PixelData))
+        with Path(str(dataset.filename)).open("rb") as stream:
+            if dataset.file_meta.TransferSyntaxUID == uid.DeflatedExplicitVRLittleEndian:
+                return pixels(pydicom.dcmread(stream), frame)  # its pixels cannot be sought out
+            _header(stream)
+            length, options = _start_of_pixels(stream, dataset)
+            return _decode(dataset, stream, frame, length, **options)
     raise AssertionError  # pragma: no cover - `reading` never swallows
 
 
-def _has_decoder(syntax: UID) -> bool:
+def _check_size(dataset: Dataset) -> None:
+    samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel)
+    if not 0 < samples <= MAX_SAMPLES:
+        raise ImageError(
+            f"expected 1 to {MAX_SAMPLES} samples in a frame, got {samples}", reason="too large"
+        )
+
+
+def _start_of_pixels(stream: BinaryIO, dataset: Dataset) -> tuple[int, dict[str, Any]]:
+    """Step over the element's head (PS3.5, 7.1): the bytes that follow, and the decoder's options.
+
+    Whether the head has a VR is seen from itself; now and then the transfer syntax is wrong.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    order: Literal["little", "big"] = "little" if syntax.is_little_endian else "big"
+    head = stream.read(8)
+    if not head:
+        raise ImageError("expected pixel data, got a header alone", reason="truncated")
+    tag = int.from_bytes(head[0:2], order) << 16 | int.from_bytes(head[2:4], order)
+    if tag != _PIXEL_DATA:
+        raise ImageError("expected pixels in whole numbers, got others", reason="float pixels")
+    options: dict[str, Any] = {"transfer_syntax_uid": syntax, "pixel_keyword": "PixelData"}
+    length = head[4:8]
+    if head[4:6] in (b"OB", b"OW"):
+        options["pixel_vr"] = head[4:6].decode("ascii")
+        length = stream.read(4)
+    here = stream.tell()
+    left = stream.seek(0, 2) - here
+    stream.seek(here)
+    return min(int.from_bytes(length, order), left), options
+
+
+def _decode(
+    dataset: Dataset, source: Dataset | BinaryIO, frame: int, length: int, **options: Any
+) -> Array:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if _compressed(syntax):
+        stored, photometric = decode(_codestream(dataset, source, frame), dataset, syntax)
+    else:
+        if length < expected_bytes(dataset):
+            raise ImageError(
+                f"truncated DICOM: expected {expected_bytes(dataset)} bytes of pixels, "
+                f"got {length}",
+                reason="truncated",
+            )
+        if source is not dataset:
+            options = as_pixel_options(dataset, **options)
+        stored, properties = get_decoder(syntax).as_array(source, index=frame, raw=True, **options)
+        photometric = str(properties["photometric_interpretation"])
+    if photometric.startswith("YBR_FULL"):
+        return _rgb(stored)
+    native: Array = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    return native
+
+
+def _compressed(syntax: uid.UID) -> bool:
     try:
-        return get_decoder(syntax).is_available
-    except NotImplementedError:
-        return False
+        return syntax.is_compressed
+    except ValueError:  # not in the standard, or a make's own
+        return True
+
+
+def _codestream(dataset: Dataset, source: Dataset | BinaryIO, frame: int) -> bytes:
+    """The bytes of one compressed frame."""
+    encapsulated: Any = source.PixelData if isinstance(source, Dataset) else source
+    offsets = None
+    if "ExtendedOffsetTable" in dataset:
+        offsets = dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths
+    codestream: bytes = get_frame(
+        encapsulated, frame, number_of_frames=frames(dataset), extended_offsets=offsets
+    )
+    return codestream
+
+
+def _rgb(ybr: Array) -> Array:
+    """YBR_FULL -> RGB in 8 bits (PS3.3 C.7.6.3.1.2, solved for RGB; T.871, section 7).
+
+    One sum a colour and no matrix product: its bits could depend on the number of threads.
+    """
+    y, b, r = (ybr[..., k].astype(np.float32) for k in range(3))
+    b -= 128
+    r -= 128
+    colours = (
+        y + np.float32(1.402) * r,
+        y - np.float32(0.114 * 1.772 / 0.587) * b - np.float32(0.299 * 1.402 / 0.587) * r,
+        y + np.float32(1.772) * b,
+    )
+    rounded = np.stack([np.floor(colour + np.float32(0.5)) for colour in colours], axis=-1)
+    rgb: Array = np.clip(rounded, 0, 255).astype(np.uint8)
+    return rgb
 
 
 def expected_bytes(dataset: Dataset) -> int:

@@ -1,160 +1,231 @@
 """One mammographic view -> two channels: the whole view and the lesion.
 
-1. FOR PRESENTATION alone; the view and the side must be those of the table; spot, magnification
-   and implant views are refused.
-2. Modality LUT, VOI LUT (DICOM PS3.4 N.2), MONOCHROME1 inverted: bright is dense.
+1. FOR PRESENTATION alone. The view and the side must be those of the table (views.py). Spot,
+   magnification, implant and partial views and tomosynthesis are set aside. In a folder one
+   image must be left; of several exposures the last one is used: a repeat replaces a bad one.
+2. Modality LUT, VOI LUT (DICOM PS3.4 N.2), MONOCHROME1 inverted: bright is dense. Padding pixels
+   become as dark as the darkest of the others. A PNG or JPEG is taken as it is shown.
 3. Right breasts are mirrored, so that the chest wall is always left.
 4. Whole view: aspect kept, area resampling to S x S, against the chest wall, the rest is padding.
 5. Breast: the largest connected part above the lowest of three-class Otsu thresholds. Its mean
-   and spread standardise both channels; what is not breast becomes 0.
+   and spread standardise both channels; what is not breast becomes 0 in both, so that a marker
+   beside the breast enters neither.
 6. Lesion: the box enlarged 1.5 times (a design value), square, from the original resolution, so
    that micro-calcifications survive. Without a box, the whole view again.
+7. Text is searched in the breast and in the lesion's crop. Text, BurnedInAnnotation YES and
+   secondary captures need a reviewer (guard.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
-from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
-from scipy import ndimage
 
 from her2_client.ingest import dicom
-from her2_client.ingest.pixels import check_box, lowest_threshold, resample, square, standardise
+from her2_client.ingest.breast import Breast
+from her2_client.ingest.display import display
+from her2_client.ingest.folder import aside, examine, met_in_folder, nothing_left
+from her2_client.ingest.guard import Guard, Rectangle
+from her2_client.ingest.outcome import NO_MAKE, Standardised, scanner_make
+from her2_client.ingest.picture import is_picture, read_picture
+from her2_client.ingest.pixels import check_box, luma, overlap
+from her2_client.ingest.search import found_message
+from her2_client.ingest.views import Side, View, check_kind, side_of, view_of
 from her2_common.cases import Box
 from her2_common.errors import ImageError
 
 Array = npt.NDArray[Any]
-View = Literal["CC", "MLO"]
-
-CROP_FACTOR: Final = 1.5
-AIR_FAT_DENSE: Final = 3
-SMALLEST_BREAST: Final = 0.01
-"""Share of the picture below which what is bright is a label, not a breast (a design value)."""
 
 FOR_PRESENTATION_CLASS: Final = "1.2.840.10008.5.1.4.1.1.1.2"
-VIEW_CODES: Final[dict[str, View]] = {
-    "R-10242": "CC",
-    "399162004": "CC",
-    "R-10226": "MLO",
-    "399368009": "MLO",
-}
-"""DICOM PS3.16 CID 4014, SNOMED RT and SNOMED CT."""
-SPECIAL_VIEW_CODES: Final = {
-    "R-102D5": "implant displaced",
-    "399209000": "implant displaced",
-    "R-102D6": "magnification",
-    "399163009": "magnification",
-    "R-102D7": "spot compression",
-    "399055006": "spot compression",
-}
-"""DICOM PS3.16 CID 4015, SNOMED RT and SNOMED CT."""
+CAPTURED: Final = {"MG", "OT", "SC", ""}
+"""Modalities under which secondary captures of mammograms are filed."""
+LAST_ACQUIRED: Final = ("AcquisitionDate", "AcquisitionTime", "ContentTime", "SOPInstanceUID")
 
 
 def mammogram(
-    path: Path, box: Box | None, *, view: View, laterality: Literal["L", "R"] | None, size: int
-) -> Array:
-    """(2, size, size) float16: the whole view and its lesion crop, standardised.
+    path: Path,
+    box: Box | None,
+    *,
+    view: View,
+    laterality: Side | None,
+    size: int,
+    guard: Guard,
+) -> Standardised:
+    """Values (2, size, size): the whole view and its lesion crop.
+
+    ``path`` is a DICOM file, a folder of DICOM files, or a PNG or JPEG; ``box`` in its source
+    pixels. ``laterality`` is the table's.
 
     Raises:
-        ImageError: the file cannot be used, with its reason.
+        ImageError: no image can be used, with its reason.
     """
-    dataset = dicom.read(path, "MG")
     with dicom.reading():
-        _check_intent(dataset)
-        _check_view(dataset, view)
-        side = _side(dataset, laterality)
-    stored = dicom.pixels(dataset)
-    if stored.ndim != 2:
-        raise ImageError("expected a grey image, got colour", reason="not grey")
-    with dicom.reading("grey-scale LUT"):
-        image = np.asarray(apply_voi_lut(apply_modality_lut(stored, dataset), dataset))
-    image = image.astype(np.float32)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        image = image.max() + image.min() - image
-    if side is None:
-        side = "L" if _brighter_left(image) else "R"
+        notes: list[ImageError] = []
+        if path.is_dir():
+            image, notes = _of_folder(path, view, laterality)
+        elif is_picture(path):
+            return _from_picture(path, box, laterality, size, guard)
+        else:
+            image = _look(path)
+            _check(image, view, laterality)
+        values = _from_dicom(image, box, laterality, size, guard)
+        scanner = scanner_make(image.header.get("Manufacturer"))
+    return Standardised(values, scanner, box is not None, tuple(notes))
+
+
+# --- which image --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An image's header and what it says; ``captured``: a secondary capture."""
+
+    path: Path
+    header: Dataset
+    view: str | None
+    side: Side | None
+    for_processing: bool
+    captured: bool
+
+
+def _look(path: Path) -> _Image:
+    header = dicom.header(path)
+    dicom.check_image(header)
+    modality = str(header.get("Modality", "") or "")
+    captured = dicom.is_secondary_capture(header)
+    if not (captured and modality in CAPTURED):
+        dicom.check_modality(modality, "MG")
+    check_kind(header)
+    intent = str(header.get("PresentationIntentType", "") or "")
+    presented = intent == "FOR PRESENTATION" or header.get("SOPClassUID") == FOR_PRESENTATION_CLASS
+    if not (presented or captured or intent == "FOR PROCESSING"):
+        raise ImageError("expected FOR PRESENTATION, got no intent", reason="no intent")
+    view, side = view_of(header), side_of(header)
+    return _Image(path, header, view, side, intent == "FOR PROCESSING", captured)
+
+
+def _check(image: _Image, view: View, side: Side | None) -> None:
+    """Whether the one image that the table names is what the table says."""
+    if image.for_processing:
+        raise ImageError("expected FOR PRESENTATION, got FOR PROCESSING", reason="for processing")
+    if image.view not in (None, view):
+        raise ImageError(f"expected view {view}, got {dicom.code(image.view)}", reason="wrong view")
+    if None not in (side, image.side) and side != image.side:
+        raise ImageError(
+            f"expected side {side} as in the table, got {image.side}", reason="wrong laterality"
+        )
+
+
+def _of_folder(folder: Path, view: View, side: Side | None) -> tuple[_Image, list[ImageError]]:
+    """The one image of ``view`` and ``side``, and notes on the others."""
+    what = f"a {view} view" if side is None else f"a {view} view of side {side}"
+    images, notes = examine(folder, _look, what=what)
+    if len(images) == 1 and not notes:
+        _check(images[0], view, side)
+        return images[0], []
+
+    def keep(wanted: Callable[[_Image], bool], reason: str, got: str) -> None:
+        nonlocal images
+        notes.extend(aside(f"expected {what}, got {got}", reason) for i in images if not wanted(i))
+        images = [image for image in images if wanted(image)]
+
+    keep(lambda i: i.view is not None, "view unclear", "one that names no view")
+    keep(lambda i: i.view == view, "another view", "another view")
+    if side is not None:
+        keep(lambda i: i.side in (None, side), "other breast", "one of the other side")
+    if any(image.side for image in images):
+        keep(lambda i: i.side is not None, "side unclear", "one that names no side")
+    if len({image.side for image in images}) > 1 or sum(not i.side for i in images) > 1:
+        raise ImageError(
+            f"expected {what}, got images of both sides or of none: the side is unclear",
+            reason="side unclear",
+            hint=None if side else "state the laterality in the case table",
+        )
+    if any(not image.captured for image in images):
+        keep(lambda i: not i.captured, "secondary capture", "a secondary capture")
+    if any(not image.for_processing for image in images):
+        keep(lambda i: not i.for_processing, "for processing", "one FOR PROCESSING")
+    if not images:
+        raise nothing_left([met_in_folder(note) for note in notes], what)
+    last = max(images, key=lambda i: dicom.order_key(i.header, *LAST_ACQUIRED))
+    keep(lambda i: i is last, "repeat", "an earlier exposure of the same")
+    _check(last, view, side)
+    return last, notes
+
+
+# --- pixels -------------------------------------------------------------------------------------
+
+
+def _from_dicom(
+    image: _Image, box: Box | None, laterality: Side | None, size: int, guard: Guard
+) -> Array:
+    stored = dicom.pixels(image.header)
+    colour = image.captured and stored.ndim == 3  # a screen shot may be in colour
+    shown = luma(stored) if colour else display(stored, image.header)
+    reason = message = None
+    if image.captured:
+        reason, message = "secondary capture", "expected a mammogram, got a secondary capture"
+    elif image.header.get("BurnedInAnnotation") == "YES":
+        reason = "burned-in annotation"
+        message = "expected no annotation in the pixels, got BurnedInAnnotation YES"
+    question = _Question(guard, image.path, reason, message)
+    return _standardised(shown, box, image.side or laterality, size, question)
+
+
+def _from_picture(
+    path: Path, box: Box | None, laterality: Side | None, size: int, guard: Guard
+) -> Standardised:
+    question = _Question(guard, path, None, None)
+    values = _standardised(read_picture(path), box, laterality, size, question)
+    return Standardised(values, NO_MAKE, box is not None)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What the reviewer is asked about a picture; ``reason`` None if its header is clean."""
+
+    guard: Guard
+    path: Path
+    reason: str | None
+    message: str | None
+
+    def keep(self, picture: Array, found: list[Rectangle]) -> Rectangle | None:
+        """The rectangle that may be used; None: all of it. Raises unless that is so."""
+        if self.reason is None and not found:
+            return None
+        decision = self.guard.clear(
+            [self.path],
+            picture=lambda: picture,
+            found=found,
+            reason=self.reason or "text found",
+            message=self.message or found_message(len(found)),
+        )
+        return decision.keep
+
+
+def _standardised(
+    image: Array, box: Box | None, side: Side | None, size: int, question: _Question
+) -> Array:
     if box is not None:
         check_box(box, image.shape)
-    if side == "R":
-        columns = image.shape[1]
-        image = image[:, ::-1]
-        if box is not None:
-            box = Box(columns - box.x1, box.y0, columns - box.x0, box.y1)
-    return np.stack(_whole_and_crop(image, box, size)).astype(np.float16)
-
-
-def _whole_and_crop(image: Array, box: Box | None, size: int) -> tuple[Array, Array]:
-    rows, columns = image.shape
-    side = max(rows, columns)
-    top = (rows - side) / 2
-    whole, inside = resample(image, [(top, top + side), (0, side)], (size, size))
-    threshold = lowest_threshold(whole[inside], AIR_FAT_DENSE)
-    breast = _largest_part(inside & (whole > threshold))
-    if breast.mean() < SMALLEST_BREAST:
-        raise ImageError("expected a breast, got an all but empty picture", reason="blank image")
-    view = np.where(breast, standardise(whole, breast), 0.0)
-    if box is None:
-        return view, view
-    windows = square((box.y0, box.x0), (box.y1, box.x1), CROP_FACTOR)
-    crop, covered = resample(image, windows, (size, size))
-    tissue = covered & (crop > threshold)
-    return view, np.where(tissue, standardise(crop, breast, of=whole), 0.0)
-
-
-def _largest_part(mask: Array) -> Array:
-    parts, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    largest = np.bincount(parts.ravel())[1:].argmax() + 1
-    result: Array = parts == largest
-    return result
+    if side is None:
+        side = "L" if _brighter_left(image) else "R"
+    breast = Breast(image, box, size, mirrored=side == "R")
+    keep = question.keep(image, breast.text())
+    if keep is not None:
+        x0, y0, x1, y1 = overlap(keep, (0, 0, image.shape[1], image.shape[0]))
+        kept = np.full_like(image, image.min())  # what is not kept is as dark as air
+        kept[y0:y1, x0:x1] = image[y0:y1, x0:x1]
+        breast = Breast(kept, box, size, mirrored=side == "R")
+    return breast.channels()
 
 
 def _brighter_left(image: Array) -> bool:
     half = image.shape[1] // 2
     return bool(image[:, :half].mean(dtype=np.float64) >= image[:, -half:].mean(dtype=np.float64))
-
-
-# --- header -------------------------------------------------------------------------------------
-
-
-def _check_intent(dataset: Dataset) -> None:
-    intent = str(dataset.get("PresentationIntentType", ""))
-    if intent == "FOR PROCESSING":
-        raise ImageError("expected FOR PRESENTATION, got FOR PROCESSING", reason="for processing")
-    if intent != "FOR PRESENTATION" and dataset.get("SOPClassUID") != FOR_PRESENTATION_CLASS:
-        raise ImageError("expected FOR PRESENTATION, got no intent", reason="no intent")
-
-
-def _check_view(dataset: Dataset, view: View) -> None:
-    codes = dataset.get("ViewCodeSequence") or []
-    for code in codes:
-        for modifier in code.get("ViewModifierCodeSequence") or []:
-            special = SPECIAL_VIEW_CODES.get(str(modifier.get("CodeValue", "")))
-            if special is not None:
-                raise ImageError(f"expected a {view} view, got {special}", reason="special view")
-    if dataset.get("BreastImplantPresent") == "YES":
-        raise ImageError(f"expected a {view} view, got one with an implant", reason="implant")
-    got = str(dataset.get("ViewPosition", "") or "")
-    if not got and codes:
-        got = VIEW_CODES.get(str(codes[0].get("CodeValue", "")), "another")
-    if got and got != view:
-        raise ImageError(f"expected view {view}, got {dicom.code(got)}", reason="wrong view")
-
-
-def _side(dataset: Dataset, stated: Literal["L", "R"] | None) -> Literal["L", "R"] | None:
-    """The side by the image's own tag, else by the table; None if neither says."""
-    tag = dataset.get("ImageLaterality") or dataset.get("Laterality")
-    if tag not in ("L", "R"):
-        return stated
-    if stated is not None and tag != stated:
-        raise ImageError(
-            f"expected side {stated} as in the table, got {dicom.code(tag)}",
-            reason="wrong laterality",
-        )
-    side: Literal["L", "R"] = tag
-    return side

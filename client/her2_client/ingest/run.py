@@ -100,7 +100,7 @@ def ingest(
                 f"{config.data.cache}: the disk is full",
                 hint="free some space and run it again: it goes on where it was",
             ) from None
-        raise
+        raise CacheError(f"{config.data.cache}: cannot be written: {error.strerror}") from None
     summary.seconds = time.perf_counter() - started
     return summary
 

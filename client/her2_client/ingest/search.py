@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy.typing as npt
 
@@ -11,13 +11,26 @@ from her2_client.ingest.text import find_text
 
 Array = npt.NDArray[Any]
 
+SEARCHED: Final = 2
+"""Pixels that are searched for each pixel of the cache, along each axis, at least: letters too
+small to be found then have fewer than six cache pixels, which nobody can read (a design value)."""
 
-def text_in(part: Array, x0: int, y0: int) -> list[Rectangle]:
+
+def text_in(part: Array, x0: int, y0: int, *, scale: float) -> list[Rectangle]:
     """Rectangles with text in ``part``, (rows, columns), in the pixels of the whole picture.
 
-    ``x0`` and ``y0`` say where the first pixel of ``part`` lies in it.
+    ``x0`` and ``y0`` say where the first pixel of ``part`` lies in it, ``scale`` how many of them
+    become one pixel of the cache.
     """
-    return [(x0 + a, y0 + b, x0 + c, y0 + d) for a, b, c, d in find_text(part)]
+    factor = max(1, int(scale / SEARCHED))
+    rows, columns = (n // factor for n in part.shape)
+    if factor > 1 and rows and columns:
+        blocks = part[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor)
+        part = blocks.mean(axis=(1, 3))  # (rows, columns)
+    return [
+        (x0 + factor * a, y0 + factor * b, x0 + factor * c, y0 + factor * d)
+        for a, b, c, d in find_text(part)
+    ]
 
 
 def found_message(count: int) -> str:

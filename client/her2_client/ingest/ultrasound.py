@@ -1,20 +1,25 @@
 """One ultrasound picture -> one channel: the lesion inside a verified B-mode region.
 
-1. RGB, YBR, PALETTE COLOR and MONOCHROME become grey (ITU-R BT.601 luma); of several frames the
-   first is read.
-2. SequenceOfUltrasoundRegions (DICOM PS3.3 C.8.5.5) names the B-mode picture. Names are often
-   burned in around it and tag de-identification does not clean pixels, so an ultrasound without
-   such a region is refused, and so is one whose region is the whole picture, unless the header
-   states that nothing is burned in.
-3. The lesion box enlarged twice (a design value), square; without a box the whole region, aspect
+1. A DICOM file, a folder of them, or a PNG or JPEG. In a folder the pictures with a verified
+   region are put in order of acquisition and one is drawn by the seed; if that one cannot be
+   used, the next of the draw. The others are further pictures of the same lesion.
+2. The frame of a multi-frame file: the one that the box names; else one of the middle half of
+   the loop that is not blank within the region, drawn by the seed.
+3. RGB, YBR, PALETTE COLOR and MONOCHROME become grey (ITU-R BT.601 luma).
+4. SequenceOfUltrasoundRegions names the B-mode picture (regions.py). Names are often burned in
+   around it and tag de-identification does not clean pixels: without such a region, as a
+   secondary capture, or with text in what would be used, a reviewer is asked (guard.py). What
+   the reviewer keeps is the region then.
+5. The lesion box enlarged twice (a design value), square; without a box the whole region, aspect
    kept. What lies outside the region becomes 0 whatever it holds.
-4. Mean and spread of what is left standardise it.
+6. Mean and spread of what is left standardise it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,111 +27,223 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
 
 from her2_client.ingest import dicom
-from her2_client.ingest.pixels import check_box, resample, square, standardise
+from her2_client.ingest.folder import examine
+from her2_client.ingest.guard import Guard
+from her2_client.ingest.outcome import NO_MAKE, Standardised, scanner_make
+from her2_client.ingest.picture import is_picture, read_picture
+from her2_client.ingest.pixels import luma, overlap, resample, square, standardise
+from her2_client.ingest.regions import Region, choose, regions_of
+from her2_client.ingest.search import found_message, text_in
 from her2_common.cases import Box
 from her2_common.errors import ImageError
 
 Array = npt.NDArray[Any]
 
 CROP_FACTOR: Final = 2.0
-TWO_DIMENSIONAL: Final = 1
-"""RegionSpatialFormat of a B-mode picture (PS3.3 C.8.5.5.1.1)."""
-TISSUE: Final = 1
-"""RegionDataType of a B-mode picture (PS3.3 C.8.5.5.1.2)."""
-WHOLE_PICTURE: Final = 0.98
-"""Share from which a region is the whole picture and so hides nothing (a design value)."""
-LUMA: Final = (0.299, 0.587, 0.114)
+MOST_BLANK: Final = 64
+"""Frames of one loop that are tried before it is called blank (a design value)."""
+MOST_TRIED: Final = 16
+"""Pictures of one folder that are tried before it is given up (a design value)."""
+
+COLOURS: Final = (
+    *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB"),
+    *("YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"),
+)
+CAPTURED: Final = {"US", "OT", "SC", ""}
+"""Modalities under which secondary captures of ultrasound are filed."""
+IN_ORDER: Final = (
+    *("AcquisitionDate", "AcquisitionTime"),
+    *("SeriesNumber", "InstanceNumber", "SOPInstanceUID"),
+)
+UNVERIFIED: Final = "no verified region"
 
 
-class Region(NamedTuple):
-    """A region in source pixels, end-exclusive."""
+def ultrasound(path: Path, box: Box | None, *, size: int, seed: int, guard: Guard) -> Standardised:
+    """Values (1, size, size): the lesion, or the region if there is no box.
 
-    x0: int
-    y0: int
-    x1: int
-    y1: int
-
-    @property
-    def area(self) -> int:
-        return (self.x1 - self.x0) * (self.y1 - self.y0)
-
-
-def ultrasound(path: Path, box: Box | None, *, size: int) -> Array:
-    """(1, size, size) float16: the lesion, or the region if there is no box, standardised.
+    ``box`` is in source pixels, its ``z0`` the frame. ``seed`` draws the picture and the frame.
 
     Raises:
-        ImageError: the file cannot be used, with its reason.
+        ImageError: no picture can be used, with its reason.
     """
-    dataset = dicom.read(path, "US")
+    draw = np.random.default_rng(seed)
     with dicom.reading():
-        region = _region(dataset, box)
-    grey = _grey(dataset)
+        if path.is_dir():
+            return _from_folder(path, box, size, draw, guard)
+        if is_picture(path):
+            return _from_picture(path, box, size, guard)
+        return _from_dicom(_look(path), box, size, draw, guard)
+    raise AssertionError  # pragma: no cover - `reading` never swallows
+
+
+# --- which picture ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A picture's header, its verified regions, and why it needs a reviewer, if it does."""
+
+    path: Path
+    header: Dataset
+    regions: list[Region]
+    captured: bool
+
+    @property
+    def verified(self) -> bool:
+        return bool(self.regions) and not self.captured
+
+
+def _look(path: Path) -> _Picture:
+    header = dicom.header(path)
+    dicom.check_image(header)
+    modality = str(header.get("Modality", "") or "")
+    captured = dicom.is_secondary_capture(header)
+    if not (captured and modality in CAPTURED):
+        dicom.check_modality(modality, "US")
+    if header.PhotometricInterpretation not in COLOURS:
+        raise ImageError("expected grey, RGB, YBR or a palette, got another", reason="colour space")
+    return _Picture(path, header, regions_of(header), captured)
+
+
+def _from_folder(
+    folder: Path, box: Box | None, size: int, draw: np.random.Generator, guard: Guard
+) -> Standardised:
+    found, notes = examine(folder, _look, what="ultrasound pictures")
+    verified = [picture for picture in found if picture.verified]
+    # Copies of one picture must not weigh in the draw; of them the longest file is whole.
+    copies = sorted(verified or found, key=lambda picture: picture.path.stat().st_size)
+    by_name = {p.header.get("SOPInstanceUID") or p.path: p for p in copies}
+    pool = sorted(by_name.values(), key=lambda p: dicom.order_key(p.header, *IN_ORDER))
+    if box is not None and len(pool) > 1:
+        raise ImageError(
+            f"expected one picture for the lesion's box, got {len(pool)}",
+            reason="several pictures",
+            hint="name the picture's file in the case table, or leave the box out",
+        )
+    tried: list[ImageError] = []
+    for k in draw.permutation(len(pool))[:MOST_TRIED]:
+        try:
+            with dicom.reading():
+                used = _from_dicom(pool[k], box, size, draw, guard)
+        except ImageError as error:
+            tried.append(error)
+            if error.disposition == "quarantined" and not verified:
+                break  # one picture of the case is enough for the reviewer
+            continue
+        return Standardised(used.values, used.scanner, used.boxed, (*notes, *tried))
+    raise next((e for e in tried if e.disposition == "quarantined"), tried[0])
+
+
+# --- pixels -------------------------------------------------------------------------------------
+
+
+def _from_dicom(
+    picture: _Picture, box: Box | None, size: int, draw: np.random.Generator, guard: Guard
+) -> Standardised:
+    header, reason, message = picture.header, None, ""
+    shape = int(header.Rows), int(header.Columns)
+    if picture.captured:
+        reason, message = "secondary capture", "expected an ultrasound, got a secondary capture"
+    elif not picture.regions:
+        reason = UNVERIFIED
+        message = "expected a B-mode region in SequenceOfUltrasoundRegions, got none or all of it"
+    regions = picture.regions if picture.verified else [Region(0, 0, shape[1], shape[0])]
+    region = choose(regions, box, shape)
+    frame, grey = _frame(header, region, box, draw)
+    question = _Question(guard, picture.path, frame, reason, message)
+    values = _standardised(grey, region, box, size, question)
+    return Standardised(values, scanner_make(header.get("Manufacturer")), box is not None)
+
+
+def _from_picture(path: Path, box: Box | None, size: int, guard: Guard) -> Standardised:
+    if box is not None and (box.z0 or 0) > 0:
+        raise ImageError(f"expected frame 0, got {box.z0}", reason="frame outside")
+    grey = read_picture(path)
+    region = choose([Region(0, 0, grey.shape[1], grey.shape[0])], box, grey.shape)
+    message = "expected DICOM with a B-mode region, got a picture without a header"
+    values = _standardised(grey, region, box, size, _Question(guard, path, 0, UNVERIFIED, message))
+    return Standardised(values, NO_MAKE, box is not None)
+
+
+def _frame(
+    header: Dataset, region: Region, box: Box | None, draw: np.random.Generator
+) -> tuple[int, Array]:
+    """The number of the frame that is used, and its grey picture (rows, columns)."""
+    if box is not None and box.z0 is not None:
+        return box.z0, _grey(header, box.z0)
+    count = dicom.frames(header)
+    if count == 1:
+        return 0, _grey(header, 0)
+    middle = np.arange(count // 4, count - count // 4)
+    for k in draw.permutation(middle)[:MOST_BLANK]:
+        grey = _grey(header, int(k))
+        part = grey[region.y0 : region.y1, region.x0 : region.x1]
+        if part.min() < part.max():
+            return int(k), grey
+    raise ImageError("expected a frame with a picture, got blank ones", reason="blank image")
+
+
+def _grey(header: Dataset, frame: int) -> Array:
+    """(rows, columns) float32."""
+    stored = dicom.pixels(header, frame)
+    photometric = header.PhotometricInterpretation
+    if photometric == "PALETTE COLOR":
+        with dicom.reading("colour table"):
+            stored = apply_color_lut(stored, header)
+    if stored.ndim == 3:
+        return luma(stored)
+    grey = stored.astype(np.float32)
+    return grey.max() + grey.min() - grey if photometric == "MONOCHROME1" else grey
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What the reviewer is asked about a frame; ``reason`` None where the header clears it."""
+
+    guard: Guard
+    path: Path
+    frame: int
+    reason: str | None
+    message: str
+
+
+def _standardised(
+    grey: Array, region: Region, box: Box | None, size: int, question: _Question
+) -> Array:
+    """(1, S, S) float16; outside the region, or of what the reviewer keeps, it is 0."""
+    found = _text(grey, region, None if question.reason else box, size)
+    if question.reason or found:
+        decision = question.guard.clear(
+            [question.path],
+            frame=question.frame,
+            picture=lambda: grey,
+            found=found,
+            reason=question.reason or "text found",
+            message=question.message or found_message(len(found)),
+        )
+        if decision.keep is not None:
+            region = choose([Region(*overlap(decision.keep, region))], box, grey.shape)
     part = grey[region.y0 : region.y1, region.x0 : region.x1]
-    height, width = part.shape
-    low, high = (0, 0), (height, width)
-    factor = 1.0
-    if box is not None:
-        low = (box.y0 - region.y0, box.x0 - region.x0)
-        high = (box.y1 - region.y0, box.x1 - region.x0)
-        factor = CROP_FACTOR
-    values, inside = resample(part, square(low, high, factor), (size, size))
+    values, inside = resample(part, _windows(region, box), (size, size))
     picture = np.where(inside, standardise(values, inside), 0.0)
     return picture[np.newaxis].astype(np.float16)  # (1, S, S)
 
 
-def _grey(dataset: Dataset) -> Array:
-    stored = dicom.pixels(dataset)
-    with dicom.reading("colour table"):
-        photometric = dataset.PhotometricInterpretation
-        if photometric == "PALETTE COLOR":
-            stored = apply_color_lut(stored, dataset)
-        grey = stored.astype(np.float32)
-        if grey.ndim == 3:
-            # not a matrix product: its bits could depend on the number of threads
-            red, green, blue = (grey[..., i] * np.float32(LUMA[i]) for i in range(3))
-            grey = red + green + blue
-        elif photometric == "MONOCHROME1":
-            grey = grey.max() + grey.min() - grey
-    return grey
+def _windows(region: Region, box: Box | None) -> list[tuple[float, float]]:
+    """The square that is used, rows then columns, counted from the region's corner."""
+    if box is None:
+        return square((0, 0), (region.y1 - region.y0, region.x1 - region.x0))
+    low = box.y0 - region.y0, box.x0 - region.x0
+    high = box.y1 - region.y0, box.x1 - region.x0
+    return square(low, high, CROP_FACTOR)
 
 
-def _region(dataset: Dataset, box: Box | None) -> Region:
-    """The B-mode region with the middle of ``box``, or the largest if there is no box."""
-    columns, rows = int(dataset.Columns), int(dataset.Rows)
-    regions = []
-    for item in dataset.get("SequenceOfUltrasoundRegions") or []:
-        if item.get("RegionSpatialFormat") != TWO_DIMENSIONAL:
-            continue
-        if item.get("RegionDataType") != TISSUE:
-            continue
-        # The standard gives the first and the last pixel.
-        region = Region(
-            int(item.RegionLocationMinX0),
-            int(item.RegionLocationMinY0),
-            int(item.RegionLocationMaxX1) + 1,
-            int(item.RegionLocationMaxY1) + 1,
-        )
-        if 0 <= region.x0 < region.x1 <= columns and 0 <= region.y0 < region.y1 <= rows:
-            regions.append(region)
-    if not regions:
-        raise ImageError(
-            "expected a B-mode region in SequenceOfUltrasoundRegions, got none",
-            reason="no verified region",
-            hint="names are often burned in around the picture; such files need a review",
-        )
-    if box is not None:
-        check_box(box, (rows, columns))
-        x, y = (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
-        regions = [r for r in regions if r.x0 <= x < r.x1 and r.y0 <= y < r.y1]
-        if not regions:
-            raise ImageError(
-                "expected a box inside a B-mode region, got one elsewhere", reason="box outside"
-            )
-    region = max(regions, key=lambda r: r.area)
-    burned_in = dataset.get("BurnedInAnnotation") != "NO"
-    if burned_in and region.area >= WHOLE_PICTURE * rows * columns:
-        raise ImageError(
-            "expected a B-mode region within the picture, got the whole picture",
-            reason="no verified region",
-        )
-    return region
+def _text(
+    grey: Array, region: Region, box: Box | None, size: int
+) -> list[tuple[int, int, int, int]]:
+    """Where text stands in what would be used, in source pixels."""
+    (top, bottom), (left, right) = _windows(region, box)
+    y0, x0 = region.y0 + max(0, int(top)), region.x0 + max(0, int(left))
+    y1 = min(region.y1, region.y0 + int(np.ceil(bottom)))
+    x1 = min(region.x1, region.x0 + int(np.ceil(right)))
+    return text_in(grey[y0:y1, x0:x1], x0, y0, scale=(bottom - top) / size)

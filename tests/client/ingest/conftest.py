@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from her2_client.cache import verify_cache
 from her2_client.ingest.outcome import Note, Outcome
+from her2_client.ingest.run import ingest
 from her2_client.ingest.summary import IngestSummary
 from her2_common.cases import MODALITIES, Assay, Case
 from her2_common.config import SiteConfig, load
@@ -245,6 +249,56 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     return Site(tmp_path / "site")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A faulty source and the one note that it must give.
+
+    ``make`` writes it under a folder of its own and returns the table's cell; ``says`` is a part
+    of the message; ``hint``: whether there is one; ``like`` names the fault with the same message;
+    ``row`` and ``box`` (x0, y0, x1, y1[, z0, z1]) go to the tables, ``limits`` replace constants.
+    """
+
+    column: str
+    make: Callable[[Path], Any]
+    disposition: str
+    reason: str
+    says: str
+    hint: bool = False
+    like: str = ""
+    row: dict[str, Any] = field(default_factory=dict)
+    box: tuple[int, ...] = ()
+    phases: tuple[int, ...] = (1,)
+    limits: dict[str, Any] = field(default_factory=dict)
+
+
+def note_of(site: Site, fault: Fault) -> Note:
+    """The note of ``fault`` out of a whole ingest, beside a sound case that is not disturbed."""
+    folder = site.images / "CANARYPATH-faulty"
+    folder.mkdir(parents=True)
+    cell = fault.make(folder)
+    site.rows.append({"case_id": "CANARYCASE", fault.column: cell} | fault.row)
+    site.add("sound", "us")
+    if fault.box:
+        names = ("x0", "y0", "x1", "y1", "z0", "z1")
+        box = dict.fromkeys(names, "") | dict(zip(names, fault.box, strict=False))
+        site.boxes.append({"case_id": "CANARYCASE", "image": fault.column} | box)
+    config = site.config()
+    data = config.data.model_copy(update={"mri_phases": fault.phases})
+    config = config.model_copy(update={"data": data})
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in fault.limits.items():
+            patch.setattr(name, value)
+        summary = ingest(config, workers=1)
+    verify_cache(config.data.cache)
+    assert (summary.accepted, summary.left_out) == (1, {"no usable image": 1})
+    (noted,) = summary.notes
+    assert (noted.row, noted.note.column) == (2, fault.column)
+    outside = str(noted.note) + json.dumps(summary.as_dict())
+    for private in ("CANARY", str(site.folder), site.folder.name + "/", ".dcm", "1.2.8"):
+        assert private not in outside
+    return noted.note
 
 
 REASONS: dict[str, tuple[str, ...]] = {

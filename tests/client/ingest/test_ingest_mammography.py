@@ -10,6 +10,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from her2_client.ingest.guard import Decision, Guard, digest
 from her2_client.ingest.mammography import mammogram
 from her2_common.cases import Box
 from her2_common.errors import ImageError
@@ -18,8 +19,40 @@ SIZE = 32
 BOX = Box(10, 28, 26, 44)
 
 
+KEY = b"k" * 32
+
+
+@pytest.fixture(autouse=True)
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The pictures that were searched for text; none is found unless a test says otherwise."""
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        "her2_client.ingest.search.find_text", lambda picture: seen.append(picture) or []
+    )
+    return seen
+
+
+def guard(**decisions: Decision) -> Guard:
+    return Guard(KEY, decisions)
+
+
+def standardised(path: Path, box: Box | None = None, **options: Any) -> Any:
+    usual = {"view": "CC", "laterality": None, "size": SIZE, "guard": guard()}
+    return mammogram(path, box, **(usual | options))
+
+
 def read(path: Path, box: Box | None = None, **options: Any) -> Any:
-    return mammogram(path, box, **({"view": "CC", "laterality": None, "size": SIZE} | options))
+    return standardised(path, box, **options).values
+
+
+def view_code(value: str, modifier: str | None = None) -> Sequence:
+    code = Dataset()
+    code.CodeValue = value
+    if modifier is not None:
+        part = Dataset()
+        part.CodeValue = modifier
+        code.ViewModifierCodeSequence = Sequence([part])
+    return Sequence([code])
 
 
 def test_the_breast_is_standardised_and_the_air_is_zero(
@@ -125,39 +158,69 @@ def test_a_label_beside_the_breast_does_not_enter(
     assert not clean[0, :4, 18:].any()
 
 
-def _view_code(value: str, modifier: str | None = None) -> Sequence:
-    code = Dataset()
-    code.CodeValue = value
-    if modifier is not None:
-        part = Dataset()
-        part.CodeValue = modifier
-        code.ViewModifierCodeSequence = Sequence([part])
-    return Sequence([code])
+def test_a_marker_within_the_crop_does_not_enter(
+    tmp_path: Path, dicoms: Any, pictures: Any, searched: list[Any]
+) -> None:
+    box = Box(20, 4, 56, 40)  # enlarged 1.5 times it reaches the corner with the marker
+    stored = pictures.breast()
+    clean = read(dicoms.mg(tmp_path / "a.dcm", stored), box)
+    searched.clear()
+    stored[2:9, 50:58] = 1300  # as grey as the breast: no threshold of intensity removes it
+    marked = read(dicoms.mg(tmp_path / "b.dcm", stored), box)
+    np.testing.assert_array_equal(marked[1] != 0, clean[1] != 0)
+    # the thresholds see the marker's share of the histogram, the breast is the same
+    np.testing.assert_allclose(marked, clean, atol=0.02)
+    whole, crop = searched
+    assert whole.shape[1] <= 50  # the marker starts there
+    assert len(np.unique(crop[2:9, 50 - 11 : 58 - 11])) == 1  # the crop starts at column 11
+    assert crop.max() > 1300
 
 
 @pytest.mark.parametrize(
-    ("tags", "reason"),
+    ("tags", "disposition", "reason"),
     [
-        ({"PresentationIntentType": "FOR PROCESSING"}, "for processing"),
+        ({"PresentationIntentType": "FOR PROCESSING"}, "refused", "for processing"),
         ({"PresentationIntentType": None, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.2.1"},
-         "no intent"),
-        ({"Modality": "US"}, "wrong modality"),
-        ({"ViewPosition": "MLO"}, "wrong view"),
-        ({"ViewPosition": None, "ViewCodeSequence": _view_code("R-10226")}, "wrong view"),
-        ({"ViewPosition": None, "ViewCodeSequence": _view_code("X-1")}, "wrong view"),
-        ({"ViewCodeSequence": _view_code("R-10242", "R-102D7")}, "special view"),
-        ({"BreastImplantPresent": "YES"}, "implant"),
-        ({"ImageLaterality": "R"}, "wrong laterality"),
-        ({"PixelData": None}, "truncated"),
+         "refused", "no intent"),
+        ({"Modality": "US"}, "refused", "wrong modality"),
+        ({"ViewPosition": "MLO"}, "refused", "wrong view"),
+        ({"ViewPosition": None, "ViewCodeSequence": view_code("R-10226")}, "refused", "wrong view"),
+        ({"ViewPosition": None, "ViewCodeSequence": view_code("X-1")}, "refused", "wrong view"),
+        ({"ViewCodeSequence": view_code("399368009")}, "refused", "contradictory view"),
+        ({"Laterality": "R"}, "refused", "contradictory laterality"),
+        ({"ImageLaterality": "R"}, "refused", "wrong laterality"),
+        ({"ViewCodeSequence": view_code("R-10242", "R-102D7")}, "set aside", "spot view"),
+        ({"ViewCodeSequence": view_code("R-10242", "399163009")}, "set aside",
+         "magnification view"),
+        ({"ViewCodeSequence": view_code("R-10242", "R-102D5")}, "set aside", "implant displaced"),
+        ({"ViewCodeSequence": view_code("R-10242", "399011000")}, "set aside", "partial view"),
+        ({"PartialView": "YES"}, "set aside", "partial view"),
+        ({"BreastImplantPresent": "YES"}, "set aside", "implant"),
+        ({"EstimatedRadiographicMagnificationFactor": "1.8"}, "set aside", "magnification view"),
+        ({"PaddleDescription": "SPOT COMPRESSION"}, "set aside", "spot view"),
+        ({"SeriesDescription": "R CCID"}, "set aside", "implant displaced"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.13.1.3"}, "set aside", "tomosynthesis"),
+        ({"PixelData": None}, "refused", "truncated"),
+        ({"WindowCenter": 100.0, "WindowWidth": 0.0}, "refused", "damaged"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "refused", "not grey"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1"}, "quarantined", "encapsulated PDF"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "quarantined", "secondary capture"),
+        ({"BurnedInAnnotation": "YES"}, "quarantined", "burned-in annotation"),
     ],
 )  # fmt: skip
-def test_what_is_refused(
-    tmp_path: Path, dicoms: Any, pictures: Any, tags: dict[str, Any], reason: str
+def test_what_is_not_used(
+    tmp_path: Path,
+    dicoms: Any,
+    pictures: Any,
+    tags: dict[str, Any],
+    disposition: str,
+    reason: str,
 ) -> None:
     path = dicoms.mg(tmp_path / "cc.dcm", pictures.breast(), **tags)
-    with pytest.raises(ImageError, match="expected") as caught:
+    with pytest.raises(ImageError) as caught:
         read(path, laterality="L")
-    assert caught.value.reason == reason
+    assert (caught.value.disposition, caught.value.reason) == (disposition, reason)
+    assert str(caught.value).startswith(("expected ", "damaged "))
 
 
 def test_what_is_accepted_without_the_usual_tags(
@@ -169,7 +232,7 @@ def test_what_is_accepted_without_the_usual_tags(
         pictures.breast(),
         PresentationIntentType=None,
         ViewPosition=None,
-        ViewCodeSequence=_view_code("R-10242"),
+        ViewCodeSequence=view_code("R-10242"),
         ImageLaterality=None,
         Laterality="L",
     )
@@ -185,3 +248,194 @@ def test_blank_pictures_and_boxes_outside_are_refused(
     with pytest.raises(ImageError) as caught:
         read(dicoms.mg(tmp_path / "cc.dcm", pictures.breast()), Box(50, 10, 61, 20))
     assert caught.value.reason == "box outside"
+
+
+# --- the guard ----------------------------------------------------------------------------------
+
+
+def test_what_is_searched_is_what_enters(
+    tmp_path: Path, dicoms: Any, pictures: Any, searched: list[Any]
+) -> None:
+    stored = pictures.breast()[:, ::-1]  # a right breast: letters must not be mirrored
+    read(dicoms.mg(tmp_path / "r.dcm", stored, ImageLaterality="R"), Box(34, 28, 50, 44))
+    whole, crop = searched
+    # the box enlarged 1.5 times is 30..54 x 24..48, all of it breast
+    np.testing.assert_array_equal(crop, stored[24:48, 30:54])
+    tissue = whole > 1000
+    rows = np.nonzero((stored > 1000).any(1))[0]
+    assert whole.shape[0] == pytest.approx(np.ptp(rows) + 1, abs=2 * 80 / SIZE)
+    assert whole[tissue].sum() == pytest.approx(stored[stored > 1000].sum(), rel=0.05)
+    assert set(np.unique(whole[tissue])) <= set(np.unique(stored))
+
+
+def test_a_large_view_is_searched_at_three_times_the_caches_resolution(
+    tmp_path: Path, dicoms: Any, pictures: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = np.kron(pictures.breast(), np.ones((12, 12)))  # 960 x 720: 30 pixels become one
+    path = dicoms.mg(tmp_path / "cc.dcm", stored)
+    seen: list[Any] = []
+
+    def find_text(picture: Any) -> list[tuple[int, int, int, int]]:
+        seen.append(picture)
+        return [(2, 3, 5, 4)]
+
+    class Recorder(Guard):
+        def _seen(self, name: str, picture: Any, found: Any, reason: str) -> None:
+            seen.append(list(found))
+
+    monkeypatch.setattr("her2_client.ingest.search.find_text", find_text)
+    with pytest.raises(ImageError):
+        read(path, guard=Recorder(KEY))
+    picture, ((x0, y0, x1, y1),) = seen
+    assert max(picture.shape) <= 3.5 * SIZE
+    assert (x1 - x0, y1 - y0) == (30, 10)  # blocks of 10 x 10 source pixels
+    assert x0 == 20  # the breast starts at the chest wall
+    assert y0 % 30 == 0  # and three blocks below a row of the cache
+
+
+@pytest.mark.parametrize("side", ["L", "R"])
+def test_text_asks_for_a_reviewer_who_may_keep_a_part(
+    tmp_path: Path, dicoms: Any, pictures: Any, monkeypatch: pytest.MonkeyPatch, side: str
+) -> None:
+    stored = pictures.breast()
+    if side == "R":
+        stored = stored[:, ::-1]
+    path = dicoms.mg(tmp_path / "cc.dcm", stored, ImageLaterality=side)
+    monkeypatch.setattr("her2_client.ingest.search.find_text", lambda _: [(3, 2, 13, 8)])
+    seen: list[Any] = []
+
+    class Recorder(Guard):
+        def _seen(self, name: str, picture: Any, found: Any, reason: str) -> None:
+            seen.append((picture(), list(found), reason))
+
+    with pytest.raises(ImageError, match="got text in 1 place") as caught:
+        read(path, guard=Recorder(KEY))
+    assert (caught.value.disposition, caught.value.reason) == ("quarantined", "text found")
+    ((picture, found, reason),) = seen
+    assert reason == "text found"
+    np.testing.assert_array_equal(picture, stored)  # what the reviewer sees is the whole picture
+    ((x0, y0, x1, y1),) = found
+    assert (x1 - x0, y1 - y0) == (10, 6)
+    assert 0 <= x0 < x1 <= 60
+    assert 0 <= y0 < y1 <= 80
+
+    approved = {digest(KEY, [path]): Decision(True)}
+    plain = read(path, guard=guard(**approved))
+    monkeypatch.setattr("her2_client.ingest.search.find_text", lambda _: [])
+    np.testing.assert_array_equal(plain, read(path))
+    monkeypatch.setattr("her2_client.ingest.search.find_text", lambda _: [(3, 2, 13, 8)])
+    kept = read(path, guard=guard(**{digest(KEY, [path]): Decision(True, (0, 0, 60, 40))}))
+    assert plain[:, SIZE // 2 :].any()
+    assert not kept[:, SIZE // 2 :].any()  # rows 40 to 80 are not kept
+    assert kept[:, : SIZE // 2].any()
+
+    with pytest.raises(ImageError) as caught:
+        read(path, guard=guard(**{digest(KEY, [path]): Decision(False)}))
+    assert (caught.value.disposition, caught.value.reason) == ("refused", "refused at review")
+    with pytest.raises(ImageError) as caught:
+        read(path, guard=guard(**{digest(KEY, [path]): Decision(True, (90, 90, 99, 99))}))
+    assert caught.value.reason == "nothing kept"
+
+
+# --- a folder -----------------------------------------------------------------------------------
+
+
+def test_the_right_image_of_a_folder_is_used(tmp_path: Path, dicoms: Any, pictures: Any) -> None:
+    folder, stored = tmp_path / "exam", pictures.breast()
+    other = stored[::-1] + 100
+    plain = read(dicoms.mg(tmp_path / "alone.dcm", stored))
+    early = {"AcquisitionDate": "20200101", "AcquisitionTime": "090000"}
+    late = {"AcquisitionDate": "20200101", "AcquisitionTime": "091500.5"}
+    dicoms.mg(folder / "z.dcm", stored, Manufacturer="HOLOGIC, Inc.", **late)
+    dicoms.mg(folder / "a.dcm", other, **early)
+    dicoms.mg(folder / "sub" / "b.dcm", other, ViewPosition="MLO")
+    dicoms.mg(folder / "sub" / "c.dcm", other, ImageLaterality="R")
+    dicoms.mg(folder / "d.dcm", other, PresentationIntentType="FOR PROCESSING", **late)
+    dicoms.mg(folder / "e.dcm", other, ViewCodeSequence=view_code("R-10242", "R-102D7"))
+    dicoms.mg(folder / "f.dcm", other, BreastImplantPresent="YES")
+    dicoms.mg(folder / "g.dcm", other, SOPClassUID="1.2.840.10008.5.1.4.1.1.13.1.3")
+    dicoms.mg(folder / "h.dcm", other, SOPClassUID="1.2.840.10008.5.1.4.1.1.7", **late)
+    dicoms.mg(folder / "i.dcm", other, ViewPosition=None)
+    dicoms.mg(folder / "j.dcm", other, ImageLaterality=None)
+    dicoms.mg(folder / "k.dcm", other, ViewPosition="XCCL")
+    dicoms.mg(folder / "l.dcm", other, Laterality="R")
+    dicoms.us(folder / "m.dcm", pictures.echo())
+    dicoms.mg(folder / "n.dcm", other, SOPClassUID="1.2.840.10008.5.1.4.1.1.104.1")
+    (folder / "o.txt").write_text("notes of the technician")
+    (folder / ".DS_Store").write_bytes(b"desktop")
+    result = standardised(folder, laterality="L")
+    np.testing.assert_array_equal(result.values, plain)
+    assert result.scanner == "Hologic"
+    assert sorted((note.disposition, note.reason) for note in result.set_aside) == sorted(
+        [
+            ("set aside", "repeat"),
+            ("set aside", "another view"),  # MLO
+            ("set aside", "another view"),  # XCCL
+            ("set aside", "other breast"),
+            ("set aside", "for processing"),
+            ("set aside", "spot view"),
+            ("set aside", "implant"),
+            ("set aside", "tomosynthesis"),
+            ("set aside", "secondary capture"),
+            ("set aside", "view unclear"),
+            ("set aside", "side unclear"),
+            ("refused", "contradictory laterality"),
+            ("set aside", "wrong modality"),
+            ("quarantined", "encapsulated PDF"),
+            ("set aside", "not DICOM"),
+        ]
+    )
+
+
+def test_of_a_repeat_the_last_counts_whatever_the_names(
+    tmp_path: Path, dicoms: Any, pictures: Any
+) -> None:
+    stored = pictures.breast()
+    times = ["093000", "100000.2", "100000.1", "080000"]
+    for number, names in enumerate(("abcd", "dcba", "bdac")):
+        folder = tmp_path / str(number)
+        for shift, (name, time) in enumerate(zip(names, times, strict=True)):
+            dicoms.mg(
+                folder / f"{name}.dcm",
+                np.roll(stored, 3 * shift, 0),
+                AcquisitionDate="20200101",
+                AcquisitionTime=time,
+                SOPInstanceUID=f"1.2.{shift + 1}",
+            )
+        last = dicoms.mg(tmp_path / "last.dcm", np.roll(stored, 3, 0))
+        np.testing.assert_array_equal(read(folder), read(last))
+
+
+@pytest.mark.parametrize(
+    ("images", "laterality", "reason"),
+    [
+        ([{}, {"ImageLaterality": "R"}], None, "side unclear"),
+        ([{"ImageLaterality": None}, {"ImageLaterality": None}], "L", "side unclear"),
+        ([{"ViewPosition": "MLO"}, {"ImageLaterality": "R"}], "L", "no such image"),
+        ([{"ViewPosition": "MLO"}, {"ViewPosition": "MLO"}], "L", "another view"),
+        ([{"PresentationIntentType": "FOR PROCESSING"}] * 2, "L", "for processing"),
+        ([{"BreastImplantPresent": "YES"}, {"Modality": "CT"}], "L", "no such image"),
+        ([{"ViewPosition": "MLO"}], "L", "wrong view"),
+        ([], "L", "empty folder"),
+    ],
+)
+def test_what_is_refused_of_a_folder(
+    tmp_path: Path, dicoms: Any, pictures: Any, images: Any, laterality: Any, reason: str
+) -> None:
+    folder = tmp_path / "exam"
+    folder.mkdir()
+    for number, tags in enumerate(images):
+        dicoms.mg(folder / f"{number}.dcm", pictures.breast(), **tags)
+    with pytest.raises(ImageError, match="expected") as caught:
+        read(folder, laterality=laterality)
+    assert caught.value.reason == reason
+
+
+def test_an_image_without_side_is_used_if_there_is_no_other(
+    tmp_path: Path, dicoms: Any, pictures: Any
+) -> None:
+    stored = pictures.breast()
+    plain = read(dicoms.mg(tmp_path / "alone.dcm", stored))
+    dicoms.mg(tmp_path / "exam" / "a.dcm", stored, ImageLaterality=None)
+    dicoms.mg(tmp_path / "exam" / "b.dcm", stored, ViewPosition="MLO")
+    np.testing.assert_array_equal(read(tmp_path / "exam", laterality="L"), plain)

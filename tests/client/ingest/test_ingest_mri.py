@@ -291,7 +291,7 @@ def test_messages_have_numbers(written: Any) -> None:
         (_without(lambda p, z: p > 0),
          "expected a phase before and one after contrast, got one phase of 10 slices"),
         (_with(lambda p, z: (p, z) == (1, 4), PixelSpacing=[1.0, 1.2]),
-         "expected one matrix, spacing and orientation in 30 slices, got another in 1"),
+         "expected one pixel spacing in 30 slices, got another in 1"),
     ]:  # fmt: skip
         with pytest.raises(ImageError) as caught:
             cube(written(change=change))

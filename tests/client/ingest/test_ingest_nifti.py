@@ -189,11 +189,12 @@ def test_faults_of_a_file_as_such(
     for name, held, reasons in [
         ("unplaced.nii", None, {"no geometry"}),
         ("absent.nii", None, {"missing file"}),
-        ("cut.nii", content[:-4000], {"truncated", "damaged"}),
+        ("cut.nii", content[:-4000], {"truncated"}),
         ("cut.nii.gz", packed[:-400], {"truncated", "damaged"}),
-        ("header.nii", content[:200], {"truncated", "damaged"}),
-        ("empty.nii", b"", {"truncated", "damaged"}),
-        ("text.nii", b"CANARY-7 " * 99, {"damaged"}),
+        ("header.nii", content[:200], {"not NIfTI"}),
+        ("empty.nii", b"", {"empty file"}),
+        ("text.nii", b"CANARY-7 " * 99, {"not NIfTI"}),
+        ("packed.nii.gz", content, {"not NIfTI"}),
         ("huge.nii", bytes(huge), {"too large"}),
         ("negative.nii", bytes(negative), {"damaged", "not a volume"}),
     ]:

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from her2_client.ingest.pixels import (
     check_box,
     lowest_threshold,
+    luma,
+    overlap,
     resample,
     square,
     standardise,
@@ -111,3 +113,42 @@ def test_a_box_beyond_the_image_is_named() -> None:
         with pytest.raises(ImageError, match=r"expected a box within 20 x 10.*, got one") as caught:
             check_box(box, shape)
         assert caught.value.reason == "box outside"
+
+
+@given(
+    seed=st.integers(0, 1000), axis=st.integers(0, 2), low=st.floats(-6, 6), span=st.floats(4.1, 30)
+)
+def test_area_resampling_is_the_integral_of_the_covered_part(
+    seed: int, axis: int, low: float, span: float
+) -> None:
+    """Against the antiderivative of the piecewise constant image, sampled at the edges."""
+    volume = np.random.default_rng(seed).normal(size=(7, 8, 9))
+    length = volume.shape[axis]
+    windows = [(0.0, 7.0), (0.0, 8.0), (0.0, 9.0)]
+    windows[axis] = (low, low + span)
+    shape = [7, 8, 9]
+    shape[axis] = 4  # a step of one pixel or more
+    found, inside = resample(volume, windows, shape)
+    line = np.moveaxis(volume, axis, -1)
+    edges = np.clip(low + span / 4 * np.arange(5), 0, length)
+    below = np.concatenate([np.zeros((*line.shape[:-1], 1)), np.cumsum(line, axis=-1)], axis=-1)
+    grid = np.arange(length + 1)
+    area = np.apply_along_axis(lambda total: np.interp(edges, grid, total), -1, below)
+    width = np.diff(edges)
+    covered = width >= span / 8
+    np.testing.assert_array_equal(np.moveaxis(inside, axis, -1)[0, 0], covered)
+    means = np.diff(area, axis=-1)[..., covered] / width[covered]
+    np.testing.assert_allclose(np.moveaxis(found, axis, -1)[..., covered], means, atol=1e-9)
+
+
+def test_luma_is_bt601() -> None:
+    colour = np.random.default_rng(0).integers(0, 256, (5, 4, 3)).astype(np.uint8)
+    np.testing.assert_allclose(luma(colour), colour @ np.array([0.299, 0.587, 0.114]), atol=1e-4)
+
+
+def test_what_is_kept_lies_on_the_picture() -> None:
+    assert overlap((-3, 2, 9, 99), (0, 0, 20, 10)) == (0, 2, 9, 10)
+    for beside in ((20, 0, 30, 9), (5, 5, 5, 9), (-9, -9, 0, 0)):
+        with pytest.raises(ImageError) as caught:
+            overlap(beside, (0, 0, 20, 10))
+        assert caught.value.reason == "nothing kept"

@@ -8,6 +8,7 @@ the header nothing but sizes, data type, scaling, units and affine is used; its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Final
 import nibabel
 import numpy as np
 import numpy.typing as npt
+from nibabel.filebasedimages import ImageFileError
 from nibabel.imageglobals import logger
 from nibabel.nifti1 import Nifti1Pair
 
@@ -28,6 +30,8 @@ from her2_common.errors import ImageError
 Array = npt.NDArray[Any]
 
 SUFFIXES: Final = (".nii", ".nii.gz")
+GZIP: Final = b"\x1f\x8b"
+"""Start of a file that gzip has written (RFC 1952)."""
 MM: Final = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """Millimetres in the unit that the low three bits of xyzt_units name; none means millimetres."""
 GREY: Final = (2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280)
@@ -99,7 +103,11 @@ def _open(path: Path) -> Nifti1Pair:
             raise ImageError("expected a file, got none of that name", reason="missing file")
         if not path.is_file():
             raise ImageError("expected a NIfTI file, got something else", reason="not a file")
-        image = nibabel.load(path, mmap=False)  # a file that shrinks must not end the process
+        _check_packing(path)
+        try:
+            image = nibabel.load(path, mmap=False)  # a file that shrinks must not end the process
+        except ImageFileError:
+            image = None
         if not isinstance(image, Nifti1Pair):  # NIfTI-2 is a kind of it
             raise ImageError("expected NIfTI, got another format", reason="not NIfTI")
         if int(image.header["datatype"]) not in GREY:
@@ -117,6 +125,31 @@ def _open(path: Path) -> Nifti1Pair:
                 f"expected at most {MAX_PHASES} phases, got {_phases(shape)}", reason="too large"
             )
         return image
+
+
+def _check_packing(path: Path) -> None:
+    """Whether the file holds something, and is compressed where its name says so."""
+    with path.open("rb") as stream:
+        start = stream.read(len(GZIP))
+    if not start:
+        raise ImageError("expected NIfTI, got an empty file", reason="empty file")
+    if path.name.lower().endswith(".gz") and start != GZIP:
+        raise ImageError(
+            "expected a file compressed by gzip, as its name says, got another",
+            reason="not NIfTI",
+            hint="name it .nii if it is not compressed",
+        )
+
+
+def _check_length(path: Path, image: Nifti1Pair, planes: int) -> None:
+    """Whether the file holds its first ``planes`` planes; gzip tells of itself."""
+    stored: Any = image.dataobj
+    plane = math.prod(image.shape[:2]) * int(stored.dtype.itemsize)
+    needed, size = int(stored.offset) + planes * plane, path.stat().st_size
+    if not path.name.lower().endswith(".gz") and size < needed:
+        raise ImageError(
+            f"truncated NIfTI: expected {needed} bytes at least, got {size}", reason="truncated"
+        )
 
 
 def _phases(shape: Sequence[int]) -> int:
@@ -173,6 +206,7 @@ def _phase(path: Path, image: Nifti1Pair, index: int) -> Phase:
         first, last = min(planes), max(planes) + 1
         with _reading():
             # in one piece: a compressed file can only be read from its start
+            _check_length(path, image, index * image.shape[2] + last)
             rest = (index, *(0 for _ in image.shape[4:])) if len(image.shape) > 3 else ()
             block = image.dataobj[(slice(None), slice(None), slice(first, last), *rest)]
         for plane in planes:

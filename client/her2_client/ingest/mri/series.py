@@ -43,15 +43,15 @@ ONE_A_PHASE: Final = (
 class Family:
     """Slices of one place: ``levels`` of ``slices`` along the normal, ``heights`` in mm a level.
 
-    ``parted``: a series of it holds other geometries as well; ``protocols``: the grid has series of
-    another repetition time, echo time or flip angle.
+    ``parted``: a series of it holds other geometries as well, and what differs in them first;
+    ``protocols``: the grid has series of another repetition time, echo time or flip angle.
     """
 
     slices: tuple[Slice, ...]
     levels: Array
     heights: Array
     phases: int
-    parted: tuple[int, int] = (0, 0)
+    parted: tuple[int, int, str] = (0, 0, "")
     protocols: int = 1
 
     @property
@@ -103,7 +103,10 @@ def choose(found: Found) -> tuple[Family, tuple[ImageError, ...]]:
     ranked = families(found)
     best = ranked[0]
     if len(best.heights) < 2:
-        raise ImageError("expected several slices, got one", reason="one slice only")
+        raise ImageError(
+            f"expected slices at several positions, got {len(best.slices)} at one",
+            reason="one slice only",
+        )
     if best.phases < 2:
         raise ImageError(
             f"expected a phase before and one after contrast, got one phase of {len(best.slices)} "
@@ -165,8 +168,8 @@ def _settled(
             raise found.faults[series][0]
     if best.parted[0]:
         raise ImageError(
-            f"expected one matrix, spacing and orientation in {best.parted[1]} slices, "
-            f"got another in {best.parted[0]}",
+            f"expected one {best.parted[2]} in {best.parted[1]} slices, got another in "
+            f"{best.parted[0]}",
             reason="unequal geometry",
         )
     best, derived = _originals(best)
@@ -215,6 +218,17 @@ def _blocks(slices: list[Slice]) -> list[_Block]:
 
 def _same_grid(first: Slice, slices: Sequence[Slice]) -> Array:
     """Which slices have the matrix, spacing, orientation and place in the plane of ``first``."""
+    same: Array = np.all(list(_agreements(first, slices).values()), axis=0)
+    return same
+
+
+def _difference(first: Slice, other: Slice) -> str:
+    """In which of the four ``other`` differs, the first of them; perhaps in its protocol alone."""
+    agreements = _agreements(first, [other])
+    return next((what for what, same in agreements.items() if not same.all()), "protocol")
+
+
+def _agreements(first: Slice, slices: Sequence[Slice]) -> dict[str, Array]:
     sizes = np.array([item.size for item in slices])  # (n, 2)
     spacings = np.array([item.spacing for item in slices])  # (n, 2)
     directions = np.array([item.directions for item in slices])  # (n, 6)
@@ -222,13 +236,12 @@ def _same_grid(first: Slice, slices: Sequence[Slice]) -> Array:
     normal = _normal(first)
     offset = points - np.array(first.position)
     across = offset - np.outer(offset @ normal, normal)
-    result: Array = (
-        (sizes == np.array(first.size)).all(axis=1)
-        & (np.abs(spacings / np.array(first.spacing) - 1) <= SPACING_TOLERANCE).all(axis=1)
-        & (np.abs(directions - np.array(first.directions)) <= DIRECTION_TOLERANCE).all(axis=1)
-        & (np.abs(across) <= SHIFT_TOLERANCE_MM).all(axis=1)
-    )
-    return result
+    return {
+        "matrix": (sizes == np.array(first.size)).all(axis=1),
+        "orientation": (np.abs(directions - first.directions) <= DIRECTION_TOLERANCE).all(axis=1),
+        "pixel spacing": (np.abs(spacings / first.spacing - 1) <= SPACING_TOLERANCE).all(axis=1),
+        "place in the plane": (np.abs(across) <= SHIFT_TOLERANCE_MM).all(axis=1),
+    }
 
 
 def _coincide(first: _Block, other: _Block) -> bool:
@@ -251,8 +264,12 @@ def _same_protocol(first: _Block, other: _Block) -> bool:
 def _family(blocks: Sequence[_Block], by_series: dict[str, list[Slice]], protocols: int) -> Family:
     slices = tuple(item for block in blocks for item in block.slices)
     levels, heights = level(_along(slices, blocks[0].slices[0]), blocks[0].heights)
-    total = sum(len(by_series[name]) for name in {item.series for item in slices})
-    parted = (total - len(slices), total) if total > len(slices) else (0, 0)
+    every = [item for name in sorted({item.series for item in slices}) for item in by_series[name]]
+    parted = (0, 0, "")
+    if others := len(every) - len(slices):
+        used = {id(item) for item in slices}
+        first = next(item for item in every if id(item) not in used)
+        parted = (others, len(every), _difference(slices[0], first))
     return Family(slices, levels, heights, _mode(np.bincount(levels)), parted, protocols)
 
 

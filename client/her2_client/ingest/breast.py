@@ -1,0 +1,116 @@
+"""The breast in a mammogram: found, standardised as a whole and around the lesion, and searched.
+
+The steps are those of mammography.py; nothing here knows of files or headers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from her2_client.ingest.guard import Rectangle
+from her2_client.ingest.pixels import Window, lowest_threshold, resample, square, standardise
+from her2_client.ingest.search import text_in
+from her2_common.cases import Box
+from her2_common.errors import ImageError
+
+Array = npt.NDArray[Any]
+
+CROP_FACTOR: Final = 1.5
+AIR_FAT_DENSE: Final = 3
+SMALLEST_BREAST: Final = 0.01
+"""Share of the picture below which what is bright is a label, not a breast (a design value)."""
+
+
+class Breast:
+    """A view of (rows, columns), bright is dense; ``mirrored`` turns its chest wall to the left.
+
+    ``box`` is in the pixels of ``image`` as it is given.
+
+    Raises:
+        ImageError: nothing in the picture is a breast (reason "blank image").
+    """
+
+    def __init__(self, image: Array, box: Box | None, size: int, *, mirrored: bool) -> None:
+        rows, columns = image.shape
+        self.mirrored, self.size = mirrored, size
+        self.image = image[:, ::-1] if mirrored else image
+        if box is not None and mirrored:
+            box = Box(columns - box.x1, box.y0, columns - box.x0, box.y1)
+        self.crop: list[Window] | None = None
+        if box is not None:
+            self.crop = square((box.y0, box.x0), (box.y1, box.x1), CROP_FACTOR)
+        side = max(rows, columns)
+        self.top, self.scale = (rows - side) / 2, side / size
+        view = [(self.top, self.top + side), (0, side)]
+        self.whole, inside = resample(self.image, view, (size, size))
+        self.threshold = lowest_threshold(self.whole[inside], AIR_FAT_DENSE)
+        self.mask = _largest_part(inside & (self.whole > self.threshold))
+        if self.mask.mean() < SMALLEST_BREAST:
+            raise ImageError(
+                "expected a breast, got an all but empty picture", reason="blank image"
+            )
+
+    def channels(self) -> Array:
+        """(2, S, S) float16: the whole view and the lesion's crop, 0 where there is no breast."""
+        whole = np.where(self.mask, standardise(self.whole, self.mask), 0.0)
+        crop = whole
+        if self.crop is not None:
+            values, covered = resample(self.image, self.crop, (self.size, self.size))
+            (y0, y1), (x0, x1) = self.crop
+            centres = (np.arange(self.size) + 0.5) / self.size
+            tissue = covered & (values > self.threshold)
+            tissue &= self.mask_at(y0 + centres * (y1 - y0), x0 + centres * (x1 - x0))
+            crop = np.where(tissue, standardise(values, self.mask, of=self.whole), 0.0)
+        return np.stack([whole, crop]).astype(np.float16)
+
+    def mask_at(self, y: Array, x: Array) -> Array:
+        """The mask at source positions, (len(y), len(x)); false beyond the view."""
+        row = np.floor((np.asarray(y) - self.top) / self.scale).astype(np.int64)
+        column = np.floor(np.asarray(x) / self.scale).astype(np.int64)
+        in_rows, in_columns = ((k >= 0) & (k < self.size) for k in (row, column))
+        nearest = self.mask[
+            np.ix_(np.clip(row, 0, self.size - 1), np.clip(column, 0, self.size - 1))
+        ]
+        result: Array = nearest & in_rows[:, np.newaxis] & in_columns
+        return result
+
+    def text(self) -> list[Rectangle]:
+        """Where text stands in the breast or the crop, in the pixels of the image as given."""
+        down, across = (np.nonzero(self.mask.any(axis))[0] for axis in (1, 0))
+        whole = [
+            (self.top + self.scale * down[0], self.top + self.scale * (down[-1] + 1)),
+            (self.scale * across[0], self.scale * (across[-1] + 1)),
+        ]
+        found = self._text_within(whole, self.scale)
+        if self.crop is not None:
+            scale = (self.crop[0][1] - self.crop[0][0]) / self.size
+            found += [r for r in self._text_within(self.crop, scale) if r not in found]
+        return found
+
+    def _text_within(self, window: list[Window], scale: float) -> list[Rectangle]:
+        """``scale``: source pixels to one pixel of the cache."""
+        rows, columns = self.image.shape
+        (y0, y1), (x0, x1) = (
+            (max(0, int(low)), min(length, int(np.ceil(high))))
+            for (low, high), length in zip(window, (rows, columns), strict=True)
+        )
+        if y1 <= y0 or x1 <= x0:
+            return []
+        inside = self.mask_at(np.arange(y0, y1) + 0.5, np.arange(x0, x1) + 0.5)
+        part = np.where(inside, self.image[y0:y1, x0:x1], np.float32(self.threshold))
+        if self.mirrored:  # letters must not be read in a mirror
+            part, x0 = part[:, ::-1], columns - x1
+        return text_in(part, x0, y0, scale=scale)
+
+
+def _largest_part(mask: Array) -> Array:
+    parts, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    largest = np.bincount(parts.ravel())[1:].argmax() + 1
+    result: Array = parts == largest
+    return result

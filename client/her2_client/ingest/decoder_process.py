@@ -1,0 +1,59 @@
+"""The program of a decoder's own process: frames in, pixels out, until its input ends.
+
+Decoders in C and C++ can end the whole process on damaged bytes, or never return. They run here,
+so that ``decoders`` can kill and replace them. Started by path; it imports nothing of this project.
+
+A message is two lengths (8 bytes each, little-endian), a JSON text and the bytes of a frame.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import warnings
+from typing import Any, BinaryIO, Final
+
+from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders.base import get_decoder
+
+LENGTHS: Final = struct.Struct("<QQ")
+
+
+def main() -> None:
+    """Answer every message on standard input."""
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a C library that prints must not answer
+    warnings.simplefilter("ignore")
+    while lengths := requests.read(LENGTHS.size):
+        text, frame = (requests.read(length) for length in LENGTHS.unpack(lengths))
+        try:
+            head, pixels = _decoded(json.loads(text), frame)
+        except Exception as error:
+            head, pixels = {"error": type(error).__name__}, b""
+        _send(answers, head, pixels)
+
+
+def _decoded(request: dict[str, Any], frame: bytes) -> tuple[dict[str, Any], bytes]:
+    array, properties = get_decoder(request["syntax"]).as_array(
+        encapsulate([frame]),
+        index=0,
+        raw=True,
+        decoding_plugin=request["plugin"],
+        **request["options"],
+    )
+    photometric = str(properties["photometric_interpretation"])
+    head = {"dtype": array.dtype.str, "shape": array.shape, "photometric": photometric}
+    return head, array.tobytes()
+
+
+def _send(stream: BinaryIO, head: dict[str, Any], pixels: bytes) -> None:
+    text = json.dumps(head).encode()
+    stream.write(LENGTHS.pack(len(text), len(pixels)) + text)
+    stream.write(pixels)
+    stream.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""A folder of DICOM files: every file is looked at, in an order that names do not decide.
+
+What cannot be used is returned as errors, never dropped; whatever is sound and of another kind
+(another modality, a report, a text file) is set aside.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+from her2_client.ingest import dicom
+from her2_common.errors import ImageError
+
+T = TypeVar("T")
+
+MAX_FILES: Final = 20_000
+"""Files of one folder that are looked at (a design value)."""
+OF_ANOTHER_KIND: Final = {"not DICOM", "not an image", "wrong modality"}
+"""Reasons for which a file named in the table is refused, and one met in a folder set aside."""
+
+
+def files(folder: Path) -> list[Path]:
+    """The files below ``folder``, sub-folders included.
+
+    Names that start with a dot are left out: they are the leftovers of desktops.
+
+    Raises:
+        ImageError: no files at all, or more than ``MAX_FILES``.
+    """
+    found = []
+    with dicom.reading("folder"):
+        for path in folder.rglob("*"):
+            if not path.name.startswith(".") and path.is_file():
+                found.append(path)
+            if len(found) > MAX_FILES:
+                raise ImageError(
+                    f"expected at most {MAX_FILES} files in a folder, got more",
+                    reason="too many files",
+                )
+    if not found:
+        raise ImageError("expected a folder of images, got no file in it", reason="empty folder")
+    return sorted(found)
+
+
+def examine(
+    folder: Path, look: Callable[[Path], T], *, what: str
+) -> tuple[list[T], list[ImageError]]:
+    """What ``look`` makes of each file, and the errors of the others.
+
+    Raises:
+        ImageError: nothing is left; the one error, or a summary of several.
+    """
+    found: list[T] = []
+    errors: list[ImageError] = []
+    for path in files(folder):
+        try:
+            with dicom.reading():
+                found.append(look(path))
+        except ImageError as error:
+            errors.append(error)
+    if not found:
+        raise nothing_left(errors, what)
+    return found, [met_in_folder(error) for error in errors]
+
+
+def met_in_folder(error: ImageError) -> ImageError:
+    """The same error as a note of a folder from which another image was used."""
+    if error.reason in OF_ANOTHER_KIND:
+        return aside(str(error), error.reason)
+    return error
+
+
+def aside(message: str, reason: str) -> ImageError:
+    """A note on an image that is sound and of another kind."""
+    return ImageError(message, reason=reason, disposition="set aside")
+
+
+def nothing_left(errors: Sequence[ImageError], what: str) -> ImageError:
+    """The error for a folder in which no ``what`` is left: the only one, or all of them counted."""
+    counts = Counter(error.reason for error in errors)
+    if len(counts) == 1:
+        return errors[0]
+    listed = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items()))
+    return ImageError(f"expected {what}, got {len(errors)} files: {listed}", reason="no such image")
