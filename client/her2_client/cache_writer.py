@@ -256,9 +256,7 @@ class CacheWriter:
         if self._journal is None:
             self.begin()
         rows = {m: self.put(f"{pseudonym}/{m}", m, {}, image)["row"] for m, image in images.items()}
-        self.add_case(
-            pseudonym=pseudonym, split=split, clinical=clinical, labels=labels, rows=rows
-        )
+        self.add_case(pseudonym=pseudonym, split=split, clinical=clinical, labels=labels, rows=rows)
 
     def add_case(
         self,

@@ -13,12 +13,12 @@ from typing import Final
 import numpy as np
 
 from her2_client.ingest import dicom
-from her2_client.ingest.guard import Guard
-from her2_client.ingest.mammography import mammogram
 from her2_client.ingest.mri.dce import dce_mri
 from her2_client.ingest.outcome import Note, Outcome, Standardised
-from her2_client.ingest.ultrasound import ultrasound
-from her2_client.ingest.views import View
+from her2_client.ingest.planar.mammography import mammogram
+from her2_client.ingest.planar.ultrasound import ultrasound
+from her2_client.ingest.planar.views import View
+from her2_client.ingest.privacy.guard import Guard
 from her2_common.cases import Box, Case, Image, Modality
 from her2_common.errors import ImageError
 

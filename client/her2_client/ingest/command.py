@@ -15,9 +15,14 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from her2_client.ingest.duke import build_duke, duke_table
-from her2_client.ingest.page import write_page
-from her2_client.ingest.quality import Readiness, readiness, shareable
-from her2_client.ingest.review import MAX_PICTURES, decisions_file, merge_decisions, write_sheet
+from her2_client.ingest.privacy.review import (
+    MAX_PICTURES,
+    decisions_file,
+    merge_decisions,
+    write_sheet,
+)
+from her2_client.ingest.quality.page import write_page
+from her2_client.ingest.quality.readiness import Readiness, readiness, shareable
 from her2_client.ingest.run import IngestError, quarantined_pictures
 from her2_client.ingest.run import Progress as Report
 from her2_client.ingest.run import ingest as run_ingest

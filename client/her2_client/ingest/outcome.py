@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from her2_client.ingest.guard import Decision
+from her2_client.ingest.privacy.guard import Decision
 from her2_common.cases import Image
 from her2_common.errors import Disposition, ImageError
 

@@ -24,9 +24,9 @@ from typing import Final
 from her2_client.cache import LABELS, read_outcomes
 from her2_client.cache_writer import WRITING_NAME, CacheWriter, Record
 from her2_client.ingest.case import files_of, standardise
-from her2_client.ingest.guard import Decision, Guard
 from her2_client.ingest.outcome import Outcome
-from her2_client.ingest.review import RecordingGuard, Seen, decisions_file, read_decisions
+from her2_client.ingest.privacy.guard import Decision, Guard
+from her2_client.ingest.privacy.review import RecordingGuard, Seen, decisions_file, read_decisions
 from her2_client.ingest.summary import IngestSummary
 from her2_client.ingest.units import Unit, bytes_needed, jobs, units_of
 from her2_client.ingest.workers import outcomes_of, worker_count

@@ -15,8 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Final
 
 from her2_client.ingest.case import Job, standardise
-from her2_client.ingest.guard import Guard
 from her2_client.ingest.outcome import Outcome
+from her2_client.ingest.privacy.guard import Guard
 from her2_common.errors import DataError
 
 JOBS_A_TASK: Final = 6

@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian
 
-from her2_client.ingest.display import display
+from her2_client.ingest.planar.display import display
 from her2_common.errors import ImageError
 
 STORED = np.random.default_rng(8).integers(0, 4096, (40, 30)).astype(np.uint16)

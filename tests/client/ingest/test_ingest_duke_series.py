@@ -15,8 +15,8 @@ from her2_client.ingest.duke import build_duke
 from her2_client.ingest.duke.build import lesion_box
 from her2_client.ingest.duke.series import Grid
 from her2_client.ingest.duke.sheets import BOX_COLUMNS, CLINICAL_COLUMNS, SourceBox
-from her2_client.ingest.guard import Guard
 from her2_client.ingest.mri.dce import dce_mri
+from her2_client.ingest.privacy.guard import Guard
 from her2_common.cases import Box, Case, read_cases
 from her2_common.errors import ImageError
 

@@ -271,7 +271,7 @@ FAULTS: dict[str, Fault] = {
     "locked": Fault("mg_cc", locked, "refused", "no permission", "may not be read"),
     "empty folder": Fault("mg_cc", lambda at: at, "refused", "empty folder", "got no file in it"),
     "too many files": Fault("mg_cc", crowd, "refused", "too many files", "at most 3 files",
-                            limits={"her2_client.ingest.folder.MAX_FILES": 3}),
+                            limits={"her2_client.ingest.planar.folder.MAX_FILES": 3}),
     "text": Fault("mg_cc", raw(b"CANARY " * 99), "refused", "not DICOM", "got another format"),
     "empty file": Fault("mg_cc", raw(b""), "refused", "not DICOM", "", like="text"),
     "PDF named dcm": Fault("mg_cc", raw(b"%PDF-1.7\nCANARY" + bytes(400)), "refused",

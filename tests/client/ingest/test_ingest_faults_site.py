@@ -11,7 +11,7 @@ import pytest
 from tests.client.ingest.conftest import Site, echo
 
 from her2_client.cache import open_cache
-from her2_client.ingest.review import decisions_file
+from her2_client.ingest.privacy.review import decisions_file
 from her2_client.ingest.run import ingest
 from her2_common.errors import CacheError, ConfigError, DataError, Her2Error, TableError
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from her2_client.ingest.guard import REVIEW_HINT, Decision, Guard, digest
+from her2_client.ingest.privacy.guard import REVIEW_HINT, Decision, Guard, digest
 from her2_common.errors import ImageError
 
 KEY = b"k" * 32

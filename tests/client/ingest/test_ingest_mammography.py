@@ -10,8 +10,8 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from her2_client.ingest.guard import Decision, Guard, digest
-from her2_client.ingest.mammography import mammogram
+from her2_client.ingest.planar.mammography import mammogram
+from her2_client.ingest.privacy.guard import Decision, Guard, digest
 from her2_common.cases import Box
 from her2_common.errors import ImageError
 
@@ -27,7 +27,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The pictures that were searched for text; none is found unless a test says otherwise."""
     seen: list[Any] = []
     monkeypatch.setattr(
-        "her2_client.ingest.search.find_text", lambda picture: seen.append(picture) or []
+        "her2_client.ingest.privacy.search.find_text", lambda picture: seen.append(picture) or []
     )
     return seen
 
@@ -268,7 +268,7 @@ def test_what_is_searched_is_what_enters(
     assert set(np.unique(whole[tissue])) <= set(np.unique(stored))
 
 
-def test_a_large_view_is_searched_at_three_times_the_caches_resolution(
+def test_a_large_view_is_searched_at_twice_the_caches_resolution(
     tmp_path: Path, dicoms: Any, pictures: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = np.kron(pictures.breast(), np.ones((12, 12)))  # 960 x 720: 30 pixels become one
@@ -283,14 +283,14 @@ def test_a_large_view_is_searched_at_three_times_the_caches_resolution(
         def _seen(self, name: str, picture: Any, found: Any, reason: str) -> None:
             seen.append(list(found))
 
-    monkeypatch.setattr("her2_client.ingest.search.find_text", find_text)
+    monkeypatch.setattr("her2_client.ingest.privacy.search.find_text", find_text)
     with pytest.raises(ImageError):
         read(path, guard=Recorder(KEY))
     picture, ((x0, y0, x1, y1),) = seen
-    assert max(picture.shape) <= 3.5 * SIZE
-    assert (x1 - x0, y1 - y0) == (30, 10)  # blocks of 10 x 10 source pixels
-    assert x0 == 20  # the breast starts at the chest wall
-    assert y0 % 30 == 0  # and three blocks below a row of the cache
+    assert max(picture.shape) <= 2.5 * SIZE
+    assert (x1 - x0, y1 - y0) == (45, 15)  # blocks of 15 x 15 source pixels
+    assert x0 == 30  # the breast starts at the chest wall
+    assert y0 % 30 == 15  # and three blocks below a row of the cache
 
 
 @pytest.mark.parametrize("side", ["L", "R"])
@@ -301,7 +301,7 @@ def test_text_asks_for_a_reviewer_who_may_keep_a_part(
     if side == "R":
         stored = stored[:, ::-1]
     path = dicoms.mg(tmp_path / "cc.dcm", stored, ImageLaterality=side)
-    monkeypatch.setattr("her2_client.ingest.search.find_text", lambda _: [(3, 2, 13, 8)])
+    monkeypatch.setattr("her2_client.ingest.privacy.search.find_text", lambda _: [(3, 2, 13, 8)])
     seen: list[Any] = []
 
     class Recorder(Guard):
@@ -321,9 +321,9 @@ def test_text_asks_for_a_reviewer_who_may_keep_a_part(
 
     approved = {digest(KEY, [path]): Decision(True)}
     plain = read(path, guard=guard(**approved))
-    monkeypatch.setattr("her2_client.ingest.search.find_text", lambda _: [])
+    monkeypatch.setattr("her2_client.ingest.privacy.search.find_text", lambda _: [])
     np.testing.assert_array_equal(plain, read(path))
-    monkeypatch.setattr("her2_client.ingest.search.find_text", lambda _: [(3, 2, 13, 8)])
+    monkeypatch.setattr("her2_client.ingest.privacy.search.find_text", lambda _: [(3, 2, 13, 8)])
     kept = read(path, guard=guard(**{digest(KEY, [path]): Decision(True, (0, 0, 60, 40))}))
     assert plain[:, SIZE // 2 :].any()
     assert not kept[:, SIZE // 2 :].any()  # rows 40 to 80 are not kept

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from her2_client.ingest.guard import Decision, Guard
 from her2_client.ingest.mri.dce import dce_mri, dynamic_series
+from her2_client.ingest.privacy.guard import Decision, Guard
 from her2_common.cases import Box
 from her2_common.errors import ImageError
 

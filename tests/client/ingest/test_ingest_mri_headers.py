@@ -22,10 +22,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from her2_client.ingest.guard import Guard
 from her2_client.ingest.mri import headers
 from her2_client.ingest.mri.dce import dce_mri
 from her2_client.ingest.mri.headers import DATES, GEOMETRY, PHASE_KEYS, moment, read_header
+from her2_client.ingest.privacy.guard import Guard
 from her2_common.cases import Box
 from her2_common.errors import ImageError
 

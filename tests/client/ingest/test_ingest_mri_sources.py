@@ -12,8 +12,8 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 
-from her2_client.ingest.guard import Decision, Guard
 from her2_client.ingest.mri.dce import dce_mri
+from her2_client.ingest.privacy.guard import Decision, Guard
 from her2_common.cases import Box
 from her2_common.errors import ImageError
 

@@ -12,8 +12,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from her2_client.ingest.guard import Guard
 from her2_client.ingest.mri.dce import dce_mri
+from her2_client.ingest.privacy.guard import Guard
 from her2_common.cases import Box
 from her2_common.errors import ImageError
 

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from her2_client.ingest.outcome import Note
-from her2_client.ingest.page import MAX_ROWS_SHOWN, bars, count, render, write_page
-from her2_client.ingest.quality import readiness, shareable
+from her2_client.ingest.quality.page import MAX_ROWS_SHOWN, bars, count, render, write_page
+from her2_client.ingest.quality.readiness import readiness, shareable
 from her2_client.ingest.summary import IngestSummary, RowNote
 from her2_common.config import Policy
 

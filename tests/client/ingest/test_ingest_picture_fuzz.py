@@ -16,9 +16,9 @@ from tests.client.ingest.conftest import Dicoms, breast, echo
 from tests.client.ingest.test_ingest_syntaxes import LOSSLESS
 
 from her2_client.ingest import decoders
-from her2_client.ingest.guard import Guard
-from her2_client.ingest.mammography import mammogram
-from her2_client.ingest.ultrasound import ultrasound
+from her2_client.ingest.planar.mammography import mammogram
+from her2_client.ingest.planar.ultrasound import ultrasound
+from her2_client.ingest.privacy.guard import Guard
 from her2_common.errors import ImageError
 
 KEY = b"k" * 32
@@ -26,7 +26,7 @@ KEY = b"k" * 32
 
 @pytest.fixture(autouse=True)
 def _no_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("her2_client.ingest.search.find_text", lambda picture: [])
+    monkeypatch.setattr("her2_client.ingest.privacy.search.find_text", lambda picture: [])
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from her2_client.ingest.guard import Decision, Guard, digest
-from her2_client.ingest.mammography import mammogram
-from her2_client.ingest.picture import is_picture, read_picture
-from her2_client.ingest.ultrasound import ultrasound
+from her2_client.ingest.planar.mammography import mammogram
+from her2_client.ingest.planar.picture import is_picture, read_picture
+from her2_client.ingest.planar.ultrasound import ultrasound
+from her2_client.ingest.privacy.guard import Decision, Guard, digest
 from her2_common.cases import Box
 from her2_common.errors import ImageError
 
@@ -29,7 +29,7 @@ LUMA = RGB @ np.array([0.299, 0.587, 0.114])
 
 @pytest.fixture(autouse=True)
 def _no_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("her2_client.ingest.search.find_text", lambda picture: [])
+    monkeypatch.setattr("her2_client.ingest.privacy.search.find_text", lambda picture: [])
 
 
 def save(path: Path, array: Any, format: str = "PNG", **options: Any) -> Path:
@@ -222,7 +222,9 @@ def test_a_mammogram_in_png_is_that_in_dicom(
 def test_text_in_a_mammogram_in_png_asks_for_a_reviewer(
     tmp_path: Path, pictures: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("her2_client.ingest.search.find_text", lambda picture: [(1, 1, 9, 4)])
+    monkeypatch.setattr(
+        "her2_client.ingest.privacy.search.find_text", lambda picture: [(1, 1, 9, 4)]
+    )
     with pytest.raises(ImageError) as caught:
         mammogram_of(save(tmp_path / "l", pictures.breast().astype(np.uint16)))
     assert (caught.value.disposition, caught.value.reason) == ("quarantined", "text found")

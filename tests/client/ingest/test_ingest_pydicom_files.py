@@ -26,10 +26,10 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from her2_client.ingest.guard import Guard
-from her2_client.ingest.mammography import mammogram
 from her2_client.ingest.mri.dce import dce_mri
-from her2_client.ingest.ultrasound import ultrasound
+from her2_client.ingest.planar.mammography import mammogram
+from her2_client.ingest.planar.ultrasound import ultrasound
+from her2_client.ingest.privacy.guard import Guard
 from her2_common.errors import ImageError
 
 DATA = Path(pydicom.__file__).parent / "data"
@@ -40,7 +40,7 @@ KEY = b"k" * 32
 
 @pytest.fixture(autouse=True)
 def _no_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("her2_client.ingest.search.find_text", lambda picture: [])
+    monkeypatch.setattr("her2_client.ingest.privacy.search.find_text", lambda picture: [])
 
 
 def shipped() -> list[Path]:

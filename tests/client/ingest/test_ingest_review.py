@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from her2_client.ingest.guard import Decision, Guard, digest
-from her2_client.ingest.review import (
+from her2_client.ingest.privacy.guard import Decision, Guard, digest
+from her2_client.ingest.privacy.review import (
     COLUMNS,
     LOG_COLUMNS,
     LONGEST_SIDE,

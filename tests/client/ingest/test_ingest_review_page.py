@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from her2_client.ingest.guard import Decision
-from her2_client.ingest.review import (
+from her2_client.ingest.privacy.guard import Decision
+from her2_client.ingest.privacy.review import (
     Seen,
     decisions_file,
     merge_decisions,

@@ -17,7 +17,7 @@ from her2_client import cache_writer
 from her2_client.cache import open_cache, verify_cache
 from her2_client.cache_writer import CacheWriter
 from her2_client.ingest import workers
-from her2_client.ingest.review import decisions_file, merge_decisions
+from her2_client.ingest.privacy.review import decisions_file, merge_decisions
 from her2_client.ingest.run import ingest, quarantined_pictures
 from her2_client.ingest.summary import IngestSummary, summary_table
 from her2_common.cases import SPLITS, assign_split, pseudonym

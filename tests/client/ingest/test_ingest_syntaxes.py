@@ -20,9 +20,9 @@ from pydicom.encaps import encapsulate, get_frame
 
 from her2_client.ingest import decoders, dicom
 from her2_client.ingest.codestream import stated_size
-from her2_client.ingest.guard import Guard
-from her2_client.ingest.mammography import mammogram
-from her2_client.ingest.ultrasound import ultrasound
+from her2_client.ingest.planar.mammography import mammogram
+from her2_client.ingest.planar.ultrasound import ultrasound
+from her2_client.ingest.privacy.guard import Guard
 from her2_common.errors import ImageError
 
 KEY = b"k" * 32
@@ -30,7 +30,7 @@ KEY = b"k" * 32
 
 @pytest.fixture(autouse=True)
 def _no_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("her2_client.ingest.search.find_text", lambda picture: [])
+    monkeypatch.setattr("her2_client.ingest.privacy.search.find_text", lambda picture: [])
 
 
 def plainly(change: Callable[[Any], None]) -> Callable[[Path], None]:

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom import examples
 from pydicom.pixels.processing import apply_color_lut
 
-from her2_client.ingest.text import LONGEST_SIDE, eight_bits, find_text
+from her2_client.ingest.privacy.text import LONGEST_SIDE, eight_bits, find_text
 
 Array = npt.NDArray[Any]
 
@@ -179,7 +179,7 @@ def test_the_same_in_another_process() -> None:
     """What a worker finds is what this process finds."""
     picture, _ = stamped()
     program = (
-        "import sys, numpy as np; from her2_client.ingest.text import find_text;"
+        "import sys, numpy as np; from her2_client.ingest.privacy.text import find_text;"
         "p = np.frombuffer(sys.stdin.buffer.read(), np.uint8).reshape(300, 400);"
         "print(find_text(p))"
     )
@@ -193,7 +193,7 @@ def test_the_same_in_another_process() -> None:
 def test_no_network_and_no_reader_are_loaded() -> None:
     """The weights are read from disk; rapidocr, which can download, is not even imported."""
     program = (
-        "import sys, numpy as np; from her2_client.ingest.text import find_text;"
+        "import sys, numpy as np; from her2_client.ingest.privacy.text import find_text;"
         "find_text(np.eye(64)); print([m for m in ('rapidocr', 'cv2', 'requests') "
         "if m in sys.modules])"
     )

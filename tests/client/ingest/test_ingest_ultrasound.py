@@ -13,8 +13,8 @@ from pydicom.pixels import convert_color_space
 from pydicom.sequence import Sequence
 from scipy import ndimage
 
-from her2_client.ingest.guard import Decision, Guard, digest
-from her2_client.ingest.ultrasound import ultrasound
+from her2_client.ingest.planar.ultrasound import ultrasound
+from her2_client.ingest.privacy.guard import Decision, Guard, digest
 from her2_common.cases import Box
 from her2_common.errors import ImageError
 
@@ -27,7 +27,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The pictures that were searched for text; none is found unless a test says otherwise."""
     seen: list[Any] = []
     monkeypatch.setattr(
-        "her2_client.ingest.search.find_text", lambda picture: seen.append(picture) or []
+        "her2_client.ingest.privacy.search.find_text", lambda picture: seen.append(picture) or []
     )
     return seen
 
@@ -296,7 +296,7 @@ def test_text_in_the_region_asks_for_a_reviewer(
     path = dicoms.us(tmp_path / "us.dcm", stored)
     plain = read(path)
     monkeypatch.setattr(
-        "her2_client.ingest.search.find_text", lambda _: [(1, 2, 11, 8), (1, 20, 11, 28)]
+        "her2_client.ingest.privacy.search.find_text", lambda _: [(1, 2, 11, 8), (1, 20, 11, 28)]
     )
     with pytest.raises(ImageError, match="got text in 2 places") as caught:
         read(path, guard=Recorder(KEY))
@@ -438,7 +438,7 @@ def test_a_folder_is_not_searched_without_end(
 ) -> None:
     for k in range(3):
         dicoms.us(tmp_path / "exam" / f"{k}.dcm", pictures.echo())
-    monkeypatch.setattr("her2_client.ingest.folder.MAX_FILES", 2)
+    monkeypatch.setattr("her2_client.ingest.planar.folder.MAX_FILES", 2)
     with pytest.raises(ImageError, match="expected at most 2 files") as caught:
         read(tmp_path / "exam")
     assert caught.value.reason == "too many files"

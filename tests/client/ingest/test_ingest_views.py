@@ -10,8 +10,8 @@ from pydicom.sequence import Sequence
 from pydicom.sr._snomed_dict import mapping
 from pydicom.sr.codedict import codes
 
-from her2_client.ingest import views
-from her2_client.ingest.views import check_kind, side_of, view_of
+from her2_client.ingest.planar import views
+from her2_client.ingest.planar.views import check_kind, side_of, view_of
 from her2_common.errors import ImageError
 
 

@@ -31,7 +31,6 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from her2_client.ingest import dicom
-from her2_client.ingest.guard import Guard, Rectangle
 from her2_client.ingest.mri.headers import Slice
 from her2_client.ingest.mri.nifti import is_nifti, nifti_dynamic
 from her2_client.ingest.mri.phases import complete, ordered
@@ -39,6 +38,7 @@ from her2_client.ingest.mri.scan import Found, scan
 from her2_client.ingest.mri.series import choose, families, single_phase
 from her2_client.ingest.mri.volume import FIRST_POST_CONTRAST, Dynamic, Grid, Phase, standardised
 from her2_client.ingest.outcome import Standardised, scanner_make
+from her2_client.ingest.privacy.guard import Guard, Rectangle
 from her2_common.cases import Box
 from her2_common.errors import ImageError
 

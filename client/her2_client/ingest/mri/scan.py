@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from her2_client.ingest import dicom
-from her2_client.ingest.folder import MAX_FILES
 from her2_client.ingest.mri import kinds
 from her2_client.ingest.mri.enhanced import frames_of
 from her2_client.ingest.mri.headers import ENHANCED_CLASSES, Header, Slice, read_header, slice_of
+from her2_client.ingest.planar.folder import MAX_FILES
 from her2_common.errors import ImageError
 
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from her2_client.ingest.guard import Rectangle
-from her2_client.ingest.text import find_text
+from her2_client.ingest.privacy.guard import Rectangle
+from her2_client.ingest.privacy.text import find_text
 
 Array = npt.NDArray[Any]
 

@@ -33,8 +33,8 @@ import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from her2_client.ingest.guard import Decision, Guard, Rectangle
-from her2_client.ingest.text import eight_bits
+from her2_client.ingest.privacy.guard import Decision, Guard, Rectangle
+from her2_client.ingest.privacy.text import eight_bits
 from her2_common.errors import TableError
 from her2_common.files import replace_privately
 from her2_common.tables import Faults, read_rows
@@ -109,13 +109,13 @@ def write_sheet(path: Path, seen: Sequence[Seen], *, site: str, more: int) -> No
     ``more`` is how many cases wait for the next sheet; its folder is closed to others, too.
     """
     environment = Environment(
-        loader=PackageLoader("her2_client.ingest", "."),
+        loader=PackageLoader("her2_client.ingest.privacy", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    folder = resources.files("her2_client.ingest")
+    folder = resources.files("her2_client.ingest.privacy")
     script = folder.joinpath("review.js").read_text(encoding="utf-8")
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template("review.html.j2").render(

@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from her2_client.ingest import sharing
-from her2_client.ingest.quality import NAMES, Readiness, readiness
+from her2_client.ingest.quality import sharing
+from her2_client.ingest.quality.readiness import NAMES, Readiness, readiness
 from her2_client.ingest.summary import STATES, TRAINING_GROUPS, UNKNOWN, VARIABLES, IngestSummary
 from her2_common import __version__
 from her2_common.cases import CLINICAL_INPUTS, IMAGES, MODALITIES, Image
@@ -135,7 +135,7 @@ def render(summary: IngestSummary, policy: Policy, *, shareable: bool = False) -
         document = summary.as_dict()
         verdict, unused = readiness(summary, policy), _unused(summary)
     environment = Environment(
-        loader=PackageLoader("her2_client.ingest", "."),
+        loader=PackageLoader("her2_client.ingest.quality", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,7 +1,7 @@
 """Is a centre's data ready for training: a verdict by fixed rules, each with its reason.
 
 What may be told of the data outside the centre is another question: ``shareable`` (here by name,
-in her2_client.ingest.sharing by content) withholds the small counts.
+in her2_client.ingest.quality.sharing by content) withholds the small counts.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from her2_client.ingest.guard import REVIEW_HINT
-from her2_client.ingest.sharing import shareable
+from her2_client.ingest.privacy.guard import REVIEW_HINT
+from her2_client.ingest.quality.sharing import shareable
 from her2_client.ingest.summary import UNKNOWN, IngestSummary
 from her2_common.cases import CLINICAL_INPUTS, IMAGES, MODALITIES, Image, Modality, Split
 from her2_common.config import Policy

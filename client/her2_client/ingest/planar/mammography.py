@@ -28,15 +28,15 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from her2_client.ingest import dicom
-from her2_client.ingest.breast import Breast
-from her2_client.ingest.display import display
-from her2_client.ingest.folder import aside, examine, met_in_folder, nothing_left
-from her2_client.ingest.guard import Guard, Rectangle
 from her2_client.ingest.outcome import NO_MAKE, Standardised, scanner_make
-from her2_client.ingest.picture import is_picture, read_picture
 from her2_client.ingest.pixels import check_box, luma, overlap
-from her2_client.ingest.search import found_message
-from her2_client.ingest.views import Side, View, check_kind, side_of, view_of
+from her2_client.ingest.planar.breast import Breast
+from her2_client.ingest.planar.display import display
+from her2_client.ingest.planar.folder import aside, examine, met_in_folder, nothing_left
+from her2_client.ingest.planar.picture import is_picture, read_picture
+from her2_client.ingest.planar.views import Side, View, check_kind, side_of, view_of
+from her2_client.ingest.privacy.guard import Guard, Rectangle
+from her2_client.ingest.privacy.search import found_message
 from her2_common.cases import Box
 from her2_common.errors import ImageError
 

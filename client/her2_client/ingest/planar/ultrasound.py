@@ -27,13 +27,13 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
 
 from her2_client.ingest import dicom
-from her2_client.ingest.folder import examine
-from her2_client.ingest.guard import Guard
 from her2_client.ingest.outcome import NO_MAKE, Standardised, scanner_make
-from her2_client.ingest.picture import is_picture, read_picture
 from her2_client.ingest.pixels import luma, overlap, resample, square, standardise
-from her2_client.ingest.regions import Region, choose, regions_of
-from her2_client.ingest.search import found_message, text_in
+from her2_client.ingest.planar.folder import examine
+from her2_client.ingest.planar.picture import is_picture, read_picture
+from her2_client.ingest.planar.regions import Region, choose, regions_of
+from her2_client.ingest.privacy.guard import Guard
+from her2_client.ingest.privacy.search import found_message, text_in
 from her2_common.cases import Box
 from her2_common.errors import ImageError
 

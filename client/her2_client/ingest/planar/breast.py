@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from her2_client.ingest.guard import Rectangle
 from her2_client.ingest.pixels import Window, lowest_threshold, resample, square, standardise
-from her2_client.ingest.search import text_in
+from her2_client.ingest.privacy.guard import Rectangle
+from her2_client.ingest.privacy.search import text_in
 from her2_common.cases import Box
 from her2_common.errors import ImageError
 

@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 from pydicom.dataset import Dataset
 
-from her2_client.ingest.folder import aside
+from her2_client.ingest.planar.folder import aside
 from her2_common.errors import ImageError
 
 View = Literal["CC", "MLO"]

@@ -3,8 +3,8 @@
 The rule:
 
 - A count from 1 to ``policy.min_cell`` - 1 is withheld: None. So is every other count without
-  which it could be worked out, in its own table or through any of the sums below
-  (her2_client.ingest.withhold). The two look alike: None does not mean that the count is small.
+  which it could be worked out, in its own table or through any of the sums below (withhold.py).
+  The two look alike: None does not mean that the count is small.
 - The same holds for the rests that stand in no table but follow from two numbers that do: cases
   without a modality, pictures without a lesion box, training cases that lack a group.
 - A zero is shown: it tells of no patient, and the policy shows it in a run, too. But if all cases
@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from her2_client.ingest.quality.withhold import TOTAL, WHOLE, Counts, withhold
 from her2_client.ingest.summary import (
     DISPOSITIONS,
     NO_USABLE_IMAGE,
@@ -31,7 +32,6 @@ from her2_client.ingest.summary import (
     VARIABLES,
     IngestSummary,
 )
-from her2_client.ingest.withhold import TOTAL, WHOLE, Counts, withhold
 from her2_common.cases import CLINICAL_INPUTS, IMAGES, MODALITIES, SPLITS
 from her2_common.config import Policy
 

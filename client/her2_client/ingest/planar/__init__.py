@@ -1,0 +1,1 @@
+"""Mammography and ultrasound: DICOM, PNG or JPEG, files or folders -> standardised pictures."""
