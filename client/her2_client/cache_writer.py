@@ -68,6 +68,7 @@ class CacheWriter:
             writer.publish()
 
     Without ``publish`` the present cache stays, and what was put waits for the next writer.
+    ``key_tag`` says with which pseudonym key the cases were named, without giving it away.
 
     Raises:
         CacheError: another ingest holds the folder, or it holds something that is no cache.
@@ -81,6 +82,7 @@ class CacheWriter:
         image_size: int,
         volume_size: int,
         mri_phases: Sequence[int] = (FIRST_POST_CONTRAST,),
+        key_tag: str = "",
     ) -> None:
         self.folder = folder
         self._writing = folder / WRITING_NAME
@@ -93,6 +95,7 @@ class CacheWriter:
             "image_size": image_size,
             "volume_size": volume_size,
             "mri_phases": list(mri_phases),
+            "key_tag": key_tag,
             "pseudonyms": [],
             "split": [],
             "clinical": [],
@@ -230,6 +233,7 @@ class CacheWriter:
             file.cut()
         kept = b"".join(_line(record) for record in self._done)
         draft = self._writing / f"{OUTCOMES_NAME}.new"
+        draft.touch(0o600)
         draft.write_bytes(kept)
         draft.replace(self._writing / OUTCOMES_NAME)
         self._journal = (self._writing / OUTCOMES_NAME).open("r+b")
@@ -315,7 +319,8 @@ class CacheWriter:
         self._writing.rename(self.folder / generation)
         # 2. the index, complete on disk before it takes its name
         draft = self.folder / f"{INDEX_NAME}.new"
-        with draft.open("w", encoding="utf-8") as stream:
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
             json.dump(document, stream, allow_nan=False)
             stream.flush()
             os.fsync(stream.fileno())
@@ -337,7 +342,7 @@ class _ImageFile:
         self.row_bytes = _row_bytes(shape)
         self.count = 0
         self.digest = hashlib.sha256()
-        self.stream: BinaryIO = path.open("r+b" if path.exists() else "w+b")
+        self.stream: BinaryIO = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
         self._write_header()
         self.header_bytes = self.stream.tell()
 

@@ -7,6 +7,7 @@ last ones look from the site towards the coordinator; nothing but a TLS handshak
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import stat
 from collections.abc import Callable
@@ -70,7 +71,7 @@ def check(config: SiteConfig) -> list[CheckResult]:
     results.append(_result("root certificates", lambda: _roots(config.superlink.root_certificates)))
     results.append(_result("SuperLink", lambda: _superlink(config)))
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    note = f"this machine says {now}; {SIGNATURE_LIFE_S} s off, and the SuperLink refuses it"
+    note = f"this machine says {now}; more than {SIGNATURE_LIFE_S} s off would be refused"
     results.append(CheckResult("clock", True, note))
     return results
 
@@ -92,7 +93,7 @@ def _private(path: Path) -> None:
     if mode & GROUP_OR_OTHERS:
         raise DataError(
             f"{path}: expected a file that only its owner may read, got mode {mode:04o}",
-            hint=f"run: chmod 600 {path}",
+            hint=f"run: chmod 600 {shlex.quote(str(path))}",
         )
 
 

@@ -70,7 +70,11 @@ def read_pseudonym_key(path: Path) -> bytes:
     try:
         key = bytes.fromhex(path.read_text(encoding="ascii").strip())
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file", hint="run: her2-client init") from None
+        raise ConfigError(
+            f"{path}: no such file",
+            hint="restore it from your backup (a new one draws other splits and voids the review); "
+            "a new site gets its keys from: her2-client init",
+        ) from None
     except (OSError, ValueError):
         key = b""
     if len(key) != KEY_BYTES:

@@ -34,7 +34,6 @@ CLINICAL_INPUTS: Final = ("age", "menopausal", "clinical_t", "clinical_n", "mult
 """The five clinical inputs of the MAP model; none of them is read from the biopsy."""
 
 
-
 @dataclass(frozen=True)
 class Assay:
     """HER2 of one specimen: ``ihc`` 0 to 3, ``ish`` 0/1, ``her2`` 0/1 derived from them."""
@@ -306,7 +305,7 @@ def _read_boxes(path: Path, known: set[str]) -> dict[tuple[str, Image], Box]:
         row = int(raw[""])
         image = raw["image"]
         if raw["case_id"] not in known:
-            faults.row(row, "case_id is not in the case table")
+            faults.row(row, "case_id is not in the case table: put it there, or delete this row")
             continue
         if image not in IMAGES:
             faults.cell(row, "image", "one of " + ", ".join(IMAGES), image)

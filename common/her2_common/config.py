@@ -224,9 +224,13 @@ def load(schema: type[S], path: Path) -> S:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {type(error).__name__}") from None
+        raise ConfigError(
+            f"{path}: no such file", hint="go to the folder that holds it, or give its path"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: expected UTF-8, got another encoding") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         document = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:

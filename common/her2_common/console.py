@@ -65,7 +65,8 @@ def main_for(app: typer.Typer, program: str) -> Callable[[], None]:
             sys.exit(2)
         except click.UsageError as error:
             context = f"{error.ctx.command_path} --help" if error.ctx else f"{program} --help"
-            _fail(program, error.format_message(), f"see {context}", 2)
+            message = error.format_message().replace(" (env var: 'None')", "")  # of typer's making
+            _fail(program, message, f"see {context}", 2)
         except click.ClickException as error:
             _fail(program, error.format_message(), None, 1)
         except (click.exceptions.Abort, KeyboardInterrupt):

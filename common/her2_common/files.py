@@ -14,7 +14,7 @@ def write_private(path: Path, content: bytes) -> None:
     Raises:
         ConfigError: the file exists; a secret is never overwritten.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from her2_client.ingest.text import find_text
+from her2_client.ingest.privacy.text import find_text
 from her2_deploy.synth.centres import CENTRES
 from her2_deploy.synth.cohort import SynthCase, draw_cohort
 from her2_deploy.synth.render import MG_SHAPE, dce_mri, geometry, mammogram, ultrasound

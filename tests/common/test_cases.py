@@ -167,7 +167,7 @@ def test_all_faults_are_reported_together(tmp_path: Path) -> None:
     [
         (b"case_id,us\na\n", r"row 2: expected 2 cells, got 1"),
         (b'case_id,us\n"a"b,c\n', "not CSV"),
-        (b"case_id\n\xff\xfe\n", "expected a readable UTF-8 table"),
+        (b"case_id\n\xff\xfe\n", "expected UTF-8, got a byte of another encoding"),
     ],
 )
 def test_what_is_no_table(tmp_path: Path, content: bytes, message: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shlex
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -14,6 +16,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from her2_client.cache import read_outcomes
 from her2_client.ingest.duke import build_duke, duke_table
 from her2_client.ingest.privacy.review import (
     MAX_PICTURES,
@@ -29,8 +32,8 @@ from her2_client.ingest.run import ingest as run_ingest
 from her2_client.ingest.summary import DISPOSITIONS, IngestSummary, summary_table
 from her2_common.config import SiteConfig, load
 from her2_common.console import console, print_json
-from her2_common.errors import ConfigError
-from her2_common.files import replace_durably
+from her2_common.errors import CacheError, ConfigError
+from her2_common.files import replace_privately
 
 MAX_NOTES_SHOWN: Final = 50
 
@@ -82,26 +85,51 @@ def ingest(
                 print_json(document)
             return
     if decisions is not None:
-        count = merge_decisions(decisions_file(config.state), decisions)
-        console.print(f"{count} decisions read from {decisions}", soft_wrap=True)
+        _take_decisions(config, decisions)
+    failed: IngestError | None = None
     with _progress_bar() as report:
         try:
-            summary, failed = (
-                run_ingest(config, workers=workers, strict=strict, fresh=fresh, progress=report),
-                None,
+            summary = run_ingest(
+                config, workers=workers, strict=strict, fresh=fresh, progress=report
             )
         except IngestError as error:
             summary, failed = error.summary, error
+        except KeyboardInterrupt:
+            console.print("what was done is kept: run it again, and it goes on where it was")
+            raise
     verdict = readiness(summary, config.policy)
     show(summary, verdict)
-    pages = _write_pages(config, summary)
-    console.print(f"wrote {pages / 'quality.html'}", soft_wrap=True)
+    _warn_of_open_key(config)
+    if failed is None:
+        pages = _write_pages(config, summary)
+        console.print(f"wrote {pages / 'quality.html'} (stays here)", soft_wrap=True)
+        console.print(f"wrote {pages / 'quality-to-share.html'} (may leave)", soft_wrap=True)
     if review:
         _write_review(config, summary)
-    if failed is not None:
-        raise failed
     if as_json:
         print_json(document | summary.as_dict() | {"readiness": verdict.as_dict()})
+    if failed is not None:
+        raise failed
+    console.print(f"next: {_next_step(summary, verdict)}", soft_wrap=True)
+
+
+def _next_step(summary: IngestSummary, verdict: Readiness) -> str:
+    if verdict.verdict == "not ready":
+        return "mend what is named above, then her2-client ingest"
+    if summary.reasons["quarantined"]:
+        return "her2-client ingest --review, or go on without those: her2-client start"
+    return "her2-client check, then her2-client start"
+
+
+def _warn_of_open_key(config: SiteConfig) -> None:
+    key = config.data.pseudonym_key_file
+    if key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        console.print(
+            f"others may read {key}: run chmod 600 {shlex.quote(str(key))}",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def check_data(
@@ -132,7 +160,9 @@ def show(summary: IngestSummary, verdict: Readiness) -> None:
     console.print(summary_table(summary))
     done = f"{summary.fresh} images done, {summary.unchanged} unchanged"
     console.print(f"{summary.accepted} cases in {summary.seconds:.1f} s: {done}")
-    console.print(f"{verdict.verdict}", style="bold")
+    for hint in dict.fromkeys(note.note.hint for note in summary.notes if note.note.hint):
+        console.print(Padding(f"hint: {escape(hint)}", (0, 0, 0, 2)))
+    console.print(verdict.verdict, style="bold")
     for text in verdict.blockers:
         console.print(Padding(f"must be mended: {escape(text)}", (0, 0, 0, 2)))
     for text in verdict.gaps:
@@ -167,23 +197,46 @@ def _build_tables(
 def _write_pages(config: SiteConfig, summary: IngestSummary) -> Path:
     """The page for the site, and the page and the numbers that may leave it."""
     folder = config.state / "ingest"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_page(folder / "quality.html", summary, config.policy)
-    write_page(folder / "quality-to-share.html", summary, config.policy, shareable=True)
     numbers = json.dumps(shareable(summary, config.policy), indent=2, allow_nan=False)
-    replace_durably(folder / "quality-to-share.json", numbers.encode() + b"\n")
+    try:
+        write_page(folder / "quality.html", summary, config.policy)
+        write_page(folder / "quality-to-share.html", summary, config.policy, shareable=True)
+        replace_privately(folder / "quality-to-share.json", numbers.encode() + b"\n")
+    except OSError as error:
+        raise CacheError(
+            f"{folder}: the pages cannot be written: {error.strerror}",
+            hint="the cache is complete; make the folder writable and run it again",
+        ) from None
     return folder
+
+
+def _take_decisions(config: SiteConfig, decisions: Path) -> None:
+    log = decisions_file(config.state)
+    try:
+        asked = {
+            name for record in read_outcomes(config.data.cache) for name in record["consulted"]
+        }
+    except CacheError:
+        asked = None  # no ingest yet that could have asked
+    count = merge_decisions(log, decisions, asked=asked)
+    told = "1 decision" if count == 1 else f"{count} decisions"
+    console.print(f"{told} read from {decisions}", markup=False, soft_wrap=True)
+    sheet = log.parent / "review.html"
+    if sheet.exists():  # it shows patients' pixels
+        sheet.unlink()
+        console.print("removed the contact sheet; --review makes one of what is left")
 
 
 def _write_review(config: SiteConfig, summary: IngestSummary) -> None:
     seen, more = quarantined_pictures(config, summary, limit=MAX_PICTURES)
+    path = decisions_file(config.state).parent / "review.html"
     if not seen:
+        path.unlink(missing_ok=True)
         console.print("nothing to review: no picture waits for a decision")
         return
-    path = decisions_file(config.state).parent / "review.html"
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_sheet(path, seen, site=config.name, more=more)
-    console.print(f"{len(seen)} pictures to review: open {path}", soft_wrap=True)
+    told = "1 picture" if len(seen) == 1 else f"{len(seen)} pictures"
+    console.print(f"{told} to review: open {path}", markup=False, soft_wrap=True)
     console.print("then: her2-client ingest --decisions decisions.csv")
 
 

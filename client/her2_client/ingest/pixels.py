@@ -26,6 +26,7 @@ CLIP: Final = 5.0
 LUMA: Final = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in luma (ITU-R BT.601)."""
 
+COLOURED: Final = 0.2
 HISTOGRAM_BINS: Final = 128
 ROBUST_TOP: Final = 99.5
 """Percentile at which a histogram ends: a few bright pixels must not stretch its bins."""
@@ -39,6 +40,23 @@ def luma(colour: Array) -> Array:
     red, green, blue = (colour[..., k].astype(np.float32) * np.float32(LUMA[k]) for k in range(3))
     grey: Array = red + green + blue
     return grey
+
+
+def grey(shown: Array) -> Array:
+    """(rows, columns) float32 of a picture as it is shown, grey or RGB."""
+    return luma(shown) if shown.ndim == 3 else shown.astype(np.float32, copy=False)
+
+
+def saturation(shown: Array) -> Array | None:
+    """(rows, columns) float32, greatest less least of red, green and blue; None without colour.
+
+    A picture counts as coloured if that reaches a fifth of its brightest value: lossy compression
+    gives grey pictures a tinge (a design value).
+    """
+    if shown.ndim != 3:
+        return None
+    spread = shown.max(axis=2).astype(np.float32) - shown.min(axis=2)
+    return spread if spread.max() > COLOURED * float(shown.max()) else None
 
 
 def resample(image: Array, windows: Sequence[Window], shape: Sequence[int]) -> tuple[Array, Array]:

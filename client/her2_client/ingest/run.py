@@ -13,6 +13,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import hmac
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from her2_client.cache import LABELS, read_outcomes
+from her2_client.cache import LABELS, read_index, read_outcomes
 from her2_client.cache_writer import WRITING_NAME, CacheWriter, Record
 from her2_client.ingest.case import files_of, standardise
 from her2_client.ingest.outcome import Outcome
@@ -39,7 +41,7 @@ from her2_common.cases import (
     splits,
 )
 from her2_common.config import SiteConfig
-from her2_common.errors import CacheError, DataError
+from her2_common.errors import CacheError, ConfigError, DataError
 
 Progress = Callable[[int, int], None]
 """Called with the number of cases done and of all cases."""
@@ -79,6 +81,7 @@ def ingest(
     started = time.perf_counter()
     key = read_pseudonym_key(config.data.pseudonym_key_file)
     table = read_cases(config.data.cases, config.data.lesions)
+    _check_key(config, key)
     guard = Guard(key, read_decisions(decisions_file(config.state)))
     units = list(units_of(table, config, key))
 
@@ -87,13 +90,15 @@ def ingest(
 
     summary = IngestSummary(config.name, len(table))
     try:
-        with _sink(config, units, write=write) as sink:
+        with _sink(config, units, key, write=write) as sink:
             sink.begin([unit.key for unit in units], usable)
             pending = [unit.job for unit in units if not sink.knows(unit.key)]
             with closing(outcomes_of(pending, worker_count(workers, len(pending)), guard)) as made:
                 _conduct(table, units, key, sink, made, guard, summary, progress)
+            summary.seconds = time.perf_counter() - started
             _check(summary, strict=strict)
             sink.publish(in_table=len(table))
+            summary.published = write
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CacheError(
@@ -103,6 +108,26 @@ def ingest(
         raise CacheError(f"{config.data.cache}: cannot be written: {error.strerror}") from None
     summary.seconds = time.perf_counter() - started
     return summary
+
+
+def _check_key(config: SiteConfig, key: bytes) -> None:
+    """Refuse to name and split the patients of a cache anew without a word."""
+    try:
+        tag = read_index(config.data.cache).get("key_tag", "")
+    except CacheError:
+        return
+    if tag not in ("", _key_tag(key)):
+        raise ConfigError(
+            f"{config.data.pseudonym_key_file}: expected the key with which the cache was made, "
+            "got another: patients would fall into other splits, and decisions of the review "
+            "would be void",
+            hint="restore the key from your backup; to start afresh, move the cache and "
+            f"{config.state / 'review'} away",
+        )
+
+
+def _key_tag(key: bytes) -> str:
+    return hmac.new(key, b"cache", hashlib.sha256).hexdigest()[:16]
 
 
 def _conduct(
@@ -123,14 +148,15 @@ def _conduct(
         rows: dict[Modality, int] = {}
         for unit in islice(remaining, len(case.modalities)):
             modality = unit.job.modality
-            known = sink.knows(unit.key)
             record = sink.recall(unit.key, modality)
-            if record is None:
+            if record is not None:
+                summary.unchanged += 1
+            else:
                 # A known image whose copy is damaged is not among those sent to the workers.
+                known = sink.knows(unit.key)
                 outcome = standardise(unit.job, guard) if known else next(made)
                 record = sink.put(unit.key, modality, outcome.as_record(), outcome.values)
-            summary.unchanged += known
-            summary.fresh += not known
+                summary.fresh += 1
             outcomes[modality] = Outcome.from_record(record)
             if record["row"] is not None:
                 rows[modality] = record["row"]
@@ -239,7 +265,7 @@ class _NoWriter:
 
 
 def _sink(
-    config: SiteConfig, units: list[Unit], *, write: bool
+    config: SiteConfig, units: list[Unit], key: bytes, *, write: bool
 ) -> AbstractContextManager[CacheWriter | _NoWriter]:
     if not write:
         return nullcontext(_NoWriter(config.data.cache))
@@ -250,6 +276,7 @@ def _sink(
         image_size=config.data.image_size,
         volume_size=config.data.volume_size,
         mri_phases=config.data.mri_phases,
+        key_tag=_key_tag(key),
     )
 
 

@@ -93,6 +93,7 @@ class IngestSummary:
     notes: list[RowNote] = field(default_factory=list)
     fresh: int = 0
     unchanged: int = 0
+    published: bool = False
     seconds: float = 0.0
 
     def count(
@@ -136,6 +137,7 @@ class IngestSummary:
         """Counts alone, ready for JSON: no rows, no messages. Exact: for use inside the site."""
         return {
             "site": self.site,
+            "published": self.published,
             "cases": {
                 "in_table": self.cases_in_table,
                 "accepted": self.accepted,
@@ -206,13 +208,15 @@ def summary_table(summary: IngestSummary) -> Table:
     """The summary for a person, within 80 columns."""
     from rich.table import Table
 
-    table = Table(title=f"Ingest at {summary.site}", title_justify="left", show_header=False)
+    told = "" if summary.published else ": nothing was published"
+    table = Table(title=f"Ingest at {summary.site}{told}", title_justify="left", show_header=False)
     table.add_column("what", no_wrap=True)
     table.add_column("count", justify="right", no_wrap=True)
     table.add_column("of which", overflow="fold", max_width=44)
 
     table.add_row("cases in the table", str(summary.cases_in_table), "")
-    table.add_row("cases in the cache", str(summary.accepted), _listed(summary.combinations))
+    where = "cases in the cache" if summary.published else "cases for the cache"
+    table.add_row(where, str(summary.accepted), _listed(summary.combinations))
     table.add_row("cases left out", str(summary.left_out.total()), _listed(summary.left_out))
     table.add_section()
     for image in IMAGES:

@@ -77,16 +77,21 @@ def _fingerprint(path: Path, root: Path) -> list[Any]:
     try:
         if not path.is_dir():
             status = path.stat()
-            return [name, status.st_size, status.st_mtime_ns]
+            return [name, *_times(status)]
         found = []
         for folder, folders, files in os.walk(path):
             folders.sort()
             for file in sorted(files):
                 status = Path(folder, file).stat()
-                found.append([folder[len(str(path)) :], file, status.st_size, status.st_mtime_ns])
+                found.append([folder[len(str(path)) :], file, *_times(status)])
     except (OSError, ValueError) as error:  # the modality's module says what is wrong
         return [name, type(error).__name__]
     return [name, found]
+
+
+def _times(status: os.stat_result) -> tuple[int, int, int]:
+    # The time of the last change of the inode cannot be set back, as tools set that of the content.
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def bytes_needed(modalities: Iterable[Modality], config: SiteConfig) -> int:

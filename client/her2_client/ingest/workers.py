@@ -9,9 +9,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Final
 
 from her2_client.ingest.case import Job, standardise
@@ -45,7 +46,8 @@ def outcomes_of(pending: list[Job], workers: int, guard: Guard) -> Generator[Out
     waiting: deque[Future[list[Outcome]]] = deque()
     try:
         for task in tasks:
-            waiting.append(pool.submit(_work, task))
+            with _uninterrupted():  # this is where workers start
+                waiting.append(pool.submit(_work, task))
             if len(waiting) >= workers * TASKS_AHEAD:
                 yield from waiting.popleft().result()
         while waiting:
@@ -68,6 +70,22 @@ def worker_count(asked: int | None, images: int) -> int:
 
 def _work(task: list[Job]) -> list[Outcome]:
     return [standardise(job, _guard) for job in task]
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits; a process that is started here will not hear it until it has its own word.
+
+    A worker takes a second to import what it needs, and would end with a stack trace.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # not POSIX
+        yield
+        return
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def _start_worker(guard: Guard) -> None:

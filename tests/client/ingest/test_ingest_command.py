@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,12 +58,50 @@ def test_refusals_and_counts_go_to_the_screen_and_json_to_stdout(
     assert "CANARY" not in screen + result.stdout
 
 
-def test_strict_is_an_error(app: typer.Typer, faulty: Any) -> None:
-    arguments = ["--site", str(faulty.folder / "site.yaml"), "--strict"]
-    result = CliRunner().invoke(app, arguments)
+def test_strict_is_an_error_that_tells_a_script_why(app: typer.Typer, faulty: Any) -> None:
+    arguments = ["--site", str(faulty.folder / "site.yaml"), "--strict", "--json"]
+    with console.capture() as capture:
+        result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, DataError)
-    assert result.stdout == ""
+    document = json.loads(result.stdout)
+    assert document["published"] is False
+    assert document["reasons"]["refused"] == {"missing file": 1}
+    assert "nothing was published" in capture.get()
     assert not (faulty.folder / "cache" / "index.json").exists()
+    assert not (faulty.folder / "state" / "ingest").exists()
+
+
+def test_pages_review_and_decisions(app: typer.Typer, faulty: Any, pictures: Any) -> None:
+    faulty.add("c", "us")
+    faulty.dicoms.us(Path(faulty.rows[2]["us"]), pictures.echo(), region=None)
+    faulty.config()
+    site = ["--site", str(faulty.folder / "site.yaml"), "--json"]
+    state = faulty.folder / "state"
+    with console.capture() as capture:
+        document = json.loads(CliRunner().invoke(app, [*site, "--review"]).stdout)
+    assert document["images"]["us"]["quarantined"] == 1
+    assert "1 pictures to review" not in capture.get()
+    sheet = (state / "review" / "review.html").read_text()
+    (digest,) = set(re.findall(r'data-picture="([0-9a-f]{32})"', sheet))
+    names = {path.name for path in (state / "ingest").iterdir()}
+    assert names == {"quality.html", "quality-to-share.html", "quality-to-share.json"}
+    json.loads((state / "ingest" / "quality-to-share.json").read_text())
+
+    made = faulty.folder / "decisions.csv"
+    made.write_text(f"picture,decision,x0,y0,x1,y1,by\n{'0' * 32},approve,,,,,E. V.\n")
+    refused = CliRunner().invoke(app, [*site, "--decisions", str(made)]).exception
+    assert "row 2: column picture: expected one that the last ingest asked about" in str(refused)
+    assert not (state / "review" / "decisions.csv").exists()
+
+    made.write_text(f"picture,decision,x0,y0,x1,y1,by\n{digest},approve,,,,,R. R.\n")
+    with console.capture() as capture:
+        document = json.loads(CliRunner().invoke(app, [*site, "--decisions", str(made)]).stdout)
+    assert document["images"]["us"] == {
+        "accepted": 3, "set aside": 0, "quarantined": 0, "refused": 0,
+    }  # fmt: skip
+    assert document["work"] == {"fresh": 1, "unchanged": 4}
+    assert "1 decision read" in capture.get()
+    assert not (state / "review" / "review.html").exists()
 
 
 KILLED = """

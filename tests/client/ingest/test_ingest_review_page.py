@@ -368,10 +368,23 @@ def test_all_of_one_reason_and_what_was_decided_stays(page: Browser) -> None:
         "e.dispatchEvent(new Event('change')) })()"
     )
     assert page.value("cards.map((card) => card.hidden).join()") == "true,false,true,false"
-    assert page.value("document.querySelector('#approve-all').textContent") == "Approve 1 undecided"
+    page.click("#refuse-all")
+    states = page.value("cards.map((card) => card.dataset.state ?? '').join()")
+    assert states == ",refuse,,refuse"
+
+
+def test_all_are_approved_but_those_with_text_and_only_when_asked_twice(page: Browser) -> None:
+    marked = page.value("cards.map((card) => card.querySelectorAll('.found').length > 0).join()")
+    plain = marked.split(",").count("false")
+    assert 0 < plain < 4
+    text = "document.querySelector('#approve-all').textContent"
+    assert page.value(text) == f"Approve {plain} undecided without text"
+    page.click("#approve-all")
+    assert page.value("decided.size") == 0
+    assert page.value(text) == f"All {plain} looked at? Approve"
     page.click("#approve-all")
     states = page.value("cards.map((card) => card.dataset.state ?? '').join()")
-    assert states == ",refuse,,approve"
+    assert states == marked.replace("true", "").replace("false", "approve")
 
 
 @pytest.mark.parametrize("width", [400, 1200])

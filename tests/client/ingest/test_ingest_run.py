@@ -57,6 +57,7 @@ def test_a_whole_site(site: Any) -> None:
     accepted = {"accepted": 2, "set aside": 0, "quarantined": 0, "refused": 0}
     assert figures == {
         "site": "centre-t",
+        "published": True,
         "cases": {"in_table": 4, "accepted": 3, "left_out": {"no image named": 1}},
         "images": dict.fromkeys(("mg_cc", "mg_mlo", "us", "mri"), accepted),
         "reasons": {"set aside": {}, "quarantined": {}, "refused": {}},
@@ -403,12 +404,65 @@ def test_a_dry_run_counts_the_same_and_writes_nothing(faulty: Any) -> None:
     known = ingest(config, workers=1, write=False)
     assert tree(faulty.folder) == before
     assert known.fresh == 0
+    assert (dry.published, wet.published, known.published) == (False, True, False)
+    own = {"work": 0, "seconds": 0, "published": 0}
     for other in (wet, known):
         assert other.notes == dry.notes
-        assert other.as_dict() | {"work": 0, "seconds": 0} == dry.as_dict() | {
-            "work": 0,
-            "seconds": 0,
-        }
+        assert other.as_dict() | own == dry.as_dict() | own
+
+
+@pytest.mark.skipif(os.name != "posix", reason="inodes")
+def test_new_content_of_the_same_size_and_time_is_seen(site: Any, pictures: Any) -> None:
+    site.add("a", "us")
+    path = Path(site.rows[0]["us"])
+    config = site.config()
+    ingest(config, workers=1)
+    before = path.stat()
+    site.dicoms.us(path, pictures.echo()[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert ingest(config, workers=1).fresh == 1
+
+
+def test_another_pseudonym_key_is_refused(site: Any) -> None:
+    site.add("a", "us")
+    config = site.config()
+    ingest(config, workers=1)
+    before = published(config.data.cache)
+    key = site.folder / "pseudonym.key"
+    own = key.read_text()
+    key.write_text("ab" * 32)
+    for write in (True, False):
+        with pytest.raises(ConfigError, match="expected the key with which the cache was made"):
+            ingest(config, workers=1, write=write)
+    assert published(config.data.cache) == before
+    key.write_text(own)
+    assert ingest(config, workers=1).unchanged == 1
+    assert own.encode() not in b"".join(tree(config.data.cache).values())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+def test_the_cache_is_for_its_owner_alone(site: Any) -> None:
+    site.add("a")
+    config = site.config()
+    ingest(config, workers=1)
+    for path in [config.data.cache, *config.data.cache.rglob("*")]:
+        if path.name != ".lock":
+            assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_an_image_whose_copy_is_damaged_counts_as_done_again(site: Any) -> None:
+    site.add("a")
+    config = site.config()
+    ingest(config, workers=1)
+    before = published(config.data.cache)
+    (path,) = config.data.cache.glob("*/us.npy")
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    summary = ingest(config, workers=1)
+    assert (summary.fresh, summary.unchanged) == (1, 2)
+    assert published(config.data.cache) == before
 
 
 def test_a_full_disk_is_told_and_the_work_is_kept(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from pydicom.pixels import convert_color_space
 from pydicom.sequence import Sequence
 from scipy import ndimage
 
+from her2_client.ingest.pixels import saturation
 from her2_client.ingest.planar.ultrasound import ultrasound
 from her2_client.ingest.privacy.guard import Decision, Guard, digest
+from her2_client.ingest.privacy.review import RecordingGuard
+from her2_client.ingest.privacy.text import find_text
 from her2_common.cases import Box
 from her2_common.errors import ImageError
 
@@ -442,3 +446,45 @@ def test_a_folder_is_not_searched_without_end(
     with pytest.raises(ImageError, match="expected at most 2 files") as caught:
         read(tmp_path / "exam")
     assert caught.value.reason == "too many files"
+
+
+@pytest.mark.parametrize("colour", [(64, 64, 255), (255, 255, 0), (0, 120, 60)])
+@pytest.mark.parametrize("quality", [None, 75])
+def test_a_coloured_name_as_bright_as_the_tissue_waits_for_a_person(
+    tmp_path: Path,
+    dicoms: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    colour: tuple[int, int, int],
+    quality: int | None,
+) -> None:
+    """Blue ink has the luma of speckle: it is found by its colour, and the sheet shows it so."""
+    monkeypatch.setattr("her2_client.ingest.privacy.search.find_text", find_text)
+    rng = np.random.default_rng(4)
+    speckle = ndimage.gaussian_filter(rng.rayleigh(60, (240, 320)), 1.2).clip(0, 255)
+    drawn = Image.fromarray(np.repeat(speckle.astype(np.uint8)[..., None], 3, axis=2))
+    font = ImageFont.load_default(22)
+    ImageDraw.Draw(drawn).text((40, 90), "Smith, Jane", font=font, fill=colour)
+    if quality is not None:
+        stream = io.BytesIO()
+        drawn.save(stream, "JPEG", quality=quality)
+        drawn = Image.open(stream)
+    path = dicoms.us(tmp_path / "us.dcm", np.asarray(drawn))
+    guard = RecordingGuard(KEY)
+    with pytest.raises(ImageError) as caught:
+        ultrasound(path, None, size=256, seed=1, guard=guard)
+    assert (caught.value.disposition, caught.value.reason) == ("quarantined", "text found")
+    (seen,) = guard.seen
+    sheet = np.asarray(Image.open(io.BytesIO(seen.jpeg))).astype(int)
+    x0, y0, x1, y1 = seen.found[-1]
+    assert (sheet[y0:y1, x0:x1].max(axis=2) - sheet[y0:y1, x0:x1].min(axis=2)).max() > 60
+
+
+def test_grey_speckle_in_rgb_has_no_colour() -> None:
+    """Nor has a JPEG of it: the search by colour is not asked."""
+    rng = np.random.default_rng(4)
+    speckle = ndimage.gaussian_filter(rng.rayleigh(60, (240, 320)), 1.2).clip(0, 255)
+    drawn = Image.fromarray(np.repeat(speckle.astype(np.uint8)[..., None], 3, axis=2))
+    stream = io.BytesIO()
+    drawn.save(stream, "JPEG", quality=60)
+    assert saturation(np.asarray(drawn)) is None
+    assert saturation(np.asarray(Image.open(stream))) is None

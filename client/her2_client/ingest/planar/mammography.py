@@ -29,7 +29,7 @@ from pydicom.dataset import Dataset
 
 from her2_client.ingest import dicom
 from her2_client.ingest.outcome import NO_MAKE, Standardised, scanner_make
-from her2_client.ingest.pixels import check_box, luma, overlap
+from her2_client.ingest.pixels import check_box, grey, overlap, saturation
 from her2_client.ingest.planar.breast import Breast
 from her2_client.ingest.planar.display import display
 from her2_client.ingest.planar.folder import aside, examine, met_in_folder, nothing_left
@@ -167,7 +167,7 @@ def _from_dicom(
 ) -> Array:
     stored = dicom.pixels(image.header)
     colour = image.captured and stored.ndim == 3  # a screen shot may be in colour
-    shown = luma(stored) if colour else display(stored, image.header)
+    shown = grey(stored) if colour else display(stored, image.header)
     reason = message = None
     if image.captured:
         reason, message = "secondary capture", "expected a mammogram, got a secondary capture"
@@ -181,8 +181,12 @@ def _from_dicom(
 def _from_picture(
     path: Path, box: Box | None, laterality: Side | None, size: int, guard: Guard
 ) -> Standardised:
+    shown = read_picture(path)
     question = _Question(guard, path, None, None)
-    values = _standardised(read_picture(path), box, laterality, size, question)
+    if saturation(shown) is not None:
+        message = "expected a mammogram in grey, got colours"
+        question = _Question(guard, path, "colour in the picture", message)
+    values = _standardised(grey(shown), box, laterality, size, question)
     return Standardised(values, NO_MAKE, box is not None)
 
 

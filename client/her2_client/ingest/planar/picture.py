@@ -14,7 +14,6 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from her2_client.ingest import dicom
-from her2_client.ingest.pixels import luma
 from her2_common.errors import ImageError
 
 Array = npt.NDArray[Any]
@@ -45,7 +44,7 @@ def is_picture(path: Path) -> bool:
 
 
 def read_picture(path: Path) -> Array:
-    """(rows, columns) float32: the picture as a viewer shows it, colour as luma.
+    """The picture as a viewer shows it: (rows, columns) float32, or (rows, columns, 3) RGB.
 
     Raises:
         ImageError: damaged, truncated, too large, see-through, or in inks (CMYK).
@@ -56,7 +55,7 @@ def read_picture(path: Path) -> Array:
                 _check_size(image)
                 image.verify()  # checksums and structure; the picture must be opened again
             with Image.open(path, formats=FORMATS) as image:
-                return _grey(ImageOps.exif_transpose(image))
+                return _shown(ImageOps.exif_transpose(image))
         except Image.DecompressionBombError:
             raise ImageError(
                 "expected a picture of usual size, got a very large one", reason="too large"
@@ -72,7 +71,7 @@ def _check_size(image: Image.Image) -> None:
         )
 
 
-def _grey(image: Image.Image) -> Array:
+def _shown(image: Image.Image) -> Array:
     see_through = "A" in image.getbands() or "transparency" in image.info
     if image.mode == "CMYK":
         raise ImageError("expected a picture in grey or RGB, got CMYK", reason="colour space")
@@ -82,5 +81,5 @@ def _grey(image: Image.Image) -> Array:
         rgba = np.asarray(image.convert("RGBA"))
         if rgba[..., 3].min() < 255:
             raise ImageError("expected an opaque picture, got a see-through one", reason="alpha")
-        return luma(rgba[..., :3])
-    return luma(np.asarray(image.convert("RGB")))
+        return rgba[..., :3]
+    return np.asarray(image.convert("RGB"))

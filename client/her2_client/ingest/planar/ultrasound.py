@@ -28,7 +28,7 @@ from pydicom.pixels.processing import apply_color_lut
 
 from her2_client.ingest import dicom
 from her2_client.ingest.outcome import NO_MAKE, Standardised, scanner_make
-from her2_client.ingest.pixels import luma, overlap, resample, square, standardise
+from her2_client.ingest.pixels import grey, overlap, resample, square, standardise
 from her2_client.ingest.planar.folder import examine
 from her2_client.ingest.planar.picture import is_picture, read_picture
 from her2_client.ingest.planar.regions import Region, choose, regions_of
@@ -149,51 +149,53 @@ def _from_dicom(
         message = "expected a B-mode region in SequenceOfUltrasoundRegions, got none or all of it"
     regions = picture.regions if picture.verified else [Region(0, 0, shape[1], shape[0])]
     region = choose(regions, box, shape)
-    frame, grey = _frame(header, region, box, draw)
+    frame, shown = _frame(header, region, box, draw)
     question = _Question(guard, picture.path, frame, reason, message)
-    values = _standardised(grey, region, box, size, question)
+    values = _standardised(shown, region, box, size, question)
     return Standardised(values, scanner_make(header.get("Manufacturer")), box is not None)
 
 
 def _from_picture(path: Path, box: Box | None, size: int, guard: Guard) -> Standardised:
     if box is not None and (box.z0 or 0) > 0:
         raise ImageError(f"expected frame 0, got {box.z0}", reason="frame outside")
-    grey = read_picture(path)
-    region = choose([Region(0, 0, grey.shape[1], grey.shape[0])], box, grey.shape)
+    shown = read_picture(path)
+    shape = shown.shape[:2]
+    region = choose([Region(0, 0, shape[1], shape[0])], box, shape)
     message = "expected DICOM with a B-mode region, got a picture without a header"
-    values = _standardised(grey, region, box, size, _Question(guard, path, 0, UNVERIFIED, message))
+    question = _Question(guard, path, 0, UNVERIFIED, message)
+    values = _standardised(shown, region, box, size, question)
     return Standardised(values, NO_MAKE, box is not None)
 
 
 def _frame(
     header: Dataset, region: Region, box: Box | None, draw: np.random.Generator
 ) -> tuple[int, Array]:
-    """The number of the frame that is used, and its grey picture (rows, columns)."""
+    """The number of the frame that is used, and what it shows, grey or RGB."""
     if box is not None and box.z0 is not None:
-        return box.z0, _grey(header, box.z0)
+        return box.z0, _shown(header, box.z0)
     count = dicom.frames(header)
     if count == 1:
-        return 0, _grey(header, 0)
+        return 0, _shown(header, 0)
     middle = np.arange(count // 4, count - count // 4)
     for k in draw.permutation(middle)[:MOST_BLANK]:
-        grey = _grey(header, int(k))
-        part = grey[region.y0 : region.y1, region.x0 : region.x1]
+        shown = _shown(header, int(k))
+        part = shown[region.y0 : region.y1, region.x0 : region.x1]
         if part.min() < part.max():
-            return int(k), grey
+            return int(k), shown
     raise ImageError("expected a frame with a picture, got blank ones", reason="blank image")
 
 
-def _grey(header: Dataset, frame: int) -> Array:
-    """(rows, columns) float32."""
+def _shown(header: Dataset, frame: int) -> Array:
+    """(rows, columns) float32, or (rows, columns, 3) RGB."""
     stored = dicom.pixels(header, frame)
     photometric = header.PhotometricInterpretation
     if photometric == "PALETTE COLOR":
         with dicom.reading("colour table"):
             stored = apply_color_lut(stored, header)
     if stored.ndim == 3:
-        return luma(stored)
-    grey = stored.astype(np.float32)
-    return grey.max() + grey.min() - grey if photometric == "MONOCHROME1" else grey
+        return stored
+    bright = stored.astype(np.float32)
+    return bright.max() + bright.min() - bright if photometric == "MONOCHROME1" else bright
 
 
 @dataclass(frozen=True)
@@ -208,22 +210,22 @@ class _Question:
 
 
 def _standardised(
-    grey: Array, region: Region, box: Box | None, size: int, question: _Question
+    shown: Array, region: Region, box: Box | None, size: int, question: _Question
 ) -> Array:
     """(1, S, S) float16; outside the region, or of what the reviewer keeps, it is 0."""
-    found = _text(grey, region, None if question.reason else box, size)
+    found = _text(shown, region, None if question.reason else box, size)
     if question.reason or found:
         decision = question.guard.clear(
             [question.path],
             frame=question.frame,
-            picture=lambda: grey,
+            picture=lambda: shown,
             found=found,
             reason=question.reason or "text found",
             message=question.message or found_message(len(found)),
         )
         if decision.keep is not None:
-            region = choose([Region(*overlap(decision.keep, region))], box, grey.shape)
-    part = grey[region.y0 : region.y1, region.x0 : region.x1]
+            region = choose([Region(*overlap(decision.keep, region))], box, shown.shape[:2])
+    part = grey(shown)[region.y0 : region.y1, region.x0 : region.x1]
     values, inside = resample(part, _windows(region, box), (size, size))
     picture = np.where(inside, standardise(values, inside), 0.0)
     return picture[np.newaxis].astype(np.float16)  # (1, S, S)
@@ -239,11 +241,11 @@ def _windows(region: Region, box: Box | None) -> list[tuple[float, float]]:
 
 
 def _text(
-    grey: Array, region: Region, box: Box | None, size: int
+    shown: Array, region: Region, box: Box | None, size: int
 ) -> list[tuple[int, int, int, int]]:
     """Where text stands in what would be used, in source pixels."""
     (top, bottom), (left, right) = _windows(region, box)
     y0, x0 = region.y0 + max(0, int(top)), region.x0 + max(0, int(left))
     y1 = min(region.y1, region.y0 + int(np.ceil(bottom)))
     x1 = min(region.x1, region.x0 + int(np.ceil(right)))
-    return text_in(grey[y0:y1, x0:x1], x0, y0, scale=(bottom - top) / size)
+    return text_in(shown[y0:y1, x0:x1], x0, y0, scale=(bottom - top) / size)

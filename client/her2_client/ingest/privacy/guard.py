@@ -66,7 +66,7 @@ class Guard:
         """The approval for ``files``, or an error.
 
         ``picture`` gives what a reviewer must see, (rows, columns) in source pixels, any number
-        type; ``found`` are the places where text was found.
+        type, or (rows, columns, 3) RGB; ``found`` are the places where text was found.
 
         Raises:
             ImageError: quarantined with ``reason`` and ``message``, or refused at review.

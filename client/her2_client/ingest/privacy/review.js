@@ -62,12 +62,20 @@ function drawKeep(card, part) {
   keep.style.height = `${100 * (part[3] - part[1]) / rows}%`;
 }
 
+// What the text search marked is approved one by one.
+function withoutText() {
+  return open().filter((card) => !card.querySelector(".found"));
+}
+
 function drawBar() {
   const count = open().length;
   byId("count").textContent = `${decided.size} of ${cards.length} decided`;
-  byId("approve-all").textContent = `Approve ${count} undecided`;
+  const plain = withoutText().length;
+  byId("approve-all").textContent = `Approve ${plain} undecided without text`;
+  delete byId("approve-all").dataset.asked;
   byId("refuse-all").textContent = `Refuse ${count} undecided`;
-  byId("approve-all").disabled = byId("refuse-all").disabled = count === 0;
+  byId("approve-all").disabled = plain === 0;
+  byId("refuse-all").disabled = count === 0;
   const ready = decided.size > 0 && byId("by").value.trim() !== "";
   const save = byId("save");
   save.setAttribute("aria-disabled", String(!ready));
@@ -227,7 +235,13 @@ byId("size").addEventListener("change", () => {
   byId("sheet").classList.toggle("large", byId("size").value === "large");
 });
 byId("by").addEventListener("input", () => { saved = false; drawBar(); });
-byId("approve-all").addEventListener("click", () => decide(open(), "approve"));
+byId("approve-all").addEventListener("click", () => {
+  const button = byId("approve-all");
+  if (button.dataset.asked) return decide(withoutText(), "approve");
+  button.dataset.asked = "yes";
+  button.textContent = `All ${withoutText().length} looked at? Approve`;
+});
+byId("approve-all").addEventListener("blur", drawBar);
 byId("refuse-all").addEventListener("click", () => decide(open(), "refuse"));
 byId("save").addEventListener("click", (event) => {
   if (byId("save").hasAttribute("href")) saved = true;

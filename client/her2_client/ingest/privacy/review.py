@@ -21,7 +21,7 @@ import hashlib
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
@@ -94,9 +94,18 @@ class RecordingGuard(Guard):
 
 
 def thumbnail(pixels: Array) -> bytes:
-    """A grey JPEG of (rows, columns), its longest side at most ``LONGEST_SIDE``."""
-    grey = eight_bits(pixels)
-    image = Image.fromarray(np.zeros(pixels.shape, np.uint8) if grey is None else grey)
+    """A JPEG of (rows, columns) or (rows, columns, 3), longest side at most ``LONGEST_SIDE``.
+
+    Colour stays: a coloured name may be as bright as the tissue under it.
+    """
+    shown: Array | None
+    if pixels.ndim == 3:
+        brightest = max(float(pixels.max()), 1.0)
+        shown = (pixels.astype(np.float32) * (255 / brightest)).round().astype(np.uint8)
+    else:
+        shown = eight_bits(pixels)
+        shown = np.zeros(pixels.shape, np.uint8) if shown is None else shown
+    image = Image.fromarray(shown)
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=JPEG_QUALITY)
@@ -169,8 +178,11 @@ def read_decisions(path: Path) -> dict[str, Decision]:
     return _in_force(_read(path, LOG_COLUMNS))
 
 
-def merge_decisions(saved: Path, new: Path) -> int:
+def merge_decisions(saved: Path, new: Path, *, asked: Collection[str] | None = None) -> int:
     """Check the decisions in ``new`` and add them to the log ``saved``; returns how many.
+
+    ``asked`` are the digests that the last ingest asked about: no other may be decided on. None
+    takes any.
 
     Raises:
         TableError: naming every faulty row and column; the log is then left as it was.
@@ -193,6 +205,8 @@ def merge_decisions(saved: Path, new: Path) -> int:
             faults.row(row, f"column picture: the same picture as in row {other}")
         elif entry.decision is None and entry.picture not in known:
             faults.row(row, "column decision: undo, but the picture has no decision yet")
+        elif asked is not None and entry.picture not in asked and entry.picture not in known:
+            faults.row(row, "column picture: expected one that the last ingest asked about")
     faults.raise_if_any()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

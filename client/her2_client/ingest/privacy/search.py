@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
+from her2_client.ingest.pixels import grey, saturation
 from her2_client.ingest.privacy.guard import Rectangle
 from her2_client.ingest.privacy.text import find_text
 
@@ -17,11 +18,19 @@ small to be found then have fewer than six cache pixels, which nobody can read (
 
 
 def text_in(part: Array, x0: int, y0: int, *, scale: float) -> list[Rectangle]:
-    """Rectangles with text in ``part``, (rows, columns), in the pixels of the whole picture.
+    """Rectangles with text in ``part``, in the pixels of the whole picture.
 
+    ``part`` is (rows, columns), or (rows, columns, 3) in colour: then it is searched as grey and,
+    since a coloured name may be as bright as the tissue under it, by saturation.
     ``x0`` and ``y0`` say where the first pixel of ``part`` lies in it, ``scale`` how many of them
     become one pixel of the cache.
     """
+    coloured = saturation(part)
+    found = _searched(grey(part), x0, y0, scale)
+    return found if coloured is None else found + _searched(coloured, x0, y0, scale)
+
+
+def _searched(part: Array, x0: int, y0: int, scale: float) -> list[Rectangle]:
     factor = max(1, int(scale / SEARCHED))
     rows, columns = (n // factor for n in part.shape)
     if factor > 1 and rows and columns:

@@ -27,7 +27,7 @@ from her2_common import __version__
 from her2_common.cases import CLINICAL_INPUTS, IMAGES, MODALITIES, Image
 from her2_common.config import Policy
 from her2_common.errors import Disposition
-from her2_common.files import replace_durably, sync_folder, write_private
+from her2_common.files import replace_privately
 
 MAX_ROWS_SHOWN: Final = 500
 
@@ -106,23 +106,15 @@ class Unused:
 def write_page(
     path: Path, summary: IngestSummary, policy: Policy, *, shareable: bool = False
 ) -> None:
-    """Write the page on a centre's data to ``path``, whose folder must exist.
+    """Write the page on a centre's data to ``path``, for its owner alone (mode 0600).
 
-    The exact page is for its owner alone (mode 0600). With ``shareable`` the page is the one that
-    may leave: small counts withheld, without verdict, rows and messages.
+    With ``shareable`` the page is the one that may leave: small counts withheld, without verdict,
+    rows and messages.
 
     Raises:
         OSError: the page cannot be written.
     """
-    content = render(summary, policy, shareable=shareable).encode()
-    if shareable:
-        replace_durably(path, content)
-        return
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    write_private(temporary, content)
-    temporary.replace(path)
-    sync_folder(path.parent)
+    replace_privately(path, render(summary, policy, shareable=shareable).encode())
 
 
 def render(summary: IngestSummary, policy: Policy, *, shareable: bool = False) -> str:

@@ -24,6 +24,8 @@ Verdict = Literal["ready", "ready with gaps", "not ready"]
 MIN_TEST_CASES: Final = 30
 """The 95 % interval of an AUC of 0.75 is then 0.4 wide if a third of the cases is positive (Hanley
 and McNeil, Radiology 143 (1982) 29); a design value."""
+FEW_REFUSED: Final = 5
+"""Refused pictures of a column below which nothing is made of their share (a design value)."""
 MAX_REFUSED_SHARE: Final = 0.10
 """Of a column's pictures; more is a fault of the export, not of single files (a design value)."""
 MAX_UNKNOWN_LABELS: Final = 0.20
@@ -107,8 +109,7 @@ def _blockers(summary: IngestSummary, policy: Policy) -> Iterator[str]:
         if not labels[name]:
             yield (
                 f"No training case is HER2-{name}; a model that sees one class alone cannot learn "
-                "to tell the two apart. Add such cases, or see whether the HER2 columns of the "
-                "case table are filled in as they should be."
+                f"to tell the two apart. {_remedy(summary)}"
             )
     if max(summary.training[m] for m in MODALITIES) < policy.min_cases:
         counts = ", ".join(f"{NAMES[m]} {summary.training[m]}" for m in MODALITIES)
@@ -116,6 +117,15 @@ def _blockers(summary: IngestSummary, policy: Policy) -> Iterator[str]:
             f"No modality has the {policy.min_cases} training cases of known HER2 status that "
             f"policy.min_cases of site.yaml asks for ({counts}), so no update may leave. Add cases."
         )
+
+
+def _remedy(summary: IngestSummary) -> str:
+    if summary.reasons["quarantined"]:
+        return f"First decide on what waits in quarantine: {REVIEW_HINT}."
+    return (
+        "Add such cases, or see whether the HER2 columns of the case table are filled in as they "
+        "should be."
+    )
 
 
 # --- what makes it poorer ------------------------------------------------------------------------
@@ -146,7 +156,7 @@ def _picture_gaps(summary: IngestSummary) -> Iterator[str]:
     for column in IMAGES:
         counts = summary.images[column]
         refused, meant = counts["refused"], counts.total() - counts["set aside"]
-        if refused > MAX_REFUSED_SHARE * meant:
+        if refused >= FEW_REFUSED and refused > MAX_REFUSED_SHARE * meant:
             yield (
                 f"{refused} of {meant} pictures of the column {column} were refused "
                 f"({_percent(refused, meant)}){_commonest(summary, column)}. So many point to the "
@@ -178,13 +188,13 @@ def _case_gaps(summary: IngestSummary, policy: Policy) -> Iterator[str]:
             whose = "no HER2-" + " and no HER2-".join(missing)
             yield (
                 f"The {name} split has {whose} case, so this centre's own AUC cannot be computed "
-                "there; its cases still count in the pooled one. Add cases, or leave the split "
-                "column blank for an even share."
+                "there; its cases still count in the pooled one. Add cases; where the "
+                "table states no split, about 20 of 100 cases go to the test split."
             )
     if (tested := summary.splits["test"]) < MIN_TEST_CASES:
         yield (
             f"The test split has {_cases(tested)}, fewer than {MIN_TEST_CASES}, so figures of this "
-            "centre alone will have wide intervals. Add cases, or state the split in the table."
+            "centre alone will have wide intervals. Add cases if there are any."
         )
     unknown = sum(summary.labels[split][UNKNOWN] for split in _SPLIT_NAMES)
     if unknown > MAX_UNKNOWN_LABELS * summary.accepted:
