@@ -111,7 +111,7 @@ def default(value: Any) -> str:
     if value is PydanticUndefined:
         return "required"
     if isinstance(value, tuple):
-        return "`[" + ", ".join(value) + "]`"
+        return "`[" + ", ".join(map(str, value)) + "]`"
     text = yaml.safe_dump(value).removesuffix("...\n").strip()
     return f"`{text}`"
 
@@ -208,16 +208,34 @@ def test_every_make_target_in_readme_exists() -> None:
     assert named <= targets
 
 
-def test_links_within_readme_lead_somewhere() -> None:
-    headings = re.findall(r"^#+ (.+)$", README, flags=re.MULTILINE)
-    anchors = {re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in headings}
-    links = re.findall(r"\]\(([^)]+)\)", README)
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/ingest.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
     assert links
     for link in links:
-        if link.startswith("#"):
-            assert link[1:] in anchors, link
-        elif not link.startswith("https://"):
-            assert (ROOT / link).is_file(), link
+        if link.startswith("https://"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.is_file(), link
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_every_reason_of_ingest_is_explained() -> None:
+    explained = set(re.findall(r"(?<!`)`([^`\n]+)`(?!`)", (ROOT / "docs/ingest.md").read_text("utf-8")))
+    given: set[str] = set()
+    for path in (ROOT / "client/her2_client/ingest").rglob("*.py"):
+        if path.parent.name != "duke":  # its reasons concern the collection's folders
+            given |= set(re.findall(r"""(?:reason|set_aside\()=?"([^"{]+)\"""", path.read_text()))
+    assert len(given) > 50
+    assert given <= explained, given - explained
 
 
 # --- versions, pins, licence --------------------------------------------------------------------
