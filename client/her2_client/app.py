@@ -74,7 +74,9 @@ def _content(site: Site, message: Message) -> RecordDict:
         raise PolicyError(f"expected a {expected} order, got {order.task}")
     weights = {}
     if order.task != "describe":
-        weights = read_weights(message.content, preset_sizes(order.plan.preset))
+        plan = order.plan
+        sizes = preset_sizes(plan.preset, image_size=plan.image_size, volume_size=plan.volume_size)
+        weights = read_weights(message.content, sizes)
     answer = site.answer(order, weights)
     record = RecordDict({"reply": document_record(answer.document)})
     if answer.weights:

@@ -84,7 +84,8 @@ def load_release(folder: Path) -> tuple[MapModel, dict[str, Any]]:
         )
     if wrong := [name for name, vector in groups.items() if vector.dtype != np.float32]:
         raise DataError(f"{folder}: model.safetensors: {wrong[0]}: expected float32")
-    model = build_model(manifest["preset"], 0)
+    sizes = {name: manifest[name] for name in ("image_size", "volume_size")}
+    model = build_model(manifest["preset"], 0, **sizes)
     set_groups(model, groups)
     return model, manifest
 

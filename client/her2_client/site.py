@@ -25,6 +25,7 @@ from her2_common import __version__
 from her2_common.cases import SPLITS, Modality, Split
 from her2_common.config import RunConfig, SiteConfig
 from her2_common.errors import ConfigError, DataError
+from her2_common.memory import keep_memory
 from her2_common.metrics import ScoreHistogram
 from her2_common.model import GROUPS, Group, MapModel, build_model, get_groups, preset, set_groups
 from her2_common.wire import Counts, Flow, SiteDescription, SiteReply, TaskOrder
@@ -69,6 +70,7 @@ class Site:
         self.notify = notify
         self.device = select_device(config.device)
         make_deterministic(config.threads)
+        keep_memory()
         self._cache: Cache | None = None
         self._plan: RunConfig | None = None
         self._cohorts: dict[Split, Cohort] = {}
@@ -135,7 +137,9 @@ class Site:
             raise DataError(
                 f"expected the groups {', '.join(groups)}, got {', '.join(sorted(weights))}"
             )
-        model = build_model(plan.preset, plan.seed)
+        model = build_model(
+            plan.preset, plan.seed, image_size=plan.image_size, volume_size=plan.volume_size
+        )
         set_groups(model, weights)
         return model.to(self.device)
 

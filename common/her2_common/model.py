@@ -23,7 +23,7 @@ clinical inputs can so leave its columns alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Final, Literal, get_args
 
@@ -33,7 +33,9 @@ from torch import Tensor, nn
 
 from her2_common.cases import MODALITIES, Modality
 from her2_common.errors import ConfigError, UpdateError
+from her2_common.hovertrans import HoVerTrans
 from her2_common.seeds import seed_for
+from her2_common.swin import Swin3d
 from her2_common.types import (
     Clinical,
     Features,
@@ -113,16 +115,27 @@ class ConvEncoder(nn.Module):
         return projected
 
 
-def _conv2d(channels: int, features: int, *, widths: tuple[int, ...]) -> nn.Module:
-    return ConvEncoder(channels, widths, features, dims=2)
+def _conv2d(channels: int, features: int, size: int, *, widths: tuple[int, ...]) -> nn.Module:
+    return ConvEncoder(channels, widths, features, dims=2)  # for any size
 
 
-def _conv3d(channels: int, features: int, *, widths: tuple[int, ...]) -> nn.Module:
-    return ConvEncoder(channels, widths, features, dims=3)
+def _conv3d(channels: int, features: int, size: int, *, widths: tuple[int, ...]) -> nn.Module:
+    return ConvEncoder(channels, widths, features, dims=3)  # for any size
 
 
-ENCODERS: Final[dict[str, Callable[..., nn.Module]]] = {"conv2d": _conv2d, "conv3d": _conv3d}
-"""A new encoder is one function (channels, features, **options) -> module, and one line here."""
+def _swin3d(channels: int, features: int, size: int, **options: Any) -> nn.Module:
+    return Swin3d(channels, features, **options)  # for any size
+
+
+ENCODERS: Final[dict[str, Callable[..., nn.Module]]] = {
+    "conv2d": _conv2d,
+    "conv3d": _conv3d,
+    "hovertrans": HoVerTrans,
+    "swin3d": _swin3d,
+}
+"""A new encoder is one function (channels, features, size, **options) -> module, and one line
+here. ``size`` is the side of the images in pixels or voxels. The module maps the rows it gets,
+(n, channels, *size), to (n, features), each row by itself, and keeps no buffers."""
 
 
 # --- presets ------------------------------------------------------------------------------------
@@ -130,7 +143,10 @@ ENCODERS: Final[dict[str, Callable[..., nn.Module]]] = {"conv2d": _conv2d, "conv
 
 @dataclass(frozen=True)
 class Preset:
-    """A model as data: input sizes (pixels, voxels), feature width, and an encoder a modality."""
+    """A model as data: input sizes (pixels, voxels), feature width, and an encoder a modality.
+
+    ``encoders[m]`` is a name in ``ENCODERS`` and the options of that function.
+    """
 
     image_size: int
     volume_size: int
@@ -138,7 +154,34 @@ class Preset:
     encoders: Mapping[Modality, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
 
 
+_HOVERTRANS: Final = {
+    "dims": (4, 8, 16, 32),
+    "depths": (2, 4, 4, 2),
+    "heads": (2, 4, 8, 16),
+    "patch": 2,
+}
+
 PRESETS: Final[dict[str, Preset]] = {
+    # The configuration of the MAP paper: 77.7 M parameters each for MG and US, 29.1 M for MRI.
+    "paper": Preset(
+        image_size=256,
+        volume_size=96,
+        features=768,
+        encoders={
+            "mg": ("hovertrans", _HOVERTRANS),
+            "us": ("hovertrans", _HOVERTRANS),
+            "mri": (
+                "swin3d",
+                {
+                    "patch": 4,
+                    "embedding": 96,
+                    "depths": (2, 2, 6, 2),
+                    "heads": (3, 6, 12, 24),
+                    "window": 3,
+                },
+            ),
+        },
+    ),
     # A design of this project: the whole model is about 0.7 M parameters and trains on a CPU.
     "compact": Preset(
         image_size=128,
@@ -153,8 +196,8 @@ PRESETS: Final[dict[str, Preset]] = {
 }
 
 
-def preset(name: str) -> Preset:
-    """The preset of that name.
+def preset(name: str, *, image_size: int | None = None, volume_size: int | None = None) -> Preset:
+    """The preset of that name; sizes other than None replace its own.
 
     Raises:
         ConfigError: there is none.
@@ -162,7 +205,12 @@ def preset(name: str) -> Preset:
     if name not in PRESETS:
         known = ", ".join(PRESETS)
         raise ConfigError(f"run.preset: expected one of {known}, got {name!r}")
-    return PRESETS[name]
+    plan = PRESETS[name]
+    return replace(
+        plan,
+        image_size=image_size or plan.image_size,
+        volume_size=volume_size or plan.volume_size,
+    )
 
 
 class MapModel(nn.Module):
@@ -172,7 +220,8 @@ class MapModel(nn.Module):
         super().__init__()
         self.encoders = list(plan.encoders)
         for modality, (kind, options) in plan.encoders.items():
-            encoder = ENCODERS[kind](CHANNELS[modality], plan.features, **options)
+            size = plan.volume_size if modality == "mri" else plan.image_size
+            encoder = ENCODERS[kind](CHANNELS[modality], plan.features, size, **options)
             self.add_module(modality, encoder)
         self.clinical = nn.Linear(5, 2, bias=False)
         self.head = nn.Linear(plan.features, 2)
@@ -204,9 +253,15 @@ class MapModel(nn.Module):
         return MapOutput(fused, single, features, dict(batch.rows))
 
 
-def build_model(name: str, seed: int) -> MapModel:
-    """A new model of the preset, its weights drawn from ``seed`` alone."""
-    plan = preset(name)
+def build_model(
+    name: str, seed: int, *, image_size: int | None = None, volume_size: int | None = None
+) -> MapModel:
+    """A new model of the preset, its weights drawn from ``seed`` alone.
+
+    ``image_size`` and ``volume_size`` (pixels, voxels; None: the preset's) are those of the images
+    it will see: the weights of some encoders follow the size.
+    """
+    plan = preset(name, image_size=image_size, volume_size=volume_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "weights"))
         return MapModel(plan)
@@ -226,19 +281,21 @@ def group_sizes(model: MapModel) -> dict[str, int]:
 
 
 @cache
-def preset_sizes(name: str) -> dict[str, int]:
-    """How many numbers each group of a preset's model holds; built once a process."""
-    return group_sizes(build_model(name, 0))
+def preset_sizes(
+    name: str, *, image_size: int | None = None, volume_size: int | None = None
+) -> dict[str, int]:
+    """How many numbers each group of a preset's model holds; no weight is drawn or stored."""
+    with torch.device("meta"):
+        return group_sizes(MapModel(preset(name, image_size=image_size, volume_size=volume_size)))
 
 
 def get_groups(model: MapModel, groups: Iterable[str]) -> dict[str, np.ndarray]:
     """The named groups as flat float32 vectors: one array a group keeps messages few."""
     return {
+        # torch.cat always copies: the vector is never a view of the model.
         group: torch.cat(
             [p.detach().float().cpu().flatten() for p in group_parameters(model, group)]
-        )
-        .numpy()
-        .copy()
+        ).numpy()
         for group in groups
     }
 

@@ -64,7 +64,11 @@ class Coordinator:
         self.notify = notify
         self.config: FederationConfig = folder.load_config()
         self.plan = self.config.run
-        self.sizes = preset_sizes(self.plan.preset)
+        self.sizes = preset_sizes(
+            self.plan.preset,
+            image_size=self.plan.image_size,
+            volume_size=self.plan.volume_size,
+        )
         self.sites: dict[str, SiteDescription] = {}
         self.totals = Totals()
         self.started = datetime.now(UTC)
@@ -110,7 +114,13 @@ class Coordinator:
             if current.round:
                 self.notify(f"going on after round {current.round}/{self.plan.rounds}")
             return current
-        groups = get_groups(build_model(self.plan.preset, self.plan.seed), GROUPS)
+        model = build_model(
+            self.plan.preset,
+            self.plan.seed,
+            image_size=self.plan.image_size,
+            volume_size=self.plan.volume_size,
+        )
+        groups = get_groups(model, GROUPS)
         initial = Checkpoint(0, groups, self._state())
         checkpoint.save(self.folder.rounds, initial)
         return initial

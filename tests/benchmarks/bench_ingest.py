@@ -50,7 +50,7 @@ from her2_client.keys import init_site, read_pseudonym_key
 from her2_common.cases import CaseTable, read_cases
 from her2_common.config import SiteConfig, load
 from her2_common.losses import map_loss
-from her2_common.model import build_model
+from her2_common.model import PRESETS, build_model
 from her2_deploy.synth.build import write_cohort
 
 CORES = os.cpu_count() or 1
@@ -212,13 +212,13 @@ def batch(root: Path, size: int = 12) -> dict[str, Any]:
     config, _ = make_site(root, cases=48, size="demo")
     ingest(config)
     cache = open_cache(config.data.cache)
-    data = config.data
+    preset = PRESETS["compact"]
     cohort = load_cohort(
         cache,
         split=None,
         label="reference",
-        image_size=data.image_size,
-        volume_size=data.volume_size,
+        image_size=preset.image_size,
+        volume_size=preset.volume_size,
     )
     model = build_model("compact", 0)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -244,7 +244,7 @@ def batch(root: Path, size: int = 12) -> dict[str, Any]:
         1000 * float(np.median(part)) for part in (loading, augmenting, stepping)
     )
     share = load_ms / (load_ms + augment_ms + step_ms)
-    print(f"batch: {size} cases at {data.image_size} px and {data.volume_size} voxels")
+    print(f"batch: {size} cases at {preset.image_size} px and {preset.volume_size} voxels")
     print(f"  batch {load_ms:.1f} ms, augmentation {augment_ms:.1f} ms, step {step_ms:.1f} ms")
     print(f"  loading is {100 * share:.2f} % of a training step")
     return {"batch_ms": load_ms, "augment_ms": augment_ms, "step_ms": step_ms, "share": share}

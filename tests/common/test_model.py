@@ -24,6 +24,7 @@ from her2_common.model import (
     group_parameters,
     group_sizes,
     preset,
+    preset_sizes,
     set_groups,
 )
 
@@ -181,8 +182,21 @@ def test_the_seed_alone_decides_the_weights() -> None:
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"run\.preset: expected one of compact, got 'huge'"):
+    with pytest.raises(ConfigError, match=r"run\.preset: expected one of paper, .*, got 'huge'"):
         preset("huge")
+
+
+def test_sizes_replace_those_of_the_preset() -> None:
+    plan = preset("paper", image_size=64)
+    assert (plan.image_size, plan.volume_size) == (64, PRESETS["paper"].volume_size)
+    assert PRESETS["paper"].image_size == 256
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_sizes_are_known_without_a_model(name: str) -> None:
+    """The sizes come from shapes alone; here they meet those of real weights."""
+    sizes = {"image_size": 32, "volume_size": 16}
+    assert preset_sizes(name, **sizes) == group_sizes(build_model(name, 0, **sizes))
 
 
 @pytest.mark.parametrize("group", GROUPS)
