@@ -22,13 +22,11 @@ import hashlib
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final
 
-import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
 
@@ -44,6 +42,7 @@ from her2_client.cache import (
     read_index,
     read_outcomes,
 )
+from her2_client.image_file import ImageFile, read_row
 from her2_common.cases import MODALITIES, SPLITS, Label, Modality, Split
 from her2_common.config import FIRST_POST_CONTRAST
 from her2_common.errors import CacheError
@@ -102,7 +101,7 @@ class CacheWriter:
             "labels": {kind: [] for kind in LABELS},
             "rows": {modality: [] for modality in MODALITIES},
         }
-        self._files: dict[Modality, _ImageFile] = {}
+        self._files: dict[Modality, ImageFile] = {}
         self._journal: BinaryIO | None = None
         self._done: list[Record] = []
         self._next = 0
@@ -146,6 +145,7 @@ class CacheWriter:
 
     def begin(self, keys: Sequence[str] = (), usable: Usable = lambda record: True) -> None:
         """Take up what an interrupted writer left; ``usable`` refuses records that are stale."""
+        self._take_up_orphan()
         left = _journalled(self._writing)
         stands = 0
         for record, key in zip(left, keys, strict=False):
@@ -164,6 +164,16 @@ class CacheWriter:
                     self._sources[record["key"]] = (source, record)
         self._known = {record["key"] for record in self._done} | self._sources.keys()
 
+    def _take_up_orphan(self) -> None:
+        """A generation that no index names was about to be published: it is work in hand."""
+        try:
+            named = str(read_index(self.folder)["generation"])
+        except CacheError:
+            named = ""
+        for path in sorted(self.folder.iterdir()):
+            if _is_generation(path) and path.name != named and not self._writing.exists():
+                path.rename(self._writing)
+
     def knows(self, key: str) -> bool:
         """Whether ``recall`` will find the record of ``key``, damage aside."""
         return key in self._known
@@ -178,7 +188,7 @@ class CacheWriter:
         source, record = self._sources[key]
         values = None
         if record["row"] is not None:
-            values = _read_row(source / f"{modality}.npy", self._shapes[modality], record)
+            values = read_row(source / f"{modality}.npy", self._shapes[modality], record)
             if values is None:
                 return None
         return self.put(key, modality, record, values)
@@ -219,7 +229,7 @@ class CacheWriter:
         """Open the files of ``.writing``, cut to the records of ``left`` whose images are whole."""
         self._writing.mkdir(mode=0o700, exist_ok=True)
         for modality in MODALITIES:
-            file = _ImageFile(self._writing / f"{modality}.npy", self._shapes[modality])
+            file = ImageFile(self._writing / f"{modality}.npy", self._shapes[modality])
             self._files[modality] = file
         for record in left:
             if record["row"] is not None:
@@ -330,72 +340,17 @@ class CacheWriter:
         self._published = True
         # 3. what nothing names any more; a reader that has it mapped keeps it
         for path in self.folder.iterdir():
-            if path.name == FORMER_NAME or (path.name.isdigit() and path.name != generation):
+            if path.name == FORMER_NAME or (_is_generation(path) and path.name != generation):
                 shutil.rmtree(path, ignore_errors=True)
-
-
-class _ImageFile:
-    """A .npy file of unknown length, written row by row, its header last."""
-
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-        self.row_bytes = _row_bytes(shape)
-        self.count = 0
-        self.digest = hashlib.sha256()
-        self.stream: BinaryIO = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
-        self._write_header()
-        self.header_bytes = self.stream.tell()
-
-    def _write_header(self) -> None:
-        # numpy leaves room in the header for the first axis to grow.
-        self.stream.seek(0)
-        np.lib.format.write_array_header_1_0(
-            self.stream,
-            {"descr": "<f2", "fortran_order": False, "shape": (self.count, *self.shape)},
-        )
-
-    def take_up(self, checksum: int | None) -> bool:
-        """Whether the next row that the file holds is whole; if so it is kept."""
-        data = self.stream.read(self.row_bytes)
-        if len(data) < self.row_bytes or zlib.crc32(data) != checksum:
-            return False
-        self.digest.update(data)
-        self.count += 1
-        return True
-
-    def cut(self) -> None:
-        """Drop what lies behind the rows taken up."""
-        end = self.header_bytes + self.count * self.row_bytes
-        self.stream.seek(end)
-        self.stream.truncate(end)
-
-    def append(self, array: Array) -> tuple[int, int]:
-        """Write a row through to the file; returns its number and CRC-32."""
-        if array.shape != self.shape or not np.isfinite(array).all():
-            raise ValueError(f"expected finite values of shape {self.shape}, got {array.shape}")
-        data = np.ascontiguousarray(array, dtype="<f2").tobytes()
-        self.stream.write(data)
-        self.stream.flush()
-        self.digest.update(data)
-        self.count += 1
-        return self.count - 1, zlib.crc32(data)
-
-    def finish(self) -> dict[str, Any]:
-        self._write_header()
-        if self.stream.tell() != self.header_bytes:  # pragma: no cover - numpy's promise
-            raise ValueError(f"the header outgrew its {self.header_bytes} bytes")
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
-        size = os.fstat(self.stream.fileno()).st_size
-        return {"count": self.count, "bytes": size, "sha256": self.digest.hexdigest()}
 
 
 def _line(record: Record) -> bytes:
     return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 
-def _row_bytes(shape: tuple[int, ...]) -> int:
-    return 2 * int(np.prod(shape))
+def interrupted_records(folder: Path) -> list[Record]:
+    """What an ingest that has not published yet put down of each image, if there is one."""
+    return _journalled(folder / WRITING_NAME)
 
 
 def _journalled(folder: Path) -> list[Record]:
@@ -416,24 +371,15 @@ def _journalled(folder: Path) -> list[Record]:
     return records
 
 
-def _read_row(path: Path, shape: tuple[int, ...], record: Record) -> Array | None:
-    """The image of ``record`` out of an earlier cache; None if it is not as it was written."""
-    size = _row_bytes(shape)
-    try:
-        with path.open("rb") as stream:
-            np.lib.format.read_magic(stream)
-            stored, _, _ = np.lib.format.read_array_header_1_0(stream)
-            if tuple(stored[1:]) != shape:
-                return None
-            stream.seek(record["row"] * size, os.SEEK_CUR)
-            data = stream.read(size)
-    except (OSError, ValueError):
-        return None
-    if len(data) < size or zlib.crc32(data) != record["crc32"]:
-        return None
-    return np.frombuffer(data, dtype="<f2").reshape(shape)
-
-
 def _is_ours(path: Path) -> bool:
-    known = {INDEX_NAME, f"{INDEX_NAME}.new", LOCK_NAME, WRITING_NAME, FORMER_NAME}
-    return path.name in known or (path.name.isdigit() and path.is_dir())
+    if path.name in {WRITING_NAME, FORMER_NAME} or _is_generation(path):
+        return path.is_dir() and all(inner.name in _INSIDE for inner in path.iterdir())
+    return path.name in {INDEX_NAME, f"{INDEX_NAME}.new", LOCK_NAME}
+
+
+def _is_generation(path: Path) -> bool:
+    # Dates and patients' numbers are names of folders, too: what is inside decides (_is_ours).
+    return len(path.name) == 4 and path.name.isdecimal() and path.is_dir()
+
+
+_INSIDE: Final = {OUTCOMES_NAME, f"{OUTCOMES_NAME}.new", *(f"{m}.npy" for m in MODALITIES)}

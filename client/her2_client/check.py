@@ -24,7 +24,7 @@ from rich.table import Table
 from her2_client.cache import INDEX_NAME, open_cache
 from her2_client.ingest.case import files_of
 from her2_client.ingest.command import check_data
-from her2_client.ingest.run import existing
+from her2_client.ingest.run import check_key, existing
 from her2_client.ingest.units import bytes_needed
 from her2_client.keys import public_key, read_pseudonym_key
 from her2_common.cases import CaseTable, read_cases
@@ -144,6 +144,7 @@ def _cache(config: SiteConfig) -> str:
     if not (folder / INDEX_NAME).exists():
         return "none yet; run: her2-client ingest"
     cache = open_cache(folder)
+    check_key(config, read_pseudonym_key(config.data.pseudonym_key_file))
     data = config.data
     got = (cache.site, cache.image_size, cache.volume_size, cache.mri_phases)
     expected = (config.name, data.image_size, data.volume_size, data.mri_phases)
@@ -225,7 +226,7 @@ def check_command(
     console.print(results_table(results))
     ok = all(result.ok for result in results)
     document: dict[str, Any] = {"checks": [asdict(result) for result in results]}
-    if data:
+    if data and all(r.ok for r in results if r.name in ("pseudonym key", "tables")):
         summary, readiness = check_data(config)
         document |= {"data": summary.as_dict() | {"readiness": readiness.as_dict()}}
         ok = ok and readiness.verdict != "not ready"

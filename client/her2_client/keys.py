@@ -75,7 +75,9 @@ def read_pseudonym_key(path: Path) -> bytes:
             hint="restore it from your backup (a new one draws other splits and voids the review); "
             "a new site gets its keys from: her2-client init",
         ) from None
-    except (OSError, ValueError):
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
         key = b""
     if len(key) != KEY_BYTES:
         raise ConfigError(f"{path}: expected {2 * KEY_BYTES} hex digits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from her2_client.cache import image_shape, open_cache, read_outcomes, verify_cac
 from her2_client.cache_writer import CacheWriter, Record
 from her2_common.cases import MODALITIES, Modality
 from her2_common.errors import CacheError
+from her2_common.files import sync_folder
 
 S, V = 32, 16
 LABELS = {"reference": 1, "biopsy": 0, "surgical": 1, "pcr": None}
@@ -195,6 +197,60 @@ def test_other_sizes_are_another_cache(tmp_path: Path) -> None:
         for key in KEYS:
             if modality_of(key) == "mri" and image_of(key) is not None:
                 assert writer.recall(key, "mri") is None
+
+
+@pytest.mark.parametrize("name", ["2023", "4711", "20231107", ".writing", "0001"])
+def test_a_folder_of_a_hospital_is_never_taken_for_ours(tmp_path: Path, name: str) -> None:
+    """Years, dates and patients' numbers are names of folders, and a slip of site.yaml is human."""
+    path = tmp_path / name / "IM1.dcm"
+    path.parent.mkdir()
+    path.write_text("a mammogram")
+    with pytest.raises(CacheError, match="expected a cache or an empty folder"):
+        write(tmp_path, KEYS)
+    assert path.read_text() == "a mammogram"
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("failing", range(9))
+def test_a_stop_at_any_step_of_publishing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Every rename, replacement and sync of ``publish``: the work is kept, one cache is left."""
+    write(tmp_path / "whole", KEYS)
+    folder = tmp_path / "cut"
+    steps = [0]
+
+    def stepped(real: Any) -> Any:
+        def step(*arguments: Any, **options: Any) -> Any:
+            if armed:
+                steps[0] += 1
+                if steps[0] == failing + 1:
+                    raise Stop
+            return real(*arguments, **options)
+
+        return step
+
+    armed: list[bool] = []
+    publish = CacheWriter.publish
+
+    def armed_publish(self: CacheWriter, in_table: int | None = None) -> None:
+        armed.append(True)
+        publish(self, in_table)
+
+    monkeypatch.setattr(CacheWriter, "publish", armed_publish)
+    monkeypatch.setattr(Path, "rename", stepped(Path.rename))
+    monkeypatch.setattr(Path, "replace", stepped(Path.replace))
+    monkeypatch.setattr("her2_client.cache_writer.sync_folder", stepped(sync_folder))
+    monkeypatch.setattr("her2_client.cache_writer.os.fsync", stepped(os.fsync))
+    stopped = False
+    try:
+        write(folder, KEYS)
+    except Stop:
+        stopped = True
+    monkeypatch.undo()
+    assert stopped or failing >= steps[0]
+    assert write(folder, KEYS) == []
+    assert content(folder) == content(tmp_path / "whole")
 
 
 def test_put_wants_begin(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from her2_client.cache import read_outcomes
 from her2_client.ingest.duke import build_duke, duke_table
 from her2_client.ingest.privacy.review import (
     MAX_PICTURES,
@@ -26,7 +25,7 @@ from her2_client.ingest.privacy.review import (
 )
 from her2_client.ingest.quality.page import write_page
 from her2_client.ingest.quality.readiness import Readiness, readiness, shareable
-from her2_client.ingest.run import IngestError, quarantined_pictures
+from her2_client.ingest.run import IngestError, asked_digests, quarantined_pictures
 from her2_client.ingest.run import Progress as Report
 from her2_client.ingest.run import ingest as run_ingest
 from her2_client.ingest.summary import DISPOSITIONS, IngestSummary, summary_table
@@ -212,13 +211,7 @@ def _write_pages(config: SiteConfig, summary: IngestSummary) -> Path:
 
 def _take_decisions(config: SiteConfig, decisions: Path) -> None:
     log = decisions_file(config.state)
-    try:
-        asked = {
-            name for record in read_outcomes(config.data.cache) for name in record["consulted"]
-        }
-    except CacheError:
-        asked = None  # no ingest yet that could have asked
-    count = merge_decisions(log, decisions, asked=asked)
+    count = merge_decisions(log, decisions, asked=asked_digests(config.data.cache))
     told = "1 decision" if count == 1 else f"{count} decisions"
     console.print(f"{told} read from {decisions}", markup=False, soft_wrap=True)
     sheet = log.parent / "review.html"

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -127,13 +128,23 @@ class _Elsewhere:
             process = self._running()
             clock = threading.Timer(DEADLINE, process.kill)
             clock.start()
+            started = time.monotonic()
             try:
                 head, pixels = self._ask(process, json.dumps(request).encode(), frame)
             except (OSError, EOFError):
                 self.stop()
+                if time.monotonic() - started >= DEADLINE:
+                    raise ImageError(
+                        f"expected a frame within {DEADLINE:.0f} s, got none",
+                        reason="decoder too slow",
+                        hint="damaged pixels, or a machine with too much to do: it is tried again",
+                    ) from None
                 raise ImageError(
-                    "damaged pixel data: the decoder broke off or did not end", reason="damaged"
+                    "damaged pixel data: the decoder broke off", reason="damaged"
                 ) from None
+            except BaseException:
+                self.stop()  # half a message must not be taken for the answer to the next
+                raise
             finally:
                 clock.cancel()
         if "error" in head:

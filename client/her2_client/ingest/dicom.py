@@ -10,6 +10,7 @@ name a patient.
 
 from __future__ import annotations
 
+import errno
 import logging
 import warnings
 import zlib
@@ -34,12 +35,32 @@ from her2_common.errors import ImageError
 Array = npt.NDArray[Any]
 
 
-CODE_LENGTH: Final = 4
-"""The longest of the modality and view codes; whatever is longer may be anything."""
+_MODALITIES: Final = (
+    "AR AU BI CR CT DOC DR DX ECG EPS ES GM HC HD IO IVUS KO LS MG MR NM OAM OCT OP OT PR PT PX "
+    "REG RF RG RTDOSE RTIMAGE RTPLAN RTSTRUCT SC SEG SM SMR SR TG US VA XA XC"
+)
+"""PS3.3 C.7.3.1.1.1, and what archives hold."""
+_VIEWS: Final = (
+    "AP AT AX CC CCID CV EXAG FB ISO LL LLD LM LMO MCC ML MLID MLO MLOID NP PA RL RLD RM RMLO SIO "
+    "TAN XCC XCCL XCCM"
+)
+"""PS3.16 CID 4014, as ViewPosition has them."""
+CODES: Final = frozenset((*_MODALITIES.split(), *_VIEWS.split()))
+"""Values that a message may show: a tag can hold anything, a name of four capitals, too."""
 MAX_SAMPLES: Final = 1 << 28
 """Samples of one frame, 256 Mi: ten times the largest mammogram (a design value)."""
 MAX_FRAMES: Final = 1 << 14
 """Frames of one file; the longest cine loops have some thousands (a design value)."""
+OF_THE_MACHINE: Final = {
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
+"""Errors that say nothing of a file: an ingest ends with them and goes on later."""
 MAX_INFLATED: Final = 1 << 30
 """Bytes that a deflated file may become (a design value)."""
 
@@ -76,7 +97,11 @@ def reading(what: str = "DICOM") -> Iterator[None]:
         raise ImageError("the file may not be read", reason="no permission") from None
     except EOFError:
         raise ImageError(f"truncated {what}: the file ends early", reason="truncated") from None
+    except MemoryError:
+        raise  # not the file's fault: it would be remembered as if it were
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            raise
         # Parsers fail in many ways on bad bytes; one bad image must not stop the others.
         raise _damaged(what, error) from None
     finally:
@@ -173,11 +198,15 @@ def is_secondary_capture(dataset: Dataset) -> bool:
 
 
 def code(value: object) -> str:
-    """A tag's value for a message: shown only where it looks like a DICOM code, such as MLO."""
+    """A tag's value for a message: shown only if it is one of ``CODES``, such as MLO.
+
+    >>> code("MLO"), code("ANNA"), code(None)
+    ('MLO', 'another', 'none')
+    """
     text = str(value or "")
     if not text:
         return "none"
-    return text if len(text) <= CODE_LENGTH and text.isalpha() and text.isupper() else "another"
+    return text if text in CODES else "another"
 
 
 def order_key(dataset: Dataset, *keywords: str) -> tuple[str, ...]:

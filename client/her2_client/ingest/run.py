@@ -23,8 +23,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from her2_client.cache import LABELS, read_index, read_outcomes
-from her2_client.cache_writer import WRITING_NAME, CacheWriter, Record
+from her2_client.cache import INDEX_NAME, LABELS, read_index, read_outcomes
+from her2_client.cache_writer import WRITING_NAME, CacheWriter, Record, interrupted_records
 from her2_client.ingest.case import files_of, standardise
 from her2_client.ingest.outcome import Outcome
 from her2_client.ingest.privacy.guard import Decision, Guard
@@ -46,6 +46,8 @@ from her2_common.errors import CacheError, ConfigError, DataError
 Progress = Callable[[int, int], None]
 """Called with the number of cases done and of all cases."""
 
+PASSING: Final = frozenset({"no permission", "no decoder", "decoder too slow"})
+"""Reasons that pass without a change of the file's size or time: the image is read again."""
 MAX_NOTES_SHOWN: Final = 20
 
 
@@ -81,12 +83,12 @@ def ingest(
     started = time.perf_counter()
     key = read_pseudonym_key(config.data.pseudonym_key_file)
     table = read_cases(config.data.cases, config.data.lesions)
-    _check_key(config, key)
+    check_key(config, key)
     guard = Guard(key, read_decisions(decisions_file(config.state)))
     units = list(units_of(table, config, key))
 
     def usable(record: Record) -> bool:
-        return not fresh and _still_decided(record, guard.decisions)
+        return not fresh and _stands(record, guard.decisions)
 
     summary = IngestSummary(config.name, len(table))
     try:
@@ -105,13 +107,27 @@ def ingest(
                 f"{config.data.cache}: the disk is full",
                 hint="free some space and run it again: it goes on where it was",
             ) from None
+        if error.filename is None or not Path(error.filename).is_relative_to(config.data.cache):
+            raise DataError(
+                f"the images cannot be read on: {error.strerror}",
+                hint="what was done is kept; run it again, and it goes on where it was",
+            ) from None
         raise CacheError(f"{config.data.cache}: cannot be written: {error.strerror}") from None
+    except MemoryError:
+        raise DataError(
+            "the memory is full",
+            hint="run: her2-client ingest --workers 1 (it goes on where it was)",
+        ) from None
     summary.seconds = time.perf_counter() - started
     return summary
 
 
-def _check_key(config: SiteConfig, key: bytes) -> None:
-    """Refuse to name and split the patients of a cache anew without a word."""
+def check_key(config: SiteConfig, key: bytes) -> None:
+    """Refuse to name and split the patients of a cache anew without a word.
+
+    Raises:
+        ConfigError: the cache was made with another pseudonym key.
+    """
     try:
         tag = read_index(config.data.cache).get("key_tag", "")
     except CacheError:
@@ -203,10 +219,24 @@ def _check(summary: IngestSummary, *, strict: bool) -> None:
         )
 
 
-def _still_decided(record: Record, decisions: Mapping[str, Decision]) -> bool:
-    """Whether the reviewer's decisions that a record rests on are those of today."""
-    consulted = Outcome.from_record(record).consulted
-    return all(decisions.get(name) == decision for name, decision in consulted.items())
+def _stands(record: Record, decisions: Mapping[str, Decision]) -> bool:
+    """Whether a record still holds: the reviewer's decisions are the same, no cause has passed."""
+    outcome = Outcome.from_record(record)
+    return all(
+        decisions.get(name) == decision for name, decision in outcome.consulted.items()
+    ) and not any(note.reason in PASSING for note in outcome.notes)
+
+
+def asked_digests(cache: Path) -> set[str]:
+    """The pictures that the present cache and an ingest in hand asked a reviewer about.
+
+    Raises:
+        CacheError: the present cache is damaged.
+    """
+    records = interrupted_records(cache)
+    if (cache / INDEX_NAME).exists():
+        records += read_outcomes(cache)
+    return {name for record in records for name in record["consulted"]}
 
 
 def quarantined_pictures(

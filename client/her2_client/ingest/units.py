@@ -24,7 +24,7 @@ from her2_common import __version__
 from her2_common.cases import MODALITIES, Box, Case, CaseTable, Image, Modality
 from her2_common.config import SiteConfig
 
-STANDARD: Final = 2
+STANDARD: Final = 3
 """Raised with every change of how images are standardised: they are then all done again."""
 
 
@@ -61,9 +61,7 @@ def units_of(table: CaseTable, config: SiteConfig, key: bytes) -> Iterator[Unit]
         depends_on = {
             "standard": [STANDARD, __version__],
             "modality": job.modality,
-            "sizes": astuple(job.sizes),
-            "laterality": job.case.laterality,
-            "seed": job.seed,
+            "read": _read_by(job),
             "boxes": {c: astuple(job.boxes[c]) for c in files if c in job.boxes},
             "files": {c: [_fingerprint(path, root) for path in p] for c, p in files.items()},
         }
@@ -71,27 +69,39 @@ def units_of(table: CaseTable, config: SiteConfig, key: bytes) -> Iterator[Unit]
         yield Unit(job, hmac.new(key, text, hashlib.sha256).hexdigest()[:32])
 
 
+def _read_by(job: Job) -> list[Any]:
+    """What of a job, beside its files and boxes, the image of its modality depends on."""
+    if job.modality == "mri":
+        return [job.sizes.volume, job.sizes.mri_phases]
+    if job.modality == "us":
+        return [job.sizes.image, job.seed]
+    return [job.sizes.image, job.case.laterality]
+
+
 def _fingerprint(path: Path, root: Path) -> list[Any]:
-    """The path as the table has it, and name, size and time of change of each file there."""
+    """The path as the table has it, and name, size and times of change of each file there."""
     name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    if not os.path.isdir(path):  # noqa: PTH112 - takes names that no file can have for absent
+        return [name, _status(path)]
+    unread: list[str] = []
+    found = [
+        [folder[len(str(path)) :], file, _status(Path(folder, file))]
+        for folder, _, files in os.walk(path, onerror=lambda e: unread.append(type(e).__name__))
+        for file in files
+    ]
+    return [name, sorted(found, key=lambda entry: entry[:2]), sorted(unread)]
+
+
+def _status(path: Path) -> list[Any]:
+    """Size and times of change, or why there are none: the modality's module says what is wrong.
+
+    The inode's time cannot be set back, as some tools set that of the content.
+    """
     try:
-        if not path.is_dir():
-            status = path.stat()
-            return [name, *_times(status)]
-        found = []
-        for folder, folders, files in os.walk(path):
-            folders.sort()
-            for file in sorted(files):
-                status = Path(folder, file).stat()
-                found.append([folder[len(str(path)) :], file, *_times(status)])
-    except (OSError, ValueError) as error:  # the modality's module says what is wrong
-        return [name, type(error).__name__]
-    return [name, found]
-
-
-def _times(status: os.stat_result) -> tuple[int, int, int]:
-    # The time of the last change of the inode cannot be set back, as tools set that of the content.
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        return [type(error).__name__]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def bytes_needed(modalities: Iterable[Modality], config: SiteConfig) -> int:

@@ -58,7 +58,8 @@ def outcomes_of(pending: list[Job], workers: int, guard: Guard) -> Generator[Out
             hint="run: her2-client ingest --workers 1 (it goes on where it was)",
         ) from None
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        with _uninterrupted():  # a second Ctrl-C would leave workers that start without a parent
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def worker_count(asked: int | None, images: int) -> int:

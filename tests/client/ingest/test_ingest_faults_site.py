@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.client.ingest.conftest import Site, echo
@@ -117,10 +118,10 @@ FAULTS: dict[str, tuple[Spoil, type[Her2Error], str]] = {
     "cache is a file": (writes("cache"), CacheError, "cache: cannot be written: File exists"),
     "lock is a folder": (makes("cache/.lock"), CacheError, "cannot be written: Is a directory"),
     "index is a folder": (makes("cache/index.json"), CacheError, "cannot be written: Is a direc"),
-    "draft is a file": (writes("cache/.writing"), CacheError, "cannot be written: File exists"),
+    "draft is a file": (writes("cache/.writing"), CacheError, "got 1 other files or folders"),
 }
 # fmt: on
-ALIKE = [{"cache is a file", "draft is a file"}, {"lock is a folder", "index is a folder"}]
+ALIKE = [{"draft is a file", "foreign cache"}, {"index is a folder", "lock is a folder"}]
 """Faults with the same message."""
 PATHS = re.compile(r"^\S*/|/\S*/site\d+")
 
@@ -164,3 +165,27 @@ def test_different_faults_have_different_messages(told: Callable[[str], Her2Erro
     assert sorted(sorted(group) for group in groups.values() if len(group) > 1) == [
         sorted(group) for group in ALIKE
     ]
+
+
+def test_an_image_that_might_not_be_read_is_read_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A permission changes neither the size of a file nor its time of change."""
+    site.add("a", "us")
+    site.add("b", "us")
+    config = site.config()
+    locked, opened = Path(site.rows[0]["us"]), Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == locked:
+            raise PermissionError(13, "CANARY")
+        return opened(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        first = ingest(config, workers=1)
+        again = ingest(config, workers=1)
+    assert [str(note) for note in first.notes] == ["row 2, us: the file may not be read"]
+    assert (again.fresh, again.unchanged, again.notes) == (1, 1, first.notes)
+    mended = ingest(config, workers=1)
+    assert (mended.fresh, mended.unchanged, mended.notes) == (1, 1, [])

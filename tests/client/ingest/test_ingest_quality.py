@@ -405,7 +405,7 @@ def test_the_attacker_sees_through_small_counts_alone(invented_summary: Invent) 
     """The check above is sharp: with only the small counts withheld, it finds some of them."""
     summary = invented_summary(7, 150)
     exact = summary.as_dict()
-    naive = {k: v for k, v in exact.items() if k not in {"work", "seconds"}}
+    naive = {k: v for k, v in exact.items() if k not in {"work", "seconds", "published"}}
 
     def hide(part: Any) -> Any:
         if isinstance(part, dict):
@@ -430,16 +430,55 @@ def test_a_large_site_keeps_little_to_itself(invented_summary: Invent) -> None:
 def test_what_leaves_is_counts_alone(invented_summary: Invent) -> None:
     summary = invented_summary(2, 60)
     published = shareable(summary, POLICY)
-    assert set(summary.as_dict()) - set(published) == {"work", "seconds"}
+    summary.published = True
+    assert published == shareable(summary, POLICY)
+    assert set(summary.as_dict()) - set(published) == {"work", "seconds", "published"}
     assert published["min_cell"] == LIMIT
     assert json.loads(json.dumps(published, allow_nan=False)) == published
     assert not any("row" in name for path, _ in flat(published) for name in path)
 
 
+def test_reasons_are_named_but_never_counted(invented_summary: Invent) -> None:
+    """`gap` is of MRI alone: beside the refused MRI its number would tell that of the others."""
+    summary = invented_summary(2, 60)
+    summary.reasons["refused"].update({"gap": 12, "mixed phases": 3, "wrong view": 80})
+    summary.images["mri"]["refused"] += 15
+    summary.images["mg_cc"]["refused"] += 80
+    published = shareable(summary, POLICY)
+    assert published["reasons"].keys() == summary.reasons.keys()
+    for disposition, reasons in published["reasons"].items():
+        assert set(reasons) == set(summary.reasons[disposition])
+        assert set(reasons.values()) <= {None}
+
+
+@pytest.mark.parametrize(("cc", "mlo"), [(35, 28), (58, 5), (60, 3)])
+def test_cases_with_both_views_cannot_be_worked_out(cc: int, mlo: int) -> None:
+    summary = IngestSummary("north", 60, accepted=60)
+    summary.combinations["mg"] = summary.modalities["mg"] = 60
+    summary.splits["train"] = summary.labels["train"]["unknown"] = 60
+    for counts in summary.clinical.values():
+        counts["unknown"] = 60
+    summary.images["mg_cc"]["accepted"], summary.images["mg_mlo"]["accepted"] = cc, mlo
+    summary.scanners["mg"]["GE"] = cc + mlo
+    published = shareable(summary, POLICY)
+    shown = [
+        published["modalities"]["mg"],
+        published["images"]["mg_cc"]["accepted"],
+        published["images"]["mg_mlo"]["accepted"],
+    ]
+    assert None in shown
+    assert published["cases"]["accepted"] == 60
+    if shown[0] is not None:  # then the pictures together are not to be had either
+        assert None in (shown[1], shown[2])
+        assert published["scanners"]["mg"]["GE"] is None
+
+
 def test_a_limit_of_one_withholds_nothing(invented_summary: Invent) -> None:
     summary = invented_summary(2, 30)
     published = shareable(summary, Policy(min_cell=1))
-    exact = {k: v for k, v in summary.as_dict().items() if k not in {"work", "seconds"}}
+    exact = {
+        k: v for k, v in summary.as_dict().items() if k not in {"work", "seconds", "published"}
+    }
     assert published == {"min_cell": 1} | exact
 
 

@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 import her2_client.ingest.run as run_module
-from her2_client import cache_writer
+from her2_client import image_file
 from her2_client.cache import open_cache, verify_cache
 from her2_client.cache_writer import CacheWriter
-from her2_client.ingest import workers
+from her2_client.ingest import case, workers
 from her2_client.ingest.privacy.review import decisions_file, merge_decisions
 from her2_client.ingest.run import ingest, quarantined_pictures
 from her2_client.ingest.summary import IngestSummary, summary_table
@@ -247,16 +247,62 @@ def test_no_identifier_is_in_any_byte_of_the_cache(faulty: Any) -> None:
             assert canary not in name
 
 
+@pytest.mark.parametrize("name", ["CANARY", "ANNA"])
 @pytest.mark.parametrize("tag", ["Modality", "ViewPosition", "PresentationIntentType"])
-def test_no_message_quotes_what_a_tag_should_not_hold(site: Any, pictures: Any, tag: str) -> None:
+def test_no_message_quotes_what_a_tag_should_not_hold(
+    site: Any, pictures: Any, tag: str, name: str
+) -> None:
+    """A name of four capitals looks like a code and is none."""
     site.add("a")
     site.dicoms.mg(
         Path(site.rows[0]["mg_cc"]),
         pictures.breast(),
-        **{"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4", tag: "CANARY"},
+        **{"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4", tag: name},
     )
     (note,) = ingest(site.config(), workers=1).notes
-    assert "CANARY" not in str(note)
+    assert name not in str(note)
+
+
+def test_a_fault_of_the_machine_is_not_remembered_as_one_of_the_file(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.add("a")
+    site.add("b", "us")
+    config = site.config()
+    real = case.ultrasound
+    for error, words in (
+        (MemoryError(), "the memory is full"),
+        (OSError(errno.EIO, "Input/output error"), "cannot be read on: Input/output error"),
+    ):
+
+        def fail(*_: Any, error: Exception = error, **__: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(case, "ultrasound", fail)
+        with pytest.raises(DataError, match=words) as caught:
+            ingest(config, workers=1)
+        assert "goes on where it was" in str(caught.value.hint)
+        monkeypatch.setattr(case, "ultrasound", real)
+    summary = ingest(config, workers=1)
+    assert (summary.accepted, summary.notes) == (2, [])
+
+
+def test_a_dead_link_hides_no_change_of_its_folder(site: Any, pictures: Any) -> None:
+    site.add("a", "mri")
+    folder = Path(site.rows[0]["mri"])
+    (folder / "dead").symlink_to("nowhere")
+    config = site.config()
+    first = ingest(config, workers=1)
+    (folder / "1-003.dcm").touch()
+    assert ingest(config, workers=1).fresh == first.fresh == 1
+
+
+def test_what_a_modality_does_not_read_leaves_it_alone(site: Any) -> None:
+    site.add("a", laterality="L")
+    config = site.config()
+    ingest(config, workers=1)
+    data = config.data.model_copy(update={"mri_phases": (0, 1)})
+    assert ingest(config.model_copy(update={"data": data}), workers=1).fresh == 1  # the MRI
 
 
 def test_splits_follow_the_key_and_the_patient(site: Any) -> None:
@@ -471,7 +517,7 @@ def test_a_full_disk_is_told_and_the_work_is_kept(
     for number in range(4):
         site.add(f"case-{number}", "us")
     config = site.config()
-    append = cache_writer._ImageFile.append
+    append = image_file.ImageFile.append
 
     def full(self: Any, array: Any) -> Any:
         if self.count == 2:
@@ -479,7 +525,7 @@ def test_a_full_disk_is_told_and_the_work_is_kept(
             raise OSError(errno.ENOSPC, "No space left on device")
         return append(self, array)
 
-    monkeypatch.setattr(cache_writer._ImageFile, "append", full)
+    monkeypatch.setattr(image_file.ImageFile, "append", full)
     with pytest.raises(CacheError, match="the disk is full") as caught:
         ingest(config, workers=1)
     assert "goes on where it was" in str(caught.value.hint)

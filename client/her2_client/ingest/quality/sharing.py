@@ -5,12 +5,15 @@ The rule:
 - A count from 1 to ``policy.min_cell`` - 1 is withheld: None. So is every other count without
   which it could be worked out, in its own table or through any of the sums below (withhold.py).
   The two look alike: None does not mean that the count is small.
-- The same holds for the rests that stand in no table but follow from two numbers that do: cases
-  without a modality, pictures without a lesion box, training cases that lack a group.
+- The same holds for the rests that stand in no table but follow from numbers that do: cases
+  without a modality, with both mammographic views, pictures without a lesion box, training cases
+  that lack a group.
 - A zero is shown: it tells of no patient, and the policy shows it in a run, too. But if all cases
   whose value is known share one (all HER2-positive), the zeros beside it would tell the value of
   everybody; then all values of that variable are withheld. Of a column that is not recorded at
   all, everything is shown.
+- How often each reason was given is withheld, small or not: most reasons belong to one modality,
+  so that their numbers and those of the columns would tell of each other.
 - The verdict of readiness, the seconds, the rows and the messages are no part of it.
 
 Its limits: which scanner makes, reasons and combinations there are is shown, as it concerns
@@ -35,7 +38,7 @@ from her2_client.ingest.summary import (
 from her2_common.cases import CLINICAL_INPUTS, IMAGES, MODALITIES, SPLITS
 from her2_common.config import Policy
 
-LOCAL: Final = ("work", "seconds")
+LOCAL: Final = ("work", "seconds", "published")
 """What concerns this machine, not the data."""
 ONE_A_CASE: Final = ("mg_cc", "mg_mlo", "mri")
 """Columns in which a case has at most one picture or volume; ``us`` may list several."""
@@ -57,6 +60,8 @@ def shareable(summary: IngestSummary, policy: Policy) -> dict[str, Any]:
     are shown. The rule and its limits stand in the module's docstring.
     """
     document = {key: value for key, value in summary.as_dict().items() if key not in LOCAL}
+    if policy.min_cell > 1:
+        document["reasons"] = {d: dict.fromkeys(given) for d, given in document["reasons"].items()}
     known = _Known(document)
     withheld = withhold(known.counts, policy.min_cell)
     return {"min_cell": policy.min_cell} | {
@@ -161,15 +166,18 @@ class _Known:
         mammography = self.at["modalities", "mg"]
         for view in ("mg_cc", "mg_mlo"):
             self._part(accepted[view], mammography)
-        self._at_most([mammography], [accepted["mg_cc"], accepted["mg_mlo"]])
+        cc, mlo = accepted["mg_cc"], accepted["mg_mlo"]
+        both = self.counts.keep(self._value(cc) + self._value(mlo) - self._value(mammography))
+        self.counts.equal([mammography, both], [cc, mlo])
         for modality in MODALITIES:
             columns = [accepted[column] for column in IMAGES if column.startswith(modality)]
             self.counts.equal(columns, self._under("scanners", modality))
         for column in IMAGES:
             self._part(self.at["lesion_boxes", column], accepted[column])
         for disposition in DISPOSITIONS:
-            columns = [self.at["images", column, disposition] for column in IMAGES]
-            self.counts.equal(columns, self._under("reasons", disposition))
+            if given := self._under("reasons", disposition):
+                columns = [self.at["images", column, disposition] for column in IMAGES]
+                self.counts.equal(columns, given)
         # A case that is left out for its pictures has one that was not used.
         left_out = self._under("cases", "left_out", NO_USABLE_IMAGE)
         unused = [self.at["images", c, d] for c in IMAGES for d in DISPOSITIONS]
