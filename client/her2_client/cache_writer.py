@@ -18,6 +18,7 @@ power cut left behind that line, or did not bring to the disk before it, is cut 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -52,6 +53,7 @@ WRITING_NAME: Final = ".writing"
 FORMER_NAME: Final = ".former"
 """What an interrupted ingest of a table that has changed since left behind."""
 
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 Array = npt.NDArray[Any]
 Record = dict[str, Any]
 Usable = Callable[[Record], bool]
@@ -200,11 +202,19 @@ class CacheWriter:
         if self._journal is None:
             raise ValueError("expected begin() before put()")
         row = checksum = None
-        if values is not None:
-            row, checksum = self._files[modality].append(values)
-        whole = {**record, "key": key, "modality": modality, "row": row, "crc32": checksum}
-        self._journal.write(_line(whole))
-        self._journal.flush()
+        try:
+            if values is not None:
+                row, checksum = self._files[modality].append(values)
+            whole = {**record, "key": key, "modality": modality, "row": row, "crc32": checksum}
+            self._journal.write(_line(whole))
+            self._journal.flush()
+        except OSError as error:
+            full = error.errno in _FULL
+            told = "the disk is full" if full else f"cannot be written: {error.strerror}"
+            raise CacheError(
+                f"{self.folder}: {told}",
+                hint="free some space and run it again: it goes on where it was" if full else None,
+            ) from None
         self._done.append(whole)
         self._next = len(self._done)
         return whole

@@ -87,8 +87,14 @@ def read_rows(path: Path, columns: tuple[str, ...], required: set[str]) -> list[
     for name in header:
         if name not in columns:
             near = difflib.get_close_matches(name, columns, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(columns)
-            raise TableError(f"{path.name}: unknown column {name!r}", hint=hint)
+            if near:
+                hint = f"did you mean {near[0]!r}?"
+                raise TableError(f"{path.name}: unknown column {name!r}", hint=hint)
+            # Where the header is missing, this is a patient's cell: it is not repeated.
+            raise TableError(
+                f"{path.name}: unknown column, the {header.index(name) + 1}. of the header",
+                hint="is row 1 the header? known: " + ", ".join(columns),
+            )
     if twice := {name for name in header if header.count(name) > 1}:
         raise TableError(f"{path.name}: column {min(twice)!r} stands twice in the header")
     if missing := required - set(header):

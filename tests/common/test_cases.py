@@ -80,7 +80,7 @@ def test_the_reference_is_the_excised_tumour_where_it_was_tested(
     ("header", "message", "hint"),
     [
         ("case_id,biopsy_hc", "unknown column 'biopsy_hc'", "did you mean 'biopsy_ihc'?"),
-        ("case_id,zzz", "unknown column 'zzz'", "known: case_id, "),
+        ("case_id,zzz", "unknown column, the 2. of the header", "is row 1 the header?"),
         ("case_id,age,age", "column 'age' stands twice", None),
         ("us,age", "column 'case_id' is missing", None),
         ("", "expected a header row", None),

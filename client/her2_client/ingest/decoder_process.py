@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
 import warnings
 from typing import Any, BinaryIO, Final
@@ -18,6 +19,8 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 
 LENGTHS: Final = struct.Struct("<QQ")
+LAST_S: Final = 60
+"""Seconds after which a decoder ends itself; twice what ``decoders`` waits."""
 
 
 def main() -> None:
@@ -29,9 +32,13 @@ def main() -> None:
     while lengths := requests.read(LENGTHS.size):
         text, frame = (requests.read(length) for length in LENGTHS.unpack(lengths))
         try:
+            if hasattr(signal, "alarm"):
+                signal.alarm(LAST_S)  # whoever asked may have been killed: do not run for ever
             head, pixels = _decoded(json.loads(text), frame)
         except Exception as error:
             head, pixels = {"error": type(error).__name__}, b""
+        if hasattr(signal, "alarm"):
+            signal.alarm(0)
         _send(answers, head, pixels)
 
 

@@ -81,6 +81,8 @@ def decode(frame: bytes, header: Dataset, syntax: uid.UID) -> tuple[Array, str]:
     plugin = plugin_for(syntax, header)
     if syntax != uid.RLELossless:  # it states no size, its decoder goes by the header
         _check_size(frame, header)
+    if plugin == "pyjpegls":
+        _check_end(frame)
     options = as_pixel_options(header) | {"number_of_frames": 1}
     options.pop("extended_offsets", None)
     options["pixel_keyword"] = "PixelData"
@@ -90,6 +92,12 @@ def decode(frame: bytes, header: Dataset, syntax: uid.UID) -> tuple[Array, str]:
         encapsulate([frame]), index=0, raw=True, decoding_plugin=plugin, **options
     )
     return array, str(properties["photometric_interpretation"])
+
+
+def _check_end(frame: bytes) -> None:
+    """Refuse a JPEG-LS stream without its end marker: CharLS would look for it for seconds."""
+    if not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise ImageError("truncated pixel data: the codestream does not end", reason="truncated")
 
 
 def _check_size(frame: bytes, header: Dataset) -> None:

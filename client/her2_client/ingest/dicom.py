@@ -11,7 +11,9 @@ name a patient.
 from __future__ import annotations
 
 import errno
+import io
 import logging
+import os
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -47,8 +49,8 @@ _VIEWS: Final = (
 """PS3.16 CID 4014, as ViewPosition has them."""
 CODES: Final = frozenset((*_MODALITIES.split(), *_VIEWS.split()))
 """Values that a message may show: a tag can hold anything, a name of four capitals, too."""
-MAX_SAMPLES: Final = 1 << 28
-"""Samples of one frame, 256 Mi: ten times the largest mammogram (a design value)."""
+MAX_SAMPLES: Final = 1 << 26
+"""Samples of one frame, 64 Mi: twice the largest mammogram (a design value)."""
 MAX_FRAMES: Final = 1 << 14
 """Frames of one file; the longest cine loops have some thousands (a design value)."""
 OF_THE_MACHINE: Final = {
@@ -61,14 +63,18 @@ OF_THE_MACHINE: Final = {
     errno.ETIMEDOUT,
 }
 """Errors that say nothing of a file: an ingest ends with them and goes on later."""
-MAX_INFLATED: Final = 1 << 30
+MAX_INFLATED: Final = 1 << 28
 """Bytes that a deflated file may become (a design value)."""
 
 ENCAPSULATED_PDF: Final = "1.2.840.10008.5.1.4.1.1.104.1"
 SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
 """The SOP class, and with a further number its multi-frame kinds."""
 
+_IMAGE_KINDS: Final = "1 1.1 1.2 1.2.1 4 4.1 4.3 4.4 6.1 6.2 3.1 7 7.1 7.2 7.3 7.4"
+_IMAGE_STORAGE: Final = {f"1.2.840.10008.5.1.4.1.1.{kind}" for kind in _IMAGE_KINDS.split()}
+"""SOP classes of X-ray, mammography, MR, ultrasound and secondary captures (PS3.4 B.5)."""
 _PIXEL_DATA: Final = 0x7FE00010
+_LARGE_READ: Final = 1 << 20
 _META_BYTES: Final = 1 << 12
 """The file meta information, which names the transfer syntax, ends well before (PS3.10, 7.1)."""
 _log = logging.getLogger("pydicom")
@@ -100,8 +106,13 @@ def reading(what: str = "DICOM") -> Iterator[None]:
     except MemoryError:
         raise  # not the file's fault: it would be remembered as if it were
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
-            raise
+        if isinstance(error, OSError) and error.errno is not None:
+            if error.errno in OF_THE_MACHINE:
+                raise
+            told = os.strerror(error.errno)
+            raise ImageError(
+                f"expected a readable file, got the error {told!r}", reason="not a file"
+            ) from None
         # Parsers fail in many ways on bad bytes; one bad image must not stop the others.
         raise _damaged(what, error) from None
     finally:
@@ -127,9 +138,23 @@ def header(path: Path) -> Dataset:
         if path.exists() and not path.is_dir() and not path.is_file():
             # a pipe or a device would keep us waiting
             raise ImageError("expected a file, got something else", reason="not a file")
-        with path.open("rb") as stream:
+        with opened(path) as stream:
             return _header(stream)
     raise AssertionError  # pragma: no cover - `reading` never swallows
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which no more is asked for than it holds, whatever length an element states."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _LARGE_READ:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
+
+
+def opened(path: Path) -> BinaryIO:
+    """The file at ``path`` for reading: a stated length of gigabytes takes no memory."""
+    return _Bounded(io.FileIO(path))
 
 
 def _header(stream: BinaryIO) -> Dataset:
@@ -180,8 +205,11 @@ def check_image(dataset: Dataset) -> None:
             "expected an image, got an encapsulated PDF",
             reason="encapsulated PDF",
             disposition="quarantined",
+            hint="take it out of the case table: it has no picture that could be approved",
         )
     if not dataset.get("Rows") or not dataset.get("Columns"):
+        if str(dataset.get("SOPClassUID", "")) in _IMAGE_STORAGE:
+            raise ImageError("truncated DICOM: the header ends early", reason="truncated")
         raise ImageError("expected an image, got another DICOM object", reason="not an image")
 
 
@@ -255,7 +283,7 @@ def pixels(dataset: Dataset, frame: int = 0) -> Array:
             plugin_for(dataset.file_meta.TransferSyntaxUID, dataset)
         if "PixelData" in dataset:
             return _decode(dataset, dataset, frame, len(dataset.PixelData))
-        with Path(str(dataset.filename)).open("rb") as stream:
+        with opened(Path(str(dataset.filename))) as stream:
             if dataset.file_meta.TransferSyntaxUID == uid.DeflatedExplicitVRLittleEndian:
                 return pixels(pydicom.dcmread(stream), frame)  # its pixels cannot be sought out
             _header(stream)

@@ -23,7 +23,7 @@ from her2_common.errors import DataError
 JOBS_A_TASK: Final = 6
 """Few enough for an even load and little memory, many enough to hide the cost of a task."""
 TASKS_AHEAD: Final = 3
-"""Tasks in flight for each worker: the bound on memory, about 30 MB a worker at full size."""
+"""Tasks in flight for each worker; their results are about 30 MB at full size."""
 SMALL_SITE: Final = 48
 """Images up to which starting workers costs more than it saves."""
 
