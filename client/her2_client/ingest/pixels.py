@@ -59,6 +59,16 @@ def saturation(shown: Array) -> Array | None:
     return spread if spread.max() > COLOURED * float(shown.max()) else None
 
 
+def coloured_share(shown: Array) -> float:
+    """The share of coloured pixels, as ``saturation`` tells colour; 0 of a grey picture.
+
+    >>> coloured_share(np.array([[[9, 9, 9], [200, 0, 0]]], np.uint8))
+    0.5
+    """
+    spread = saturation(shown)
+    return 0.0 if spread is None else float((spread > COLOURED * float(shown.max())).mean())
+
+
 def resample(image: Array, windows: Sequence[Window], shape: Sequence[int]) -> tuple[Array, Array]:
     """The part of ``image`` inside ``windows`` on a grid of ``shape``: (values, inside).
 
@@ -187,13 +197,13 @@ def lowest_threshold(values: Array, classes: int) -> float:
     return float(edges[best].mean())
 
 
-def standardise(values: Array, over: Array, of: Array | None = None) -> Array:
-    """Zero mean and unit spread over ``of[over]`` (``values`` itself if None), clipped to ±5.
+def standardise(values: Array, over: Array) -> Array:
+    """Zero mean and unit spread over ``values[over]``, clipped to ±5.
 
     Raises:
         ImageError: nothing to measure, or no spread (reason "blank image").
     """
-    sample = (values if of is None else of)[over]
+    sample = values[over].astype(np.float64)
     spread = float(sample.std()) if sample.size else 0.0
     if not spread > 1e-6 * max(1.0, float(np.abs(sample).max(initial=0.0))):
         raise ImageError("expected an image, got one constant value", reason="blank image")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from her2_client.ingest.planar.display import display
 from her2_common.errors import ImageError
@@ -56,6 +58,9 @@ LUT = {"LUTDescriptor": [4096, 0, 16], "LUTData": TABLE.tolist()}
         ({"RescaleSlope": -1.0, "RescaleIntercept": 4095.0}, 4095 - X),
         ({"RescaleSlope": 2.0, "RescaleIntercept": -10.0, "WindowCenter": 2000.0,
           "WindowWidth": 800.0}, window(2 * X - 10, 2000, 800, 8190.0) - 10),
+        ({"RescaleSlope": 2.0, "RescaleIntercept": None}, 2 * X),
+        ({"RescaleSlope": 2.0}, 2 * X),
+        ({"RescaleSlope": None, "RescaleIntercept": 7.0}, X + 7),
         ({"ModalityLUTSequence": item(**LUT)}, TABLE[STORED]),
         ({"VOILUTSequence": item(**LUT)}, TABLE[STORED]),
         ({"VOILUTSequence": item(**LUT), "RescaleSlope": 0.5, "RescaleIntercept": 0.0},
@@ -70,6 +75,53 @@ LUT = {"LUTDescriptor": [4096, 0, 16], "LUTData": TABLE.tolist()}
 )  # fmt: skip
 def test_display_is_the_standards_formula(tags: dict[str, Any], expected: Any) -> None:
     np.testing.assert_allclose(display(STORED, header(**tags)), expected, rtol=1e-6, atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+@pytest.mark.parametrize("first", [0, 900, -700])
+@pytest.mark.parametrize("sequence", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_a_table_is_looked_up_whatever_the_bits_of_its_entries(
+    bits: int, first: int, sequence: str
+) -> None:
+    entries = np.random.default_rng(bits).integers(0, 1 << bits, 3000)
+    table = item(LUTDescriptor=[3000, first, bits], LUTData=entries.tolist())
+    shown = display(STORED, header(**{sequence: table}))
+    np.testing.assert_array_equal(shown, entries[np.clip(STORED.astype(int) - first, 0, 2999)])
+
+
+@pytest.mark.parametrize("count", [256, 65536])
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_table_for_signed_values_is_read_out_of_a_file(
+    tmp_path: Path, count: int, explicit: bool
+) -> None:
+    """Implicit VR stores neither the sign of the first value nor that of the length."""
+    entries = np.random.default_rng(3).integers(0, 1 << 12, count)
+    table = Dataset()
+    table.add_new("LUTDescriptor", "SS", [0 if count == 65536 else count, -2000, 12])
+    table.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
+    written = header(
+        VOILUTSequence=Sequence([table]), RescaleSlope=1, RescaleIntercept=-2048, SamplesPerPixel=1
+    )
+    written.file_meta.TransferSyntaxUID = (
+        ExplicitVRLittleEndian if explicit else ImplicitVRLittleEndian
+    )
+    written.file_meta.MediaStorageSOPClassUID = written.file_meta.MediaStorageSOPInstanceUID = "1.2"
+    written.save_as(tmp_path / "signed.dcm", enforce_file_format=True)
+    dataset = pydicom.dcmread(tmp_path / "signed.dcm")
+    first = dataset.VOILUTSequence[0].LUTDescriptor[1]
+    assert first == (-2000 if explicit else 65536 - 2000)
+    expected = entries[np.clip(STORED.astype(int) - 2048 + 2000, 0, count - 1)]
+    np.testing.assert_array_equal(display(STORED, dataset), expected)
+
+
+@pytest.mark.parametrize("count", [255, 256])
+def test_entries_of_8_bits_may_share_a_word(count: int) -> None:
+    entries = np.random.default_rng(4).integers(0, 256, count)
+    packed = np.append(entries, 0)[: (count + 1) // 2 * 2].astype(np.uint8).tobytes()
+    table = item(LUTDescriptor=[count, 0, 8], LUTData=packed)
+    stored = (STORED % 300).astype(np.uint16)
+    shown = display(stored, header(VOILUTSequence=table))
+    np.testing.assert_array_equal(shown, entries[np.clip(stored, 0, count - 1)])
 
 
 def test_monochrome1_is_turned_around_after_its_window() -> None:
@@ -106,6 +158,7 @@ def test_signed_values_are_displayed() -> None:
         (np.full((4, 4), 7, np.uint16), {"PixelPaddingValue": 7}, "blank image"),
         (STORED, {"WindowCenter": 9.0, "WindowWidth": 0.0}, "damaged"),
         (STORED, {"VOILUTSequence": item(LUTDescriptor=[9, 0, 3], LUTData=[1])}, "damaged"),
+        (STORED, {"VOILUTSequence": item(LUTDescriptor=[9, 0, 12], LUTData=[1, 2])}, "damaged"),
         (STORED, {"WindowCenter": 9.0, "WindowWidth": 5.0, "VOILUTFunction": "ODD"}, "damaged"),
     ],
 )

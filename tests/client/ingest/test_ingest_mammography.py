@@ -141,6 +141,36 @@ def test_the_crop_is_read_at_the_original_resolution(
     assert whole[14:16, 6:8].max() < 3.0  # in the whole view it drowns
 
 
+def test_the_crop_is_standardised_by_its_own_tissue(tmp_path: Path, dicoms: Any) -> None:
+    """In a fatty breast a dense lesion is far above the mean: calcifications in it must be seen."""
+    rng = np.random.default_rng(6)
+    y, x = np.mgrid[:200, :150].astype(float)
+    breast = ((y - 100) / 90) ** 2 + (x / 120) ** 2 < 1
+    lesion = (y - 100) ** 2 + (x - 50) ** 2 < 10**2
+    stored = np.where(breast, 500 + rng.normal(0, 20, y.shape) + 700 * lesion, 10).round()
+    calcifications = (y % 7 == 3) & (x % 6 == 1) & lesion
+    stored[calcifications] += 150
+    box = Box(40, 90, 61, 111)
+    _, crop = read(dicoms.mg(tmp_path / "cc", stored), box, size=32).astype(float)
+    assert crop[crop != 0].mean() == pytest.approx(0, abs=0.01)
+    assert crop[crop != 0].std() == pytest.approx(1, abs=0.01)
+    # 31.5 source pixels onto 32: the nearest pixel of the crop to each calcification
+    row, column = (
+        (k[calcifications] + 0.5 - c + 15.75) / 31.5 * 32 for k, c in ((y, 100.5), (x, 50.5))
+    )
+    seen = crop[row.astype(int), column.astype(int)]
+    inside = crop[8:24, 8:24]
+    assert inside.max() < 5
+    assert np.median(seen) > np.percentile(inside, 95)
+
+
+def test_a_box_beside_the_breast_is_refused(tmp_path: Path, dicoms: Any, pictures: Any) -> None:
+    path = dicoms.mg(tmp_path / "cc", pictures.breast())
+    with pytest.raises(ImageError, match="expected a box on the breast") as caught:
+        read(path, Box(54, 2, 58, 6))
+    assert (caught.value.disposition, caught.value.reason) == ("refused", "box outside")
+
+
 def test_without_a_box_the_crop_is_the_whole_view(
     tmp_path: Path, dicoms: Any, pictures: Any
 ) -> None:
@@ -404,6 +434,33 @@ def test_of_a_repeat_the_last_counts_whatever_the_names(
             )
         last = dicoms.mg(tmp_path / "last.dcm", np.roll(stored, 3, 0))
         np.testing.assert_array_equal(read(folder), read(last))
+
+
+def test_images_of_several_dates_or_patients_are_refused(
+    tmp_path: Path, dicoms: Any, pictures: Any
+) -> None:
+    folder, stored = tmp_path / "exam", pictures.breast()
+    early = {"StudyDate": "20200101", "StudyInstanceUID": "1.2.1", "AcquisitionTime": "0900"}
+    late = {"StudyDate": "20200630", "StudyInstanceUID": "1.2.2", "AcquisitionTime": "0800"}
+    dicoms.mg(folder / "a", stored, **early)
+    dicoms.mg(folder / "mlo", stored, ViewPosition="MLO", **late)
+    dicoms.mg(folder / "right", stored[:, ::-1], ImageLaterality="R", **late)
+    dicoms.mg(folder / "raw", stored, PresentationIntentType="FOR PROCESSING", **late)
+    plain = read(folder, laterality="L")
+    dicoms.mg(folder / "b", stored + 9, **(late | {"StudyDate": "20200101"}))
+    assert [n.reason for n in standardised(folder, laterality="L").set_aside].count("repeat") == 1
+    np.testing.assert_array_equal(plain, read(folder / "a"))
+    dicoms.mg(folder / "b", stored + 9, **late)
+    with pytest.raises(ImageError, match="expected one examination, got 2") as caught:
+        read(folder, laterality="L")
+    assert (caught.value.disposition, caught.value.reason) == ("refused", "several examinations")
+    assert "baseline" in str(caught.value.hint)
+    (folder / "b").unlink()
+    dicoms.mg(folder / "mlo", stored, ViewPosition="MLO", PatientID="CANARY2", **early)
+    with pytest.raises(ImageError) as caught:
+        read(folder, laterality="L")
+    assert (caught.value.disposition, caught.value.reason) == ("refused", "several patients")
+    assert "CANARY" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

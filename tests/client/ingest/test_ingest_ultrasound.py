@@ -23,6 +23,7 @@ from her2_common.cases import Box
 from her2_common.errors import ImageError
 
 SIZE = 32
+REPORT = "1.2.840.10008.5.1.4.1.1.88.33"
 KEY = b"k" * 32
 
 
@@ -165,6 +166,10 @@ def test_the_box_names_the_frame(tmp_path: Path, dicoms: Any, pictures: Any) -> 
         plain = read(dicoms.us(tmp_path / f"{k}.dcm", frames[k]), box)
         there = Box(box.x0, box.y0, box.x1, box.y1, k, k + 1)
         np.testing.assert_array_equal(read(path, there), plain)
+    with pytest.raises(ImageError, match="names one of 5 frames") as caught:
+        read(path, box)
+    assert (caught.value.disposition, caught.value.reason) == ("refused", "frame unknown")
+    assert "z0" in str(caught.value.hint)
     with pytest.raises(ImageError, match="expected frame 0 to 4, got 5") as caught:
         read(path, Box(28, 24, 44, 40, 5, 6))
     assert caught.value.reason == "frame outside"
@@ -185,7 +190,7 @@ def test_of_two_pictures_the_one_with_the_box_is_taken(
     tmp_path: Path, dicoms: Any, pictures: Any
 ) -> None:
     stored = np.concatenate([pictures.echo(), 255 - pictures.echo()], axis=1)  # 64 x 144
-    both = _regions(((4, 4, 68, 60), 1, 1), ((76, 4, 140, 60), 1, 1), ((0, 0, 144, 64), 2, 3))
+    both = _regions(((4, 4, 68, 60), 1, 1), ((76, 4, 140, 60), 1, 1), ((0, 60, 144, 64), 3, 3))
     path = dicoms.us(tmp_path / "two", stored, SequenceOfUltrasoundRegions=both)
     alone = dicoms.us(tmp_path / "one", stored, region=(76, 4, 140, 60))
     box = Box(100, 24, 116, 40)
@@ -215,7 +220,7 @@ def test_of_two_pictures_the_one_with_the_box_is_taken(
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "refused", "damaged"),
         ({"NumberOfFrames": 2**31 - 1}, "refused", "frame count"),
         ({"NumberOfFrames": -3}, "refused", "frame count"),
-        ({"NumberOfFrames": 4}, "refused", "truncated"),
+        ({"NumberOfFrames": 4}, "refused", "frame unknown"),
         ({"Rows": 65535, "Columns": 65535}, "refused", "too large"),
         ({"PixelData": None}, "refused", "truncated"),
     ],
@@ -363,7 +368,9 @@ def test_the_seed_draws_a_picture_of_a_folder_whatever_the_names(
                 InstanceNumber=9 + k,  # 9, 10, 11: numbers, not words
                 SOPInstanceUID=f"1.2.{k}",
             )
-        dicoms.us(tmp_path / folder / "report.dcm", first, region=None, Modality="SR", Rows=None)
+        dicoms.us(
+            tmp_path / folder / "report.dcm", first, region=None, SOPClassUID=REPORT, Rows=None
+        )
         dicoms.us(tmp_path / folder / "shot.dcm", first, region=None)  # no region: not drawn
         results = [standardised(tmp_path / folder, seed=seed) for seed in range(20)]
         drawn.append([single.index(result.values.tobytes()) for result in results])
@@ -416,6 +423,35 @@ def test_one_picture_of_an_unverified_folder_goes_to_the_reviewer(
     second = next(name for name in refused.consulted if name != first)
     used = standardised(folder, guard=guard(**{first: Decision(False), second: Decision(True)}))
     assert [note.reason for note in used.set_aside] == ["refused at review"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        ({"StudyDate": "20200101"}, {"StudyDate": "20200630"}, "several examinations"),
+        ({"StudyDate": "20200101", "StudyInstanceUID": "1.2.1"},
+         {"StudyDate": "20200101", "StudyInstanceUID": "1.2.2"}, None),
+        ({"StudyInstanceUID": "1.2.1"}, {"StudyInstanceUID": "1.2.2"}, "several examinations"),
+        ({"StudyInstanceUID": "1.2.1"}, {}, None),
+        ({"StudyDate": "20200101", "StudyInstanceUID": "1.2.1"},
+         {"StudyInstanceUID": "1.2.1"}, None),
+        ({"StudyDate": "20200101", "region": None}, {"StudyDate": "20200630"}, None),
+        ({"PatientID": "A"}, {"PatientID": "B"}, "several patients"),
+        ({"PatientID": "A"}, {"PatientID": None}, None),
+    ],
+)  # fmt: skip
+def test_a_folder_holds_one_examination_of_one_patient(
+    tmp_path: Path, dicoms: Any, pictures: Any, first: Any, second: Any, reason: str | None
+) -> None:
+    for name, tags in (("a", first), ("b", second)):
+        dicoms.us(tmp_path / "exam" / name, pictures.echo(), **tags)
+    if reason is None:
+        assert read(tmp_path / "exam").any()
+        return
+    with pytest.raises(ImageError, match="expected") as caught:
+        read(tmp_path / "exam")
+    assert (caught.value.disposition, caught.value.reason) == ("refused", reason)
+    assert "2020" not in str(caught.value)
 
 
 def test_a_box_needs_one_picture(tmp_path: Path, dicoms: Any, pictures: Any) -> None:

@@ -108,6 +108,11 @@ def test_places_that_contradict_each_other_are_refused(tags: dict[str, Any], wha
         {"NumberOfFrames": 1, "BreastImplantPresent": "NO", "PartialView": "NO"},
         {"EstimatedRadiographicMagnificationFactor": "1.07"},
         {"EstimatedRadiographicMagnificationFactor": ""},
+        {"ImageType": ["DERIVED", "PRIMARY"]},
+        {"ImageType": ["DERIVED", "PRIMARY", "", "", "", "", "", "150000"]},
+        {"ImageType": ["ORIGINAL", "PRIMARY", ""]},
+        {"ImageType": "DERIVED"},
+        {"ImageType": None},
         {"SeriesDescription": "L MLO", "PaddleDescription": "18x24CM"},
         {"ViewCodeSequence": code("R-10242", ViewModifierCodeSequence=code("442581004"))},
     ],
@@ -124,6 +129,26 @@ def test_a_full_view_is_no_special_one(tags: dict[str, Any]) -> None:
         ({"SeriesDescription": "L CC SPOT"}, "spot view"),
         ({"ProtocolName": "RMLO MAG"}, "magnification view"),
         ({"SeriesDescription": "RMLOID"}, "implant displaced"),
+        (
+            {"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D", "", "150000"]},
+            "synthetic view",
+        ),
+        ({"ImageType": ["DERIVED", "PRIMARY", "TOMO_2D"]}, "synthetic view"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "", "GENERATED_2D"]}, "synthetic view"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "TOMO_PROJ"]}, "tomosynthesis"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS"]}, "tomosynthesis"),
+        (
+            {"ImageType": ["DERIVED", "PRIMARY", "POST_CONTRAST", "SUBTRACTION"]},
+            "contrast-enhanced view",
+        ),
+        (
+            {"ImageType": ["ORIGINAL", "PRIMARY", "POST_CONTRAST", "", "LOW_ENERGY"]},
+            "contrast-enhanced view",
+        ),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "", "", "HIGH_ENERGY"]}, "contrast-enhanced view"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "RECOMBINED"]}, "contrast-enhanced view"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "STEREO_SCOUT"]}, "biopsy view"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "PREFIRE_MINUS"]}, "biopsy view"),
     ],
 )
 def test_special_views_are_set_aside(tags: dict[str, Any], kind: str) -> None:

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from her2_client.ingest.pixels import Window, lowest_threshold, resample, square, standardise
+from her2_client.ingest.planar import orientation
+from her2_client.ingest.planar.orientation import Turn
 from her2_client.ingest.privacy.guard import Rectangle
 from her2_client.ingest.privacy.search import text_in
 from her2_common.cases import Box
@@ -26,7 +28,7 @@ SMALLEST_BREAST: Final = 0.01
 
 
 class Breast:
-    """A view of (rows, columns), bright is dense; ``mirrored`` turns its chest wall to the left.
+    """A view of (rows, columns), bright is dense; ``turn`` brings its chest wall to the left.
 
     ``box`` is in the pixels of ``image`` as it is given.
 
@@ -34,28 +36,37 @@ class Breast:
         ImageError: nothing in the picture is a breast (reason "blank image").
     """
 
-    def __init__(self, image: Array, box: Box | None, size: int, *, mirrored: bool) -> None:
+    def __init__(self, image: Array, box: Box | None, size: int, turn: Turn) -> None:
         rows, columns = image.shape
-        self.mirrored, self.size = mirrored, size
-        self.image = image[:, ::-1] if mirrored else image
-        if box is not None and mirrored:
-            box = Box(columns - box.x1, box.y0, columns - box.x0, box.y1)
+        self.turn, self.size = turn, size
+        self.image = turn.image(image)
         self.crop: list[Window] | None = None
         if box is not None:
+            box = turn.box(box, (rows, columns))
             self.crop = square((box.y0, box.x0), (box.y1, box.x1), CROP_FACTOR)
         side = max(rows, columns)
         self.top, self.scale = (rows - side) / 2, side / size
         view = [(self.top, self.top + side), (0, side)]
-        self.whole, inside = resample(self.image, view, (size, size))
-        self.threshold = lowest_threshold(self.whole[inside], AIR_FAT_DENSE)
-        self.mask = _largest_part(inside & (self.whole > self.threshold))
+        self.whole, self.inside = resample(self.image, view, (size, size))
+        self.threshold = lowest_threshold(self.whole[self.inside], AIR_FAT_DENSE)
+        self.mask = _largest_part(self.inside & (self.whole > self.threshold))
         if self.mask.mean() < SMALLEST_BREAST:
             raise ImageError(
                 "expected a breast, got an all but empty picture", reason="blank image"
             )
 
+    def checked_turn(self) -> Turn:
+        """``turn``, or another if the chest wall is not left of it; raises as ``check`` does."""
+        down, across = (self.inside.any(axis) for axis in (1, 0))
+        part = np.ix_(down, across)
+        return orientation.check(self.whole[part], self.mask[part], self.turn)
+
     def channels(self) -> Array:
-        """(2, S, S) float16: the whole view and the lesion's crop, 0 where there is no breast."""
+        """(2, S, S) float16: the whole view and the lesion's crop, 0 where there is no breast.
+
+        Raises:
+            ImageError: the lesion's crop holds nothing of the breast (reason "box outside").
+        """
         whole = np.where(self.mask, standardise(self.whole, self.mask), 0.0)
         crop = whole
         if self.crop is not None:
@@ -64,8 +75,18 @@ class Breast:
             centres = (np.arange(self.size) + 0.5) / self.size
             tissue = covered & (values > self.threshold)
             tissue &= self.mask_at(y0 + centres * (y1 - y0), x0 + centres * (x1 - x0))
-            crop = np.where(tissue, standardise(values, self.mask, of=self.whole), 0.0)
+            crop = self._standardised_crop(values, tissue)
         return np.stack([whole, crop]).astype(np.float16)
+
+    @staticmethod
+    def _standardised_crop(values: Array, tissue: Array) -> Array:
+        if not tissue.any():
+            raise ImageError(
+                "expected a box on the breast, got one beside it", reason="box outside"
+            )
+        if values[tissue].min() == values[tissue].max():
+            return np.zeros_like(values)  # a window that saturates leaves nothing to see
+        return np.where(tissue, standardise(values, tissue), 0.0)
 
     def mask_at(self, y: Array, x: Array) -> Array:
         """The mask at source positions, (len(y), len(x)); false beyond the view."""
@@ -102,9 +123,9 @@ class Breast:
             return []
         inside = self.mask_at(np.arange(y0, y1) + 0.5, np.arange(x0, x1) + 0.5)
         part = np.where(inside, self.image[y0:y1, x0:x1], np.float32(self.threshold))
-        if self.mirrored:  # letters must not be read in a mirror
-            part, x0 = part[:, ::-1], columns - x1
-        return text_in(part, x0, y0, scale=scale)
+        stored = self.turn.box(Box(x0, y0, x1, y1), (rows, columns))
+        # letters must not be read in a mirror
+        return text_in(self.turn.image(part), stored.x0, stored.y0, scale=scale)
 
 
 def _largest_part(mask: Array) -> Array:

@@ -7,9 +7,11 @@ What cannot be used is returned as errors, never dropped; whatever is sound and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
+
+from pydicom.dataset import Dataset
 
 from her2_client.ingest import dicom
 from her2_common.errors import ImageError
@@ -64,6 +66,38 @@ def examine(
     if not found:
         raise nothing_left(errors, what)
     return found, [met_in_folder(error) for error in errors]
+
+
+def check_patient(headers: Iterable[Dataset]) -> None:
+    """Raises ImageError (reason "several patients") unless one patient is named, or none."""
+    if len({_said(header, "PatientID") for header in headers} - {""}) > 1:
+        raise ImageError(
+            "expected the images of one patient in a folder, got several patients",
+            reason="several patients",
+        )
+
+
+def check_examination(headers: Sequence[Dataset]) -> None:
+    """Refuse images of several dates: a later examination shows a treated lesion.
+
+    Studies of one date are one examination; where no date is left the study's UID counts.
+
+    Raises:
+        ImageError: reason "several examinations".
+    """
+    studies = [(_said(h, "StudyDate"), _said(h, "StudyInstanceUID")) for h in headers]
+    dated = {uid for date, uid in studies if date}
+    examinations = {date or uid for date, uid in studies if date or uid not in dated} - {""}
+    if len(examinations) > 1:
+        raise ImageError(
+            f"expected one examination, got {len(examinations)}",
+            reason="several examinations",
+            hint="name the folder or the file of the baseline examination in the case table",
+        )
+
+
+def _said(header: Dataset, keyword: str) -> str:
+    return str(header.get(keyword, "") or "").strip()
 
 
 def met_in_folder(error: ImageError) -> ImageError:

@@ -1,17 +1,21 @@
 """One mammographic view -> two channels: the whole view and the lesion.
 
 1. FOR PRESENTATION alone. The view and the side must be those of the table (views.py). Spot,
-   magnification, implant and partial views and tomosynthesis are set aside. In a folder one
-   image must be left; of several exposures the last one is used: a repeat replaces a bad one.
+   magnification, implant, partial, biopsy and contrast-enhanced views, tomosynthesis and what
+   is made of it are set aside. In a folder one image must be left; of several exposures the
+   last one is used: a repeat replaces a bad one. Several patients, or dates, are refused.
 2. Modality LUT, VOI LUT (DICOM PS3.4 N.2), MONOCHROME1 inverted: bright is dense. Padding pixels
    become as dark as the darkest of the others. A PNG or JPEG is taken as it is shown.
-3. Right breasts are mirrored, so that the chest wall is always left.
+3. The chest wall is turned to the left, by PatientOrientation, the side, and the picture itself
+   (orientation.py). An upside-down view is turned where PatientOrientation says that it is one.
 4. Whole view: aspect kept, area resampling to S x S, against the chest wall, the rest is padding.
-5. Breast: the largest connected part above the lowest of three-class Otsu thresholds. Its mean
-   and spread standardise both channels; what is not breast becomes 0 in both, so that a marker
-   beside the breast enters neither.
+5. Breast: the largest connected part above the lowest of three-class Otsu thresholds. What is
+   not breast becomes 0 in both channels, so that a marker beside it enters neither. Its mean and
+   spread standardise the whole view.
 6. Lesion: the box enlarged 1.5 times (a design value), square, from the original resolution, so
-   that micro-calcifications survive. Without a box, the whole view again.
+   that micro-calcifications survive. The mean and spread of its own tissue standardise it: by
+   those of the whole view a third of a crop in a fatty breast was cut off at the limit of 5, and
+   calcifications with it. Without a box, the whole view again.
 7. Text is searched in the breast and in the lesion's crop. Text, BurnedInAnnotation YES and
    secondary captures need a reviewer (guard.py).
 """
@@ -32,7 +36,15 @@ from her2_client.ingest.outcome import NO_MAKE, Standardised, scanner_make
 from her2_client.ingest.pixels import check_box, grey, overlap, saturation
 from her2_client.ingest.planar.breast import Breast
 from her2_client.ingest.planar.display import display
-from her2_client.ingest.planar.folder import aside, examine, met_in_folder, nothing_left
+from her2_client.ingest.planar.folder import (
+    aside,
+    check_examination,
+    check_patient,
+    examine,
+    met_in_folder,
+    nothing_left,
+)
+from her2_client.ingest.planar.orientation import Turn, turn_of
 from her2_client.ingest.planar.picture import is_picture, read_picture
 from her2_client.ingest.planar.views import Side, View, check_kind, side_of, view_of
 from her2_client.ingest.privacy.guard import Guard, Rectangle
@@ -129,6 +141,7 @@ def _of_folder(folder: Path, view: View, side: Side | None) -> tuple[_Image, lis
     if len(images) == 1 and not notes:
         _check(images[0], view, side)
         return images[0], []
+    check_patient(image.header for image in images)
 
     def keep(wanted: Callable[[_Image], bool], reason: str, got: str) -> None:
         nonlocal images
@@ -153,6 +166,7 @@ def _of_folder(folder: Path, view: View, side: Side | None) -> tuple[_Image, lis
         keep(lambda i: not i.for_processing, "for processing", "one FOR PROCESSING")
     if not images:
         raise nothing_left([met_in_folder(note) for note in notes], what)
+    check_examination([image.header for image in images])
     last = max(images, key=lambda i: dicom.order_key(i.header, *LAST_ACQUIRED))
     keep(lambda i: i is last, "repeat", "an earlier exposure of the same")
     _check(last, view, side)
@@ -175,7 +189,8 @@ def _from_dicom(
         reason = "burned-in annotation"
         message = "expected no annotation in the pixels, got BurnedInAnnotation YES"
     question = _Question(guard, image.path, reason, message)
-    return _standardised(shown, box, image.side or laterality, size, question)
+    turn = turn_of(image.header, image.side or laterality or _brighter_side(shown))
+    return _standardised(shown, box, turn, size, question)
 
 
 def _from_picture(
@@ -186,7 +201,9 @@ def _from_picture(
     if saturation(shown) is not None:
         message = "expected a mammogram in grey, got colours"
         question = _Question(guard, path, "colour in the picture", message)
-    values = _standardised(grey(shown), box, laterality, size, question)
+    shown = grey(shown)
+    turn = turn_of(None, laterality or _brighter_side(shown))
+    values = _standardised(shown, box, turn, size, question)
     return Standardised(values, NO_MAKE, box is not None)
 
 
@@ -214,22 +231,24 @@ class _Question:
 
 
 def _standardised(
-    image: Array, box: Box | None, side: Side | None, size: int, question: _Question
+    image: Array, box: Box | None, turn: Turn, size: int, question: _Question
 ) -> Array:
     if box is not None:
         check_box(box, image.shape)
-    if side is None:
-        side = "L" if _brighter_left(image) else "R"
-    breast = Breast(image, box, size, mirrored=side == "R")
+    breast = Breast(image, box, size, turn)
     keep = question.keep(image, breast.text())
     if keep is not None:
         x0, y0, x1, y1 = overlap(keep, (0, 0, image.shape[1], image.shape[0]))
         kept = np.full_like(image, image.min())  # what is not kept is as dark as air
         kept[y0:y1, x0:x1] = image[y0:y1, x0:x1]
-        breast = Breast(kept, box, size, mirrored=side == "R")
+        image = kept
+        breast = Breast(image, box, size, turn)
+    if (checked := breast.checked_turn()) != turn:
+        breast = Breast(image, box, size, checked)
     return breast.channels()
 
 
-def _brighter_left(image: Array) -> bool:
+def _brighter_side(image: Array) -> Side:
     half = image.shape[1] // 2
-    return bool(image[:, :half].mean(dtype=np.float64) >= image[:, -half:].mean(dtype=np.float64))
+    left, right = (part.mean(dtype=np.float64) for part in (image[:, :half], image[:, -half:]))
+    return "L" if left >= right else "R"

@@ -15,6 +15,9 @@ TWO_DIMENSIONAL: Final = 1
 """RegionSpatialFormat of a B-mode picture (PS3.3 C.8.5.5.1.1)."""
 TISSUE: Final = 1
 """RegionDataType of a B-mode picture (PS3.3 C.8.5.5.1.2)."""
+HARMLESS: Final = {0, TISSUE, 13}
+"""Data types that paint nothing on a B-mode picture under them: none, tissue, a grey bar. All the
+others do: colour flow, spectral Doppler, traces, physiological curves, a colour bar."""
 WHOLE_PICTURE: Final = 0.98
 """Share from which a region is the whole picture and so hides nothing (a design value)."""
 
@@ -57,6 +60,19 @@ def regions_of(header: Dataset) -> list[Region]:
         if clean or region.area < WHOLE_PICTURE * rows * columns:
             found.append(region)
     return found
+
+
+def overlaid(header: Dataset, region: Region) -> bool:
+    """Whether the header states a region of other data, such as colour flow, upon ``region``."""
+    for item in header.get("SequenceOfUltrasoundRegions", None) or []:
+        kind = item.get("RegionDataType")
+        ends = [item.get(f"RegionLocation{end}") for end in ("MinX0", "MinY0", "MaxX1", "MaxY1")]
+        if kind is None or kind in HARMLESS or None in ends:
+            continue
+        x0, y0, x1, y1 = (int(end) for end in ends)
+        if x0 < region.x1 and region.x0 <= x1 and y0 < region.y1 and region.y0 <= y1:
+            return True
+    return False
 
 
 def choose(regions: Sequence[Region], box: Box | None, shape: Sequence[int]) -> Region:

@@ -2,9 +2,11 @@
 
 1. A DICOM file, a folder of them, or a PNG or JPEG. In a folder the pictures with a verified
    region are put in order of acquisition and one is drawn by the seed; if that one cannot be
-   used, the next of the draw. The others are further pictures of the same lesion.
-2. The frame of a multi-frame file: the one that the box names; else one of the middle half of
-   the loop that is not blank within the region, drawn by the seed.
+   used, the next of the draw. The others are further pictures of the same lesion. Several
+   patients, or dates, are refused.
+2. The frame of a multi-frame file: the one that the box names, and a box that names none is
+   refused; without a box one of the middle half of the loop that is not blank within the
+   region, drawn by the seed.
 3. RGB, YBR, PALETTE COLOR and MONOCHROME become grey (ITU-R BT.601 luma).
 4. SequenceOfUltrasoundRegions names the B-mode picture (regions.py). Names are often burned in
    around it and tag de-identification does not clean pixels: without such a region, as a
@@ -12,7 +14,9 @@
    the reviewer keeps is the region then.
 5. The lesion box enlarged twice (a design value), square; without a box the whole region, aspect
    kept. What lies outside the region becomes 0 whatever it holds.
-6. Mean and spread of what is left standardise it.
+6. Colour in what is left, or another region upon it (colour flow, spectral Doppler), is no B-mode
+   picture: set aside. A reviewer is asked first, since the colour may be a name's.
+7. Mean and spread of what is left standardise it.
 """
 
 from __future__ import annotations
@@ -28,10 +32,10 @@ from pydicom.pixels.processing import apply_color_lut
 
 from her2_client.ingest import dicom
 from her2_client.ingest.outcome import NO_MAKE, Standardised, scanner_make
-from her2_client.ingest.pixels import grey, overlap, resample, square, standardise
-from her2_client.ingest.planar.folder import examine
+from her2_client.ingest.pixels import coloured_share, grey, overlap, resample, square, standardise
+from her2_client.ingest.planar.folder import aside, check_examination, check_patient, examine
 from her2_client.ingest.planar.picture import is_picture, read_picture
-from her2_client.ingest.planar.regions import Region, choose, regions_of
+from her2_client.ingest.planar.regions import Region, choose, overlaid, regions_of
 from her2_client.ingest.privacy.guard import Guard
 from her2_client.ingest.privacy.search import found_message, text_in
 from her2_common.cases import Box
@@ -44,6 +48,8 @@ MOST_BLANK: Final = 64
 """Frames of one loop that are tried before it is called blank (a design value)."""
 MOST_TRIED: Final = 16
 """Pictures of one folder that are tried before it is given up (a design value)."""
+MOST_COLOURED: Final = 0.01
+"""Share of coloured pixels of a B-mode picture: a mark is smaller (a design value)."""
 
 COLOURS: Final = (
     *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB"),
@@ -92,6 +98,10 @@ class _Picture:
     def verified(self) -> bool:
         return bool(self.regions) and not self.captured
 
+    @property
+    def overlaid(self) -> bool:
+        return bool(self.regions) and all(overlaid(self.header, r) for r in self.regions)
+
 
 def _look(path: Path) -> _Picture:
     header = dicom.header(path)
@@ -109,11 +119,13 @@ def _from_folder(
     folder: Path, box: Box | None, size: int, draw: np.random.Generator, guard: Guard
 ) -> Standardised:
     found, notes = examine(folder, _look, what="ultrasound pictures")
+    check_patient(picture.header for picture in found)
     verified = [picture for picture in found if picture.verified]
     # Copies of one picture must not weigh in the draw; of them the longest file is whole.
     copies = sorted(verified or found, key=lambda picture: picture.path.stat().st_size)
     by_name = {p.header.get("SOPInstanceUID") or p.path: p for p in copies}
     pool = sorted(by_name.values(), key=lambda p: dicom.order_key(p.header, *IN_ORDER))
+    check_examination([picture.header for picture in pool])
     if box is not None and len(pool) > 1:
         raise ImageError(
             f"expected one picture for the lesion's box, got {len(pool)}",
@@ -121,7 +133,9 @@ def _from_folder(
             hint="name the picture's file in the case table, or leave the box out",
         )
     tried: list[ImageError] = []
-    for k in draw.permutation(len(pool))[:MOST_TRIED]:
+    # Pictures that say of themselves that they are overlaid are tried last.
+    order = sorted(draw.permutation(len(pool)), key=lambda k: pool[k].overlaid)
+    for k in order[:MOST_TRIED]:
         try:
             with dicom.reading():
                 used = _from_dicom(pool[k], box, size, draw, guard)
@@ -150,7 +164,7 @@ def _from_dicom(
     regions = picture.regions if picture.verified else [Region(0, 0, shape[1], shape[0])]
     region = choose(regions, box, shape)
     frame, shown = _frame(header, region, box, draw)
-    question = _Question(guard, picture.path, frame, reason, message)
+    question = _Question(guard, picture.path, frame, reason, message, header)
     values = _standardised(shown, region, box, size, question)
     return Standardised(values, scanner_make(header.get("Manufacturer")), box is not None)
 
@@ -176,6 +190,12 @@ def _frame(
     count = dicom.frames(header)
     if count == 1:
         return 0, _shown(header, 0)
+    if box is not None:
+        raise ImageError(
+            f"expected a box that names one of {count} frames, got one without a frame",
+            reason="frame unknown",
+            hint="state the frame as z0 in the lesion table, z1 being the next number",
+        )
     middle = np.arange(count // 4, count - count // 4)
     for k in draw.permutation(middle)[:MOST_BLANK]:
         shown = _shown(header, int(k))
@@ -200,13 +220,17 @@ def _shown(header: Dataset, frame: int) -> Array:
 
 @dataclass(frozen=True)
 class _Question:
-    """What the reviewer is asked about a frame; ``reason`` None where the header clears it."""
+    """What the reviewer is asked about a frame; ``reason`` None where the header clears it.
+
+    ``header`` is None for a PNG or JPEG.
+    """
 
     guard: Guard
     path: Path
     frame: int
     reason: str | None
     message: str
+    header: Dataset | None = None
 
 
 def _standardised(
@@ -225,6 +249,7 @@ def _standardised(
         )
         if decision.keep is not None:
             region = choose([Region(*overlap(decision.keep, region))], box, shown.shape[:2])
+    _check_overlay(shown, region, box, question.header)
     part = grey(shown)[region.y0 : region.y1, region.x0 : region.x1]
     values, inside = resample(part, _windows(region, box), (size, size))
     picture = np.where(inside, standardise(values, inside), 0.0)
@@ -244,8 +269,27 @@ def _text(
     shown: Array, region: Region, box: Box | None, size: int
 ) -> list[tuple[int, int, int, int]]:
     """Where text stands in what would be used, in source pixels."""
+    (top, bottom), _ = _windows(region, box)
+    used = _used(region, box)
+    part = shown[used.y0 : used.y1, used.x0 : used.x1]
+    return text_in(part, used.x0, used.y0, scale=(bottom - top) / size)
+
+
+def _used(region: Region, box: Box | None) -> Region:
+    """The part of ``region`` that enters the cache."""
     (top, bottom), (left, right) = _windows(region, box)
-    y0, x0 = region.y0 + max(0, int(top)), region.x0 + max(0, int(left))
-    y1 = min(region.y1, region.y0 + int(np.ceil(bottom)))
-    x1 = min(region.x1, region.x0 + int(np.ceil(right)))
-    return text_in(shown[y0:y1, x0:x1], x0, y0, scale=(bottom - top) / size)
+    return Region(
+        region.x0 + max(0, int(left)),
+        region.y0 + max(0, int(top)),
+        min(region.x1, region.x0 + int(np.ceil(right))),
+        min(region.y1, region.y0 + int(np.ceil(bottom))),
+    )
+
+
+def _check_overlay(shown: Array, region: Region, box: Box | None, header: Dataset | None) -> None:
+    """Set aside a picture with colour flow, Doppler or elastography upon it."""
+    used = _used(region, box)
+    part = shown[used.y0 : used.y1, used.x0 : used.x1]
+    stated = header is not None and overlaid(header, used)
+    if stated or coloured_share(part) > MOST_COLOURED:
+        raise aside("expected a B-mode picture, got one with an overlay upon it", "colour overlay")

@@ -60,6 +60,25 @@ MAGNIFIED: Final = 1.4
 """Radiographic magnification from which a view is a magnification view: about 1.05 on the
 detector, 1.5 or more on a magnification stand (a design value)."""
 
+IMAGE_TYPES: Final = {
+    "GENERATED_2D": "synthetic view",
+    "TOMO_2D": "synthetic view",
+    "TOMO_PROJ": "tomosynthesis",
+    "TOMOSYNTHESIS": "tomosynthesis",
+    "LOW_ENERGY": "contrast-enhanced view",
+    "HIGH_ENERGY": "contrast-enhanced view",
+    "RECOMBINED": "contrast-enhanced view",
+    "SUBTRACTION": "contrast-enhanced view",
+    "ADDITION": "contrast-enhanced view",
+    "PRE_CONTRAST": "contrast-enhanced view",
+    "POST_CONTRAST": "contrast-enhanced view",
+}
+"""Values 3 and more of ImageType (PS3.3 C.8.11.7.1.4, tables C.8-74b to e), and what some makes
+write in their place. The first that stands here counts: a synthetic view calls itself
+tomosynthesis, too. Value 1, DERIVED, is said of every processed image and means nothing."""
+BIOPSY: Final = ("STEREO_", "TOMO_SCOUT", "PREFIRE", "POSTFIRE", "POSTBIOPSY", "POSTMARKER")
+"""How value 3 starts in images that guide a needle (tables C.8-74a and C.8.21.6-1a)."""
+
 DESCRIPTIONS: Final = (
     "SeriesDescription",
     "ProtocolName",
@@ -80,8 +99,8 @@ def check_kind(dataset: Dataset) -> None:
     """Set aside what is no full view of one breast in one exposure.
 
     Raises:
-        ImageError: tomosynthesis, several frames, an implant, a spot, magnification or partial
-            view (all set aside).
+        ImageError: tomosynthesis or a view made of it, a contrast-enhanced or biopsy view,
+            several frames, an implant, a spot, magnification or partial view (all set aside).
     """
     kind = _kind(dataset)
     if kind is not None:
@@ -91,6 +110,8 @@ def check_kind(dataset: Dataset) -> None:
 def _kind(dataset: Dataset) -> str | None:
     if str(dataset.get("SOPClassUID", "")).startswith(TOMOSYNTHESIS):
         return "tomosynthesis"
+    if kind := _by_image_type(dataset):
+        return kind
     if str(dataset.get("NumberOfFrames", "") or 1).strip() != "1":
         return "several frames"
     for modifier in _modifiers(dataset):
@@ -109,6 +130,16 @@ def _kind(dataset: Dataset) -> str | None:
             if (match := _SIDE_AND_VIEW.fullmatch(token)) and match[3]:
                 return "implant displaced"
     return None
+
+
+def _by_image_type(dataset: Dataset) -> str | None:
+    values = dataset.get("ImageType", None) or []
+    values = [values] if isinstance(values, str) else values
+    words = [str(value).strip().upper() for value in values][2:]
+    for word, kind in IMAGE_TYPES.items():
+        if word in words:
+            return kind
+    return "biopsy view" if any(word.startswith(BIOPSY) for word in words) else None
 
 
 def view_of(dataset: Dataset) -> str | None:
