@@ -165,7 +165,8 @@ def test_response_follows_the_rule(tmp_path: Path, strict: bool) -> None:
     assert pcr["withheld_nodes_unknown"] == (4 if strict else 0)
     assert (pcr["unavailable"], pcr["not_stated"], pcr["no_nodes_positive"]) == (2, 1, 2)
     assert counts["stage_conflicts"] == 3
-    assert [(case.ypt, case.ypn) for case in cases[2:4]] == [("is", "0"), ("0", None)]
+    assert [(case.ypt, case.ypn) for case in cases[2:4]] == [(None, "0"), ("0", None)]
+    assert counts["faults"]["count"] == 1  # T 5: no source says what it means
     assert {(case.ypt, case.ypn) for case in cases[-3:]} == {(None, None)}
 
 
@@ -313,6 +314,7 @@ def test_therapy_counted_from_one_is_understood(tmp_path: Path) -> None:
     assert [case.anti_her2 for case in cases] == [1, 0, None, 1]
     assert counts["nat"] == {"yes": 2, "no": 1, "unknown": 1}
     assert counts["faults"]["count"] == 1
+    assert counts["therapy_coding"] == {"nat": "1 yes, 2 no", "anti_her2": "0 no, 1 yes"}
 
 
 def test_a_first_row_without_a_patient_is_a_fault_unless_it_is_the_legend(tmp_path: Path) -> None:

@@ -60,9 +60,11 @@ class Download:
         falling: bool = False,
         directions: Sequence[float] = AXIAL,
         study: str = "1",
+        before: bool = False,
         **tags: Any,
     ) -> Path:
-        """One series folder; ``falling`` numbers slices against their normal."""
+        """One series folder; ``falling`` numbers slices against their normal. The lesion is darker
+        in the first of several phases and in a series ``before`` contrast."""
         self.count += 1
         uid = f"1.2.3.{study}.{self.count}"
         if layout == "descriptive":
@@ -77,6 +79,8 @@ class Download:
         self.metadata.append([uid, patient, name, f"./{relative}"])
         volume = np.full((phases, *SHAPE), 100)
         volume[:, 1:3, 5:9, 3:7] = 900  # LESION
+        if before or phases > 1:
+            volume[0, 1:3, 5:9, 3:7] = 500
 
         def change(phase: int, z: int, usual: dict[str, Any]) -> dict[str, Any]:
             normal = np.cross(directions[:3], directions[3:])
@@ -105,7 +109,8 @@ class Download:
 
     def dynamic(self, patient: str, names: Sequence[str] = PASSES, **options: Any) -> list[Path]:
         return [
-            self.series(patient, name, minute=10 + 2 * i, **options) for i, name in enumerate(names)
+            self.series(patient, name, minute=10 + 2 * i, before=i == 0, **options)
+            for i, name in enumerate(names)
         ]
 
     def build(self, **options: Any) -> tuple[list[Case], dict[tuple[str, Any], Box], Any]:
@@ -366,6 +371,16 @@ def two_studies(download: Download, patient: str) -> None:
 def damaged(download: Download, patient: str) -> None:
     for path in download.dynamic(patient)[1].iterdir():
         path.write_bytes(b"\x00" * 200)
+
+
+def test_a_trigger_time_orders_no_series(download: Download) -> None:
+    """It counts from the start of each series: it may fall while the phases rise."""
+    patient = download.patient()
+    for place, name in enumerate(PASSES):
+        download.series(patient, name, minute=10 + place, TriggerTime=str(900 - place))
+    (case,), _, counts = download.build()
+    assert len(case.mri) == len(PASSES)
+    assert counts["mri"]["not_used"] == {}
 
 
 def no_positions(download: Download, patient: str) -> None:

@@ -101,6 +101,7 @@ def _loop(path: Path) -> None:
 
 
 PHASES = dynamic(2, 4, 8, 10)
+PHASES[1] *= 1.5
 
 
 def _enhanced(path: Path) -> None:

@@ -75,7 +75,8 @@ def test_several_folders_are_phases_in_the_order_of_the_table(
     np.testing.assert_array_equal(cube(first, second, third), plain)
     np.testing.assert_array_equal(cube(first, second, phases=(1,))[0], plain[1])
     # another order is another series: the reference is then another phase's
-    assert (cube(second, first, third) != plain).any()
+    assert (cube(first, third, second) != plain).any()
+    assert refused(second, first, third) == "no enhancement"
     assert refused(first, second, phases=(2,)) == "too few phases"
 
 

@@ -34,6 +34,7 @@ from her2_client.ingest.duke.sheets import (
     clinical_rows,
     read_sheet,
     source_boxes,
+    therapy_coding,
 )
 from her2_client.ingest.duke.summary import HER2_NAMES, DukeSummary
 from her2_common.cases import LESION_COLUMNS, Box
@@ -96,6 +97,7 @@ def build_duke(
     summary = DukeSummary(
         strict_nodes=strict_nodes,
         patients=len(patients),
+        therapy_coding=therapy_coding(sheet),
         box_sheet=box_path is not None,
         folders_without_row=len(files.series.keys() - {patient.case_id for patient in patients}),
     )

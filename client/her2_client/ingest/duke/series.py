@@ -44,6 +44,14 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from her2_client.ingest import dicom
+from her2_client.ingest.mri.headers import (
+    DATES,
+    PHASE_KEYS,
+    WITHIN_SERIES,
+    Moment,
+    moment,
+    number,
+)
 from her2_common.errors import ImageError
 
 DYNAMIC: Final = re.compile(r"dyn|vibrant|multi ?phase|\b3d pre\b")
@@ -56,24 +64,14 @@ DESCRIPTIVE: Final = re.compile(r"\d+(?:\.\d+)?-(.*)-\d+")
 PATIENT_FOLDER: Final = re.compile(r"Breast_MRI_\d{1,6}")
 DERIVED: Final = {"SUBTRACT", "SUBTRACTION", "SUB", "MIP", "PROJECTION IMAGE", "LOCALIZER"}
 
-TIMES: Final = (
-    ("TemporalPositionIdentifier", None),
-    ("TriggerTime", None),
-    ("AcquisitionTime", "AcquisitionDate"),
-    ("ContentTime", "ContentDate"),
-)
-"""What may order phases, best first, and the date that belongs to it. Scanners that split one
-acquisition into series give all of them one AcquisitionTime; such a tag tells nothing."""
 SAME_LEVEL_MM: Final = 0.05
 _HEAD: Final = [
     "Modality", "ImageType", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
-    "SeriesDescription", "SeriesNumber", *(tag for pair in TIMES for tag in pair if tag),
+    "SeriesDescription", "SeriesNumber", *PHASE_KEYS, *DATES.values(),
 ]  # fmt: skip
 _PLACE: Final = [
     "InstanceNumber", "Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient",
 ]  # fmt: skip
-
-Moment = tuple[str, float] | None
 
 
 @dataclass
@@ -88,14 +86,14 @@ class Files:
 
 @dataclass(frozen=True)
 class Series:
-    """One folder of images of one series; ``when`` runs along ``TIMES``."""
+    """One folder of images of one series; ``when`` runs along ``PHASE_KEYS``."""
 
     folder: Path
     phase: int
     number: int
     study: str
     uid: str
-    when: tuple[Moment, ...]
+    when: tuple[Moment | None, ...]
     files: int
 
 
@@ -234,20 +232,18 @@ def _series(folder: Path, patient: str, named: Mapping[Path, str]) -> Series | N
             number=int(head.get("SeriesNumber") or 0),
             study=str(head.get("StudyInstanceUID") or ""),
             uid=str(head.get("SeriesInstanceUID") or ""),
-            when=tuple(_moment(head, tag, date) for tag, date in TIMES),
+            when=tuple(_moment(head, key) for key in PHASE_KEYS),
             files=len(paths),
         )
     raise AssertionError  # pragma: no cover - `reading` never swallows
 
 
-def _moment(head: Dataset, tag: str, date: str | None) -> Moment:
-    text = str(head.get(tag) or "").strip()
-    if not text:
-        return None
-    if date is None:
-        return "", float(text)
-    seconds = int(text[0:2]) * 3600 + int(text[2:4] or 0) * 60 + float(text[4:] or 0)
-    return str(head.get(date) or ""), seconds
+def _moment(head: Dataset, key: str) -> Moment | None:
+    text = str(head.get(key) or "").strip()
+    if key in DATES:
+        return moment(str(head.get(DATES[key]) or ""), text)
+    value = number(text)
+    return None if value is None else ("", value)
 
 
 def grid_of(folder: Path) -> tuple[Grid, int]:
@@ -369,9 +365,14 @@ def _same_acquisition(one: Series, other: Series) -> bool:
 def _check_times(ordered: Sequence[Series]) -> None:
     """No tag that all phases have may fall, up to the first that tells them all apart.
 
-    Where none tells them apart, the names decide.
+    Where none tells them apart, the names decide. Scanners that split one acquisition into series
+    give all of them one AcquisitionTime; such a tag tells nothing. TriggerTime counts from the
+    start of each series and orders none.
     """
-    for moments in zip(*(series.when for series in ordered), strict=True):
+    for place, key in enumerate(PHASE_KEYS):
+        if key in WITHIN_SERIES:
+            continue
+        moments = [series.when[place] for series in ordered]
         known = [moment for moment in moments if moment is not None]
         if len(known) < len(ordered):
             continue

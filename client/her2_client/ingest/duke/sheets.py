@@ -289,8 +289,18 @@ def _same(*codes: int) -> dict[int, str]:
 
 _NO_YES: Final = _same(0, 1)
 _N_AFTER: Final = _same(0, 1, 2, 3) | {-1: ""}
-_T_AFTER: Final = _same(0, 1, 2, 3, 4) | {5: "is", -1: ""}
+_T_AFTER: Final = _same(0, 1, 2, 3, 4) | {-1: ""}
+"""No source says that another code means in situ."""
 _HER2: Final = _same(0, 1, 2)
+
+
+def therapy_coding(sheet: Sheet) -> dict[str, str]:
+    """Which codes the therapy columns are read with, by the column of cases.csv."""
+    names = {"0": "no", "1": "yes"}
+    return {
+        column: ", ".join(f"{code} {names[cell]}" for code, cell in _no_yes(sheet, name).items())
+        for column, name in (("nat", NAT), ("anti_her2", ANTI_HER2))
+    }
 
 
 def _no_yes(sheet: Sheet, column: str) -> dict[int, str]:

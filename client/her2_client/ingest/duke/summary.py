@@ -39,6 +39,7 @@ class DukeSummary:
     her2: Counter[str] = field(default_factory=Counter)
     nat: Counter[str] = field(default_factory=Counter)
     anti_her2: Counter[str] = field(default_factory=Counter)
+    therapy_coding: dict[str, str] = field(default_factory=dict)
     pcr: Counter[str] = field(default_factory=Counter)
     stage_conflicts: int = 0
     box_sheet: bool = False
@@ -64,6 +65,7 @@ class DukeSummary:
             "her2": {name: self.her2[name] for name in HER2_NAMES.values()},
             "nat": {name: self.nat[name] for name in yes_no},
             "anti_her2": {name: self.anti_her2[name] for name in yes_no},
+            "therapy_coding": dict(self.therapy_coding),
             "pcr": {name: self.pcr[name] for name in PCR_COUNTS},
             "stage_conflicts": self.stage_conflicts,
             "mri": {

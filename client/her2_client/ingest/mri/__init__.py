@@ -5,7 +5,10 @@ dce.py        the way through, and how intensities are standardised
     headers.py, enhanced.py   one file's slices
     kinds.py  the words of ImageType and SeriesDescription
   series.py   slices -> the one dynamic series
+    examination.py  one patient's one examination, and no phase beside it
   phases.py   its phases, in order and complete
+  scaling.py   stored values -> comparable ones
   nifti.py    the same from NIfTI
+  enhancement.py  whether contrast has arrived
   volume.py   axes, field of view, sampling; plain arrays, no DICOM
 """

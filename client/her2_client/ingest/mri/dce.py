@@ -8,8 +8,8 @@
 3. Slices are placed by ImagePositionPatient along the normal of ImageOrientationPatient, never by
    file name; phases are told apart and ordered; what contradicts itself is refused (phases.py).
 4. A phase whose header says that text is burned in waits for a reviewer (guard.py).
-5. Pixels of the phases asked for, and of the first post-contrast one; rescale slope and intercept
-   (PS3.3 C.7.6.16.2.9), which some scanners set anew for each phase or slice.
+5. Pixels of the phases asked for, and of the first post-contrast one; padding is 0; rescale slope
+   and intercept, which some scanners set anew for each phase or slice (scaling.py).
 6. Axes to LPS, the cube of 64 mm around the lesion, on one grid at every centre (volume.py).
 7. Intensity: (x / reference - 1) / 0.5, clipped to [-5, 5], with one reference a case, so that
    enhancement between phases stays: the median of the first post-contrast phase above Otsu's
@@ -17,11 +17,14 @@
    scanner must cancel; that landmarks of the histogram set the scale is the idea of Nyul, Udupa
    and Zhang (IEEE TMI 19, 2000). One landmark, the unit and the limits are design values. 0 is
    parenchyma, 2 twice as bright. Beyond the volume it is -2, air.
+8. The first post-contrast phase must be brighter somewhere than the one before contrast, of which
+   five planes are read for that (enhancement.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,11 +34,13 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from her2_client.ingest import dicom
+from her2_client.ingest.mri.enhancement import check_enhancement
 from her2_client.ingest.mri.headers import Slice
 from her2_client.ingest.mri.nifti import is_nifti, nifti_dynamic
-from her2_client.ingest.mri.phases import complete, ordered
-from her2_client.ingest.mri.scan import Found, scan
-from her2_client.ingest.mri.series import choose, families, single_phase
+from her2_client.ingest.mri.phases import complete, one_breast, ordered
+from her2_client.ingest.mri.scaling import is_scaled, rescaled
+from her2_client.ingest.mri.scan import Found, check_one_patient, scan
+from her2_client.ingest.mri.series import Family, choose, families, single_phase
 from her2_client.ingest.mri.volume import FIRST_POST_CONTRAST, Dynamic, Grid, Phase, standardised
 from her2_client.ingest.outcome import Standardised, scanner_make
 from her2_client.ingest.privacy.guard import Guard, Rectangle
@@ -64,20 +69,28 @@ def dce_mri(
     Raises:
         ImageError: the series cannot be used, with its reason.
     """
-    dynamic = dynamic_series(sources, phases)
+    dynamic = dynamic_series(sources, phases, box)
+    if box is not None and box.z0 is not None and box.z1 is not None:
+        box = replace(box, z0=box.z0 - dynamic.skipped, z1=box.z1 - dynamic.skipped)
     read = sorted({FIRST_POST_CONTRAST, *phases})
     cleared = {index: _cleared(dynamic.phases[index], dynamic.grid, index, guard) for index in read}
-    dynamic = Dynamic(dynamic.grid, cleared, dynamic.manufacturer, dynamic.set_aside)
+    shown = Dynamic(dynamic.grid, cleared, dynamic.manufacturer, dynamic.set_aside)
+    values = standardised(shown, box, size, phases)
+    check_enhancement(dynamic, box)
     return Standardised(
-        standardised(dynamic, box, size, phases),
+        values,
         scanner_make(dynamic.manufacturer),
         box is not None,
         dynamic.set_aside,
     )
 
 
-def dynamic_series(sources: Sequence[Path], phases: Sequence[int]) -> Dynamic:
+def dynamic_series(
+    sources: Sequence[Path], phases: Sequence[int], box: Box | None = None
+) -> Dynamic:
     """The phases in ``sources``, ordered and checked, without pixels.
+
+    ``box`` chooses between sagittal slabs of both breasts in one series.
 
     Raises:
         ImageError: as ``dce_mri``, but for what only pixels show.
@@ -96,9 +109,10 @@ def dynamic_series(sources: Sequence[Path], phases: Sequence[int]) -> Dynamic:
     if len(sources) == 1:
         found = scan(sources[0])
         family, unused = choose(found)
-        stacks, more = ordered(family, asked)
+        stacks, more = ordered(family, asked, box)
     else:
-        stacks, unused, more = _one_a_source(sources, asked)
+        family, stacks, unused, more = _one_a_source(sources, asked, box)
+    skipped, _ = one_breast(family, box)
     first = stacks[0][0]
     normal = np.cross(first.directions[:3], first.directions[3:])
     ends = [np.array(stacks[0][k].position) @ normal for k in (0, -1)]
@@ -109,18 +123,20 @@ def dynamic_series(sources: Sequence[Path], phases: Sequence[int]) -> Dynamic:
         # slices along the normal, rows down a column, columns along a row
         np.array([normal, first.directions[3:], first.directions[:3]]),
     )
-    read = {index: _phase(stack) for index, stack in enumerate(stacks)}
-    return Dynamic(grid, read, first.manufacturer, (*unused, *more))
+    scaled = is_scaled([stack[0] for stack in stacks])
+    read = {index: _phase(stack, scaled=scaled) for index, stack in enumerate(stacks)}
+    return Dynamic(grid, read, first.manufacturer, (*unused, *more), skipped)
 
 
 def _one_a_source(
-    sources: Sequence[Path], asked: Sequence[int]
-) -> tuple[list[tuple[Slice, ...]], tuple[ImageError, ...], tuple[ImageError, ...]]:
+    sources: Sequence[Path], asked: Sequence[int], box: Box | None
+) -> tuple[Family, list[tuple[Slice, ...]], tuple[ImageError, ...], tuple[ImageError, ...]]:
     """One phase a folder or enhanced file, in the order given."""
     together, unused = Found(), list[ImageError]()
     labels: dict[tuple[Path, int | None], int] = {}
     for number, source in enumerate(sources):
-        family, notes = single_phase(scan(source))
+        found = scan(source)
+        family, notes = single_phase(found)
         unused += notes
         for item in family.slices:
             if (item.path, item.frame) in labels:
@@ -130,6 +146,8 @@ def _one_a_source(
                 )
             labels[item.path, item.frame] = number
         together.slices += family.slices
+        together.patients |= found.patients
+    check_one_patient(together)  # studies may be sent again under other UIDs
     ranked = families(together)
     if len(ranked) > 1 or ranked[0].parted[0]:
         raise ImageError(
@@ -138,14 +156,14 @@ def _one_a_source(
             reason="unequal geometry",
         )
     phase = np.array([labels[item.path, item.frame] for item in ranked[0].slices])
-    stacks, more = complete(ranked[0], phase, asked)
-    return stacks, tuple(unused), more
+    stacks, more = complete(ranked[0], phase, asked, box)
+    return ranked[0], stacks, tuple(unused), more
 
 
 # --- pixels -------------------------------------------------------------------------------------
 
 
-def _phase(stack: tuple[Slice, ...]) -> Phase:
+def _phase(stack: tuple[Slice, ...], *, scaled: bool) -> Phase:
     def read(planes: Sequence[int]) -> Iterator[Array]:
         dataset, opened = Dataset(), None
         for plane in planes:
@@ -153,24 +171,18 @@ def _phase(stack: tuple[Slice, ...]) -> Phase:
             if opened != item.path:
                 with dicom.reading():
                     dataset, opened = pydicom.dcmread(item.path), item.path
-            yield _plane(dataset, item)
+            yield _plane(dataset, item, scaled=scaled)
 
     files = tuple(dict.fromkeys(item.path for item in stack))
     return Phase(files, read, any(item.burned_in for item in stack))
 
 
-def _plane(dataset: Dataset, item: Slice) -> Array:
-    """(rows, columns) float32 in the scanner's rescaled units."""
+def _plane(dataset: Dataset, item: Slice, *, scaled: bool) -> Array:
+    """(rows, columns) float32 in comparable units."""
     stored = dicom.pixels(dataset, item.frame or 0)
     if stored.shape != item.size:
         raise ImageError("expected a grey slice, got colour", reason="not grey")
-    slope, intercept = item.rescale or (1.0, 0.0)
-    if item.rescale is None:
-        with dicom.reading():
-            slope = float(dataset.get("RescaleSlope", 1.0) or 1.0)
-            intercept = float(dataset.get("RescaleIntercept", 0.0) or 0.0)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
-        return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    return rescaled(stored, dataset, item, scaled=scaled)
 
 
 def _cleared(phase: Phase, grid: Grid, index: int, guard: Guard) -> Phase:

@@ -24,7 +24,13 @@ from her2_client.ingest.mri.headers import (
     is_original,
     moment,
 )
-from her2_client.ingest.mri.kinds import kind
+from her2_client.ingest.mri.kinds import (
+    ANOTHER,
+    is_another_sequence,
+    is_motion_corrected,
+    kind,
+)
+from her2_client.ingest.mri.scaling import frame_scale_slope
 from her2_common.errors import ImageError
 
 TEMPORAL_INDEX: Final = (Tag("TemporalPositionIndex"), Tag("TemporalPositionTimeOffset"))
@@ -58,6 +64,8 @@ def frames_of(path: Path) -> tuple[list[Slice], dict[str, int]]:
                 found.value("MRImageFrameTypeSequence", "FrameType") or dataset.get("ImageType")
             )
             reason = kind(image_type, str(dataset.get("SeriesDescription", "")))
+            if reason is None and _is_another_sequence(dataset, found):
+                reason = ANOTHER
             if reason is not None:
                 others[reason] = others.get(reason, 0) + 1
                 continue
@@ -113,11 +121,25 @@ def _slice(
         original=is_original(image_type),
         burned_in=str(dataset.get("BurnedInAnnotation", "")).upper() == "YES",
         manufacturer=str(dataset.get("Manufacturer", "")),
+        study=(str(dataset.get("StudyInstanceUID", "")), str(dataset.get("StudyDate", ""))),
+        b_value=float(found.value("MRDiffusionSequence", "DiffusionBValue") or 0),
+        moved=is_motion_corrected(image_type, [str(dataset.get("SeriesDescription", ""))]),
         frame=number,
         rescale=(
             1.0 if slope is None else float(slope),
             0.0 if intercept is None else float(intercept),
         ),
+        scale=frame_scale_slope(found.own),
+    )
+
+
+def _is_another_sequence(dataset: Dataset, found: _Groups) -> bool:
+    echo_time = found.value("MREchoSequence", "EffectiveEchoTime")
+    planar = str(dataset.get("EchoPlanarPulseSequence", "")).upper() == "YES"
+    return is_another_sequence(
+        ["EP"] if planar else [],
+        str(dataset.get("PulseSequenceName", "")),
+        None if echo_time is None else float(echo_time),
     )
 
 

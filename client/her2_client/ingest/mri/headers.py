@@ -7,6 +7,7 @@ bytes, once; where that fails or finds nothing the library reads the whole heade
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from her2_client.ingest import dicom
+from her2_client.ingest.mri.kinds import is_motion_corrected
 from her2_common.errors import ImageError
 
 GEOMETRY: Final = {
@@ -48,12 +50,18 @@ _KEYWORDS: Final = {
     for keyword in (
         "SOPClassUID",
         "Modality",
+        "PatientID",
+        "StudyInstanceUID",
+        "StudyDate",
         "ImageType",
         "Manufacturer",
         "SeriesInstanceUID",
         "SeriesDescription",
         "NumberOfFrames",
         "BurnedInAnnotation",
+        "ScanningSequence",
+        "SequenceName",
+        "DiffusionBValue",
         *GEOMETRY,
         *PHASE_KEYS,
         *DATES.values(),
@@ -76,7 +84,9 @@ class Slice:
     """What a header says of one file, or of one ``frame`` of an enhanced one.
 
     ``spacing`` mm as (row, column), ``directions`` six cosines, ``position`` mm, all LPS;
-    ``when[i]`` orders phases by ``PHASE_KEYS[i]``; ``rescale`` of a frame (slope, intercept).
+    ``when[i]`` orders phases by ``PHASE_KEYS[i]``; ``study`` (StudyInstanceUID, StudyDate) is only
+    compared; ``b_value`` s/mm2; ``moved``: made by correcting motion; ``rescale`` of a frame
+    (slope, intercept), ``scale`` its ScaleSlope (scaling.py).
     """
 
     path: Path
@@ -91,8 +101,17 @@ class Slice:
     original: bool = True
     burned_in: bool = False
     manufacturer: str = ""
+    study: tuple[str, str] = ("", "")
+    b_value: float = 0.0
+    moved: bool = False
     frame: int | None = None
     rescale: tuple[float, float] | None = None
+    scale: float | None = None
+
+    @property
+    def echo_time(self) -> float | None:
+        """In ms."""
+        return self.protocol[PROTOCOL.index("EchoTime")]
 
 
 def read_header(path: Path) -> Header:
@@ -151,6 +170,9 @@ def _parts(keyword: str, element: RawDataElement | DataElement) -> tuple[str, ..
         value = element.value if element.VM > 1 else [element.value]
         return tuple(str(part).strip(" \0") for part in value)
     content = element.value or b""
+    if element.VR == "FD" or (keyword == "DiffusionBValue" and element.VR is None):
+        order = "<" if element.is_little_endian else ">"
+        return tuple(str(value) for (value,) in struct.iter_unpack(f"{order}d", content))
     if keyword in _BINARY and (element.VR == "US" or keyword in ("Rows", "Columns")):
         return (str(int.from_bytes(content, "little" if element.is_little_endian else "big")),)
     return tuple(part.strip(" \0") for part in content.decode("ascii", "replace").split("\\"))
@@ -176,11 +198,14 @@ def slice_of(path: Path, header: Header) -> Slice:
         directions=directions,
         position=position,
         when=tuple(_when(header, key) for key in PHASE_KEYS),
-        protocol=tuple(_number(header.get(key, ("",))[0]) for key in PROTOCOL),
+        protocol=tuple(number(header.get(key, ("",))[0]) for key in PROTOCOL),
         description=" ".join(header.get("SeriesDescription", ())),
         original=is_original(header.get("ImageType", ())),
         burned_in=header.get("BurnedInAnnotation", ("",))[0].upper() == "YES",
         manufacturer=" ".join(header.get("Manufacturer", ())),
+        study=(" ".join(header.get("StudyInstanceUID", ())), "".join(header.get("StudyDate", ()))),
+        b_value=number(header.get("DiffusionBValue", ("",))[0]) or 0.0,
+        moved=is_motion_corrected(header.get("ImageType", ()), header.get("SeriesDescription", ())),
     )
 
 
@@ -212,7 +237,7 @@ def check_geometry(
 
 
 def _numbers(keyword: str, parts: tuple[str, ...], count: int) -> tuple[float, ...]:
-    values = tuple(number for part in parts if (number := _number(part)) is not None)
+    values = tuple(value for part in parts if (value := number(part)) is not None)
     if len(parts) != count or len(values) != count:
         raise ImageError(
             f"expected {keyword} with {count} finite {'value' if count == 1 else 'values'}, "
@@ -222,7 +247,8 @@ def _numbers(keyword: str, parts: tuple[str, ...], count: int) -> tuple[float, .
     return values
 
 
-def _number(text: str) -> float | None:
+def number(text: str) -> float | None:
+    """The finite number that ``text`` says, or None."""
     try:
         value = float(text)
     except ValueError:
@@ -234,8 +260,8 @@ def _when(header: Header, key: str) -> Moment | None:
     text = header.get(key, ("",))[0]
     if key in DATES:
         return moment(header.get(DATES[key], ("",))[0], text)
-    number = _number(text)
-    return None if number is None else ("", number)
+    value = number(text)
+    return None if value is None else ("", value)
 
 
 def moment(date: str, time: str) -> Moment | None:
@@ -245,7 +271,7 @@ def moment(date: str, time: str) -> Moment | None:
     (('20200101', 36000.0), None)
     """
     clock = time.replace(":", "")
-    seconds = [_number(clock[0:2]), _number(clock[2:4] or "0"), _number(clock[4:] or "0")]
+    seconds = [number(clock[0:2]), number(clock[2:4] or "0"), number(clock[4:] or "0")]
     if seconds[0] is None or seconds[1] is None or seconds[2] is None:
         return None
     return date.replace(".", ""), seconds[0] * 3600 + seconds[1] * 60 + seconds[2]

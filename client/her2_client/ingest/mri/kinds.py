@@ -14,6 +14,7 @@ SUBTRACTION: Final = "subtraction series"
 PROJECTION: Final = "projection series"
 LOCALISER: Final = "localiser series"
 ANOTHER: Final = "another series"
+DERIVED: Final = "derived series"
 SECONDARY_CAPTURE: Final = "secondary capture"
 ENCAPSULATED_PDF: Final = "encapsulated PDF"
 ANOTHER_MODALITY: Final = "another modality"
@@ -22,6 +23,7 @@ IMAGE_TYPES: Final[Mapping[str, frozenset[str]]] = {
     SUBTRACTION: frozenset({"SUBTRACT", "SUBTRACTION", "SUB"}),
     PROJECTION: frozenset({"MIP", "MINIP", "PROJECTION", "PROJECTION IMAGE", "MPR", "REFORMATTED"}),
     LOCALISER: frozenset({"LOCALIZER"}),
+    DERIVED: frozenset({"R", "I", "REAL", "IMAGINARY"}),  # parts of complex images
     ANOTHER: frozenset(
         {"ADC", "DIFFUSION", "TRACEW", "PHASE MAP", "P"}
         | {"FAT", "F", "IN_PHASE", "IP", "OPP_PHASE", "OUT_PHASE", "OP"}  # Dixon: water is used
@@ -39,6 +41,14 @@ DESCRIPTIONS: Final[Mapping[str, re.Pattern[str]]] = {
     ),
 }
 """Whole words of SeriesDescription."""
+
+ECHO_PLANAR: Final = "EP"
+"""In ScanningSequence (PS3.3 C.8.3.1)."""
+SEQUENCE_NAMES: Final = re.compile(r"\*?ep(\d?d|fid|se|_)|(.*_)?b\d")
+"""How SequenceName of echo-planar and diffusion sequences begins: ep2d_diff, *ep_b800, *re_b50."""
+LONGEST_ECHO_MS: Final = 15.0
+"""Dynamic series weight T1 with echoes of some milliseconds (design value)."""
+MOTION_CORRECTED: Final = "moco"
 
 BEFORE: Final = frozenset({"pre", "precontrast", "native", "unenhanced", "noncontrast"})
 AFTER: Final = frozenset({"post", "postcontrast"})
@@ -74,6 +84,31 @@ def kind(image_type: Iterable[str], description: str) -> str | None:
         if any(pattern.fullmatch(word) for word in told):
             return reason
     return None
+
+
+def is_another_sequence(
+    scanning_sequence: Iterable[str], sequence_name: str, echo_time: float | None
+) -> bool:
+    """Whether a sequence cannot be the dynamic one: echo-planar, diffusion, or a long echo (ms).
+
+    >>> is_another_sequence(["GR"], "*fl3d1", 2.4), is_another_sequence(["SE"], "*ep_b800", None)
+    (False, True)
+    """
+    if ECHO_PLANAR in {value.strip().upper() for value in scanning_sequence}:
+        return True
+    if SEQUENCE_NAMES.match(sequence_name.strip().lower()):
+        return True
+    return echo_time is not None and echo_time > LONGEST_ECHO_MS
+
+
+def is_motion_corrected(image_type: Iterable[str], description: Iterable[str]) -> bool:
+    """Whether ImageType or SeriesDescription says MOCO.
+
+    >>> is_motion_corrected(["DERIVED", "PRIMARY", "M", "MOCO"], []), is_motion_corrected([], [""])
+    (True, False)
+    """
+    told = words(" ".join([*image_type, *description]))
+    return any(word.startswith(MOTION_CORRECTED) for word in told)
 
 
 def stage(description: str) -> int | None:

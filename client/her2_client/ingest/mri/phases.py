@@ -3,6 +3,7 @@
 1. Phases are told apart by the first key of ``headers.PHASE_KEYS`` that every slice has and that
    does: by its values, or, where every slice has a time of its own, because all slices of one phase
    come before those of the next.
+   Every further key that tells them apart must give the same order, but for ContentTime.
 2. Where no key does, SeriesDescription is asked, one phase a series. A series' number is never
    trusted. Descriptions that contradict the times are refused.
 3. Duplicates, mixed phases, gaps and incomplete phases are refused, each by its own reason. Only an
@@ -19,7 +20,8 @@ import numpy.typing as npt
 
 from her2_client.ingest.mri.headers import DATES, PHASE_KEYS, WITHIN_SERIES, Moment, Slice
 from her2_client.ingest.mri.scan import set_aside
-from her2_client.ingest.mri.series import ONE_A_PHASE, Family, told
+from her2_client.ingest.mri.series import ONE_A_PHASE, Family, is_sagittal, told
+from her2_common.cases import Box
 from her2_common.errors import ImageError
 
 Array = npt.NDArray[Any]
@@ -28,11 +30,16 @@ GAP_TOLERANCE: Final = 0.1
 """Share of the slice spacing by which one step may differ (design value)."""
 MIDNIGHT_SECONDS: Final = 12 * 3600.0
 """Times without dates that lie further apart may have passed midnight (design value)."""
+CREATED: Final = "ContentTime"
+"""When an image was made, perhaps long after it was acquired: it contradicts no other key."""
+BREASTS_APART: Final = 3.0
+BREASTS_APART_MM: Final = 10.0
+"""The one step between slices, in median steps and in mm, that parts slabs (design values)."""
 INCOMPLETE: Final = "incomplete phase"
 
 
 def ordered(
-    family: Family, asked: Sequence[int]
+    family: Family, asked: Sequence[int], box: Box | None = None
 ) -> tuple[list[tuple[Slice, ...]], tuple[ImageError, ...]]:
     """(slices along the normal, one tuple a phase in order; notes on what was set aside).
 
@@ -41,13 +48,15 @@ def ordered(
             incomplete phases, gaps.
     """
     labels = _labels(family)
-    return complete(family, labels, asked)
+    return complete(family, labels, asked, box)
 
 
 def complete(
-    family: Family, labels: Array, asked: Sequence[int]
+    family: Family, labels: Array, asked: Sequence[int], box: Box | None = None
 ) -> tuple[list[tuple[Slice, ...]], tuple[ImageError, ...]]:
     """The phases 0, 1, ... that ``labels`` gives the slices of ``family``, checked.
+
+    Of sagittal slabs of both breasts the one that holds ``box``.
 
     Raises:
         ImageError: duplicates, mixed or incomplete phases, gaps, too few phases for ``asked``.
@@ -68,9 +77,11 @@ def complete(
                 f"{held.shape[1] - missing[index]} in phase {index}",
                 reason=INCOMPLETE,
             )
-    _check_steps(family.heights)
+    low, high = one_breast(family, box)
+    _check_steps(family.heights[low:high])
     check_enough(count, asked)
     order = np.argsort(family.levels, kind="stable")
+    order = order[(family.levels[order] >= low) & (family.levels[order] < high)]
     chosen = [tuple(family.slices[i] for i in order if labels[i] == p) for p in range(count)]
     return chosen, notes
 
@@ -101,6 +112,30 @@ def _check_duplicates(held: Array) -> None:
     )
 
 
+def one_breast(family: Family, box: Box | None) -> tuple[int, int]:
+    """The levels, from and to, of the sagittal slab that holds ``box``; all of one stack.
+
+    Raises:
+        ImageError: two slabs and no box in one of them (reason "both breasts").
+    """
+    count = len(family.heights)
+    steps = np.diff(family.heights)
+    wide = np.flatnonzero(steps > BREASTS_APART * np.median(steps)) if count > 1 else steps
+    if len(wide) != 1 or not is_sagittal(family) or steps[wide[0]] < BREASTS_APART_MM:
+        return 0, count
+    cut = int(wide[0]) + 1
+    if box is not None and box.z0 is not None and box.z1 is not None:
+        if box.z1 <= cut:
+            return 0, cut
+        if box.z0 >= cut:
+            return cut, count
+    raise ImageError(
+        f"expected slices of one breast, got two slabs {steps[cut - 1]:.0f} mm apart",
+        reason="both breasts",
+        hint="give the lesion a box, whose z counts the slices of both slabs along the normal",
+    )
+
+
 def _check_steps(heights: Array) -> None:
     steps = np.diff(heights)
     if len(steps) < 1:
@@ -121,26 +156,21 @@ def _labels(family: Family) -> Array:
     several = len(family.series) > 1
     stage = told(family) if several else None
     said = None if stage is None else np.array([stage[item.series] for item in family.slices])
+    chosen: tuple[str, Array] | None = None
     for place, key in enumerate(PHASE_KEYS):
         if several and key in WITHIN_SERIES:
             continue
-        known = [m for item in family.slices if (m := item.when[place]) is not None]
-        if len(known) < len(family.slices) or not _comparable(known, key):
-            continue
-        numbers = {moment: number for number, moment in enumerate(sorted(set(known)))}
-        values = np.array([numbers[moment] for moment in known])
-        labels = _by_value(values, family)
+        labels = _by_key(family, place)
         if labels is None:
-            labels = _by_rank(values, family)
-        if labels is not None:
-            if said is not None and (said != labels).any():
-                raise ImageError(
-                    f"expected {key} to order {family.phases} phases as their series' descriptions "
-                    "do, got another order",
-                    reason="contradictory phases",
-                    hint=ONE_A_PHASE,
-                )
-            return labels
+            continue
+        if said is not None and (said != labels).any() and (chosen is None or key != CREATED):
+            raise _contradiction(family, key, "SeriesDescription")
+        if chosen is None:
+            chosen = key, labels
+        elif key != CREATED and (chosen[1] != labels).any():
+            raise _contradiction(family, key, chosen[0])
+    if chosen is not None:
+        return chosen[1]
     if said is not None:
         return said
     counts = np.bincount(family.levels)
@@ -154,6 +184,25 @@ def _labels(family: Family) -> Array:
         f"expected {family.phases} phases to differ in one of {', '.join(PHASE_KEYS)}, "
         "got none that does",
         reason="phases unclear",
+        hint=ONE_A_PHASE,
+    )
+
+
+def _by_key(family: Family, place: int) -> Array | None:
+    """The phases by ``PHASE_KEYS[place]``, if every slice has it and it tells them apart."""
+    known = [m for item in family.slices if (m := item.when[place]) is not None]
+    if len(known) < len(family.slices) or not _comparable(known, PHASE_KEYS[place]):
+        return None
+    numbers = {moment: number for number, moment in enumerate(sorted(set(known)))}
+    values = np.array([numbers[moment] for moment in known])
+    labels = _by_value(values, family)
+    return _by_rank(values, family) if labels is None else labels
+
+
+def _contradiction(family: Family, key: str, other: str) -> ImageError:
+    return ImageError(
+        f"expected {key} to order {family.phases} phases as {other} does, got another order",
+        reason="contradictory phases",
         hint=ONE_A_PHASE,
     )
 

@@ -6,28 +6,41 @@ say subtraction, projection, localiser or another contrast are counted by series
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from her2_client.ingest import dicom
 from her2_client.ingest.mri import kinds
 from her2_client.ingest.mri.enhanced import frames_of
-from her2_client.ingest.mri.headers import ENHANCED_CLASSES, Header, Slice, read_header, slice_of
+from her2_client.ingest.mri.headers import (
+    ENHANCED_CLASSES,
+    Header,
+    Slice,
+    number,
+    read_header,
+    slice_of,
+)
 from her2_client.ingest.planar.folder import MAX_FILES
 from her2_common.errors import ImageError
+
+ECHO_TOLERANCE: Final = 0.05
+"""Share by which echo times of one series may differ."""
 
 
 @dataclass
 class Found:
     """What a folder or file holds, before a choice; ``others`` counts by (series, reason),
-    ``faults`` are what has no place, by series.
+    ``faults`` are what has no place, by series; ``patients`` are only compared.
     """
 
     slices: list[Slice] = field(default_factory=list)
     others: Counter[tuple[str, str]] = field(default_factory=Counter)
     faults: dict[str, list[ImageError]] = field(default_factory=dict)
+    patients: set[str] = field(default_factory=set)
 
     def notes(self) -> tuple[ImageError, ...]:
         """One note a series."""
@@ -63,6 +76,7 @@ def scan(source: Path) -> Found:
         except ImageError as error:
             if not whole or error.reason != "not DICOM":
                 raise
+    _part_from_diffusion(found)
     if not whole and len(found.slices) == 1 and found.slices[0].frame is None:
         raise ImageError(
             "expected a folder, a NIfTI file or an enhanced MR file, got one DICOM slice",
@@ -70,7 +84,21 @@ def scan(source: Path) -> Found:
         )
     if not found.slices:
         raise _nothing(found)
+    check_one_patient(found)
     return found
+
+
+def check_one_patient(found: Found) -> None:
+    """Raises ImageError (reason "several patients") where PatientID differs; blank ones count not.
+
+    Identifiers stay in the memory of this process.
+    """
+    if len(found.patients) > 1:
+        raise ImageError(
+            f"expected images of one patient, got {len(found.patients)} patients",
+            reason="several patients",
+            hint="name a folder that holds one patient's images",
+        )
 
 
 def _files(folder: Path) -> list[Path]:
@@ -100,6 +128,8 @@ def _look(path: Path, found: Found) -> None:
     if "Rows" not in header and "Modality" not in header and "SOPClassUID" not in header:
         return  # DICOMDIR
     series = " ".join(header.get("SeriesInstanceUID", ())) or str(path.parent)
+    if owner := "".join(c for c in "".join(header.get("PatientID", ())) if c.isascii()).strip():
+        found.patients.add(owner)  # ASCII alone: other characters depend on how a header is read
     if (reason := _other(header)) is not None:
         found.others[series, reason] += 1
         return
@@ -128,7 +158,34 @@ def _other(header: Header) -> str | None:
     if is_enhanced(header):
         return None  # by frame
     description = " ".join(header.get("SeriesDescription", ()))
-    return kinds.kind(header.get("ImageType", ()), description)
+    if (reason := kinds.kind(header.get("ImageType", ()), description)) is not None:
+        return reason
+    another = kinds.is_another_sequence(
+        header.get("ScanningSequence", ()),
+        header.get("SequenceName", ("",))[0],
+        number(header.get("EchoTime", ("",))[0]),
+    )
+    return kinds.ANOTHER if another else None
+
+
+def _part_from_diffusion(found: Found) -> None:
+    """Sets aside whole series of several b-values or echo times: their images are no phases."""
+    bounds: dict[str, tuple[float, float, float]] = {}  # largest b; shortest, longest echo
+    for item in found.slices:
+        b, shortest, longest = bounds.get(item.series, (0.0, math.inf, 0.0))
+        echo = item.echo_time
+        if echo:
+            shortest, longest = min(shortest, echo), max(longest, echo)
+        bounds[item.series] = (max(b, item.b_value), shortest, longest)
+    parted = {
+        series
+        for series, (b, shortest, longest) in bounds.items()
+        if b > 0 or longest > (1 + ECHO_TOLERANCE) * shortest
+    }
+    for item in found.slices:
+        if item.series in parted:
+            found.others[item.series, kinds.ANOTHER] += 1
+    found.slices = [item for item in found.slices if item.series not in parted]
 
 
 def is_enhanced(header: Header) -> bool:

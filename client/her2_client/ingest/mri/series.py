@@ -18,6 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from her2_client.ingest.mri import kinds
+from her2_client.ingest.mri.examination import (
+    check_no_phase_elsewhere,
+    check_one_examination,
+    without_copies,
+)
 from her2_client.ingest.mri.headers import Slice
 from her2_client.ingest.mri.scan import Found, set_aside
 from her2_common.errors import ImageError
@@ -33,6 +38,8 @@ LEVEL_TOLERANCE: Final = 0.1
 """Share of the slice spacing within which two slices lie at the same level."""
 PROTOCOL_TOLERANCE: Final = 0.05
 """Share by which repetition time, echo time and flip angle of one dynamic series may differ."""
+SAGITTAL: Final = 0.7
+"""Least cosine between the normal and left or right."""
 
 ONE_A_PHASE: Final = (
     "name one folder a phase in the table, ';' between them, the one before contrast first"
@@ -98,10 +105,13 @@ def choose(found: Found) -> tuple[Family, tuple[ImageError, ...]]:
     """The family with most phases, and notes on what is not used.
 
     Raises:
-        ImageError: one slice or phase only, several dynamic series, phases unclear, no geometry.
+        ImageError: one slice or phase only, several examinations or dynamic series, phases
+            unclear, no geometry.
     """
+    without_copies(found)
     ranked = families(found)
     best = ranked[0]
+    check_one_examination([f for f in ranked if f.phases > 1 and len(f.heights) > 1])
     if len(best.heights) < 2:
         raise ImageError(
             f"expected slices at several positions, got {len(best.slices)} at one",
@@ -116,6 +126,13 @@ def choose(found: Found) -> tuple[Family, tuple[ImageError, ...]]:
         )
     equal = [f for f in ranked if f.phases == best.phases and len(f.heights) > 1]
     equal = [f for f in equal[1:] if not {*f.series} & {*best.series}]
+    if len(equal) == 1 and _other_breast(best, equal[0]):
+        raise ImageError(
+            f"expected slices of one breast, got two sagittal series of {best.phases} phases, "
+            "beside one another",
+            reason="both breasts",
+            hint="name the folder of the series that shows the lesion in the table",
+        )
     if equal:
         raise ImageError(
             f"expected one dynamic series, got {1 + len(equal)} of {best.phases} phases each",
@@ -129,7 +146,21 @@ def choose(found: Found) -> tuple[Family, tuple[ImageError, ...]]:
             reason="phases unclear",
             hint=ONE_A_PHASE,
         )
+    check_no_phase_elsewhere(best, ranked[1:], ONE_A_PHASE)
     return _settled(found, best, ranked[1:])
+
+
+def is_sagittal(family: Family) -> bool:
+    """Whether the slices are stacked from side to side."""
+    return bool(abs(_normal(family.slices[0])[0]) > SAGITTAL)
+
+
+def _other_breast(family: Family, other: Family) -> bool:
+    first, second = family.slices[0], other.slices[0]
+    if not (is_sagittal(family) and float(_normal(first) @ _normal(second)) > SAGITTAL):
+        return False
+    ends = [(a.min(), a.max()) for a in (_along(f.slices, first) for f in (family, other))]
+    return bool(ends[0][1] < ends[1][0] or ends[1][1] < ends[0][0])
 
 
 def told(family: Family) -> dict[str, int] | None:
@@ -179,7 +210,7 @@ def _settled(
             unused[item.series] += 1
     for series in best.series:
         unused.pop(series, None)
-    notes = [set_aside("derived series", count) for count in derived]
+    notes = [set_aside(kinds.DERIVED, count) for count in derived]
     notes += [set_aside(kinds.ANOTHER, unused[series]) for series in sorted(unused)]
     notes += [set_aside("no geometry", len(found.faults[name])) for name in sorted(found.faults)]
     return best, (*found.notes(), *notes)

@@ -81,13 +81,15 @@ class Phase:
 class Dynamic:
     """The phases of one case on one grid, by index; 0 is before contrast.
 
-    ``set_aside``: what was found beside them and is not used.
+    ``set_aside``: what was found beside them and is not used; ``skipped``: slices before the first
+    one, of the other breast, that a box counts too.
     """
 
     grid: Grid
     phases: dict[int, Phase]
     manufacturer: str = ""
     set_aside: tuple[ImageError, ...] = ()
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -204,10 +206,15 @@ def standardised(dynamic: Dynamic, box: Box | None, size: int, phases: Sequence[
 def reference_of(values: Array) -> float:
     """The median of the values above Otsu's threshold: about parenchyma.
 
+    Values below 0 count as 0, air: only values above 0 enter the median.
+
     Raises:
         ImageError: no bright tissue (reason "blank image").
     """
-    reference = float(np.median(values[values > lowest_threshold(values, 2)]))
+    above = np.maximum(values, 0)  # padding that no header names joins the air
+    if not above.any():
+        raise ImageError("expected bright tissue, got none above zero", reason="blank image")
+    reference = float(np.median(above[above > lowest_threshold(above, 2)]))
     if not reference > 0:
         raise ImageError("expected bright tissue, got none above zero", reason="blank image")
     return reference
