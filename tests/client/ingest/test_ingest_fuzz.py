@@ -79,7 +79,7 @@ def _mg(path: Path, syntax: str | None = None) -> None:
 
 def _us(path: Path, *, jpeg: bool = False) -> None:
     grey = echo(40, 44).astype(np.uint8)
-    colour = np.stack([grey, grey, 255 - grey], axis=-1)
+    colour = np.stack([grey, grey, (0.9 * grey).astype(np.uint8)], axis=-1)  # a tinge
     DICOMS.us(path, colour)
     if jpeg:
         stream = io.BytesIO()
@@ -123,6 +123,10 @@ def _picture(path: Path) -> None:
     Image.fromarray(echo(40, 44).astype(np.uint8)).save(path)
 
 
+def _view(path: Path) -> None:
+    Image.fromarray((breast() / 16).clip(0, 255).astype(np.uint8)).save(path, quality=95)
+
+
 SOURCES: dict[str, tuple[Modality, str, Callable[[Path], None]]] = {
     "mammogram": ("mg", "x.dcm", _mg),
     "JPEG lossless": ("mg", "x.dcm", lambda path: _mg(path, uid.JPEGLosslessSV1)),
@@ -137,10 +141,15 @@ SOURCES: dict[str, tuple[Modality, str, Callable[[Path], None]]] = {
     "NIfTI": ("mri", "x.nii", _nifti),
     "packed NIfTI": ("mri", "x.nii.gz", _nifti),
     "PNG picture": ("us", "x.png", _picture),
-    "JPEG picture": ("mg", "x.jpg", _picture),
+    "JPEG picture": ("mg", "x.jpg", _view),
 }
 OF_DICOM = [name for name, (_, file, _) in SOURCES.items() if file == "x.dcm"]
-BOXES = {"mg": Box(4, 10, 20, 26), "us": Box(10, 10, 24, 20), "mri": Box(2, 2, 6, 6, 1, 3)}
+BOXES = {
+    "mg": Box(4, 10, 20, 26),
+    "us": Box(10, 10, 24, 20),
+    "loop": Box(10, 10, 24, 20, 2, 3),
+    "mri": Box(2, 2, 6, 6, 1, 3),
+}
 
 
 class Source:
@@ -158,11 +167,12 @@ class Source:
         table.write_text(f"case_id,{column}\nCANARYCASE,{named}\n")
         self.case: Case = read_cases(table).cases[0]
         self.column: Any = column
+        self.box = BOXES["loop" if name == "loop" else self.modality]
 
     def standardised(self, content: bytes, *, boxed: bool, approved: bool) -> Outcome:
         """The outcome with ``content`` in the file's place, checked."""
         self.path.write_bytes(content)
-        boxes = {self.column: BOXES[self.modality]} if boxed else {}
+        boxes = {self.column: self.box} if boxed else {}
         guard = Guard(b"k" * 32, Approves() if approved else {})
         with watched():
             outcome = standardise(Job(self.case, self.modality, boxes, SIZES, 7), guard)

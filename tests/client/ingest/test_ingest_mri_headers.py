@@ -87,7 +87,6 @@ def test_a_header_says_what_the_library_says(tmp_path: Path, dicoms: Any, syntax
                     "EchoTime", "ScanningSequence", "SequenceName", "DiffusionBValue", "PatientID",
                     "StudyInstanceUID", "StudyDate", "BurnedInAnnotation", "NumberOfFrames",
                     "SOPClassUID"):  # fmt: skip
-                    "SOPClassUID"):  # fmt: skip
         value = again.get(keyword)
         if value is None:
             assert keyword not in read
