@@ -309,7 +309,7 @@ def test_no_file_names_this_machine() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("name", ["report.png", "cohort.png"])
+@pytest.mark.parametrize("name", ["report.png", "cohort.png", "quality.png"])
 def test_pictures_are_small(name: str) -> None:
     content = (ROOT / "docs" / name).read_bytes()
     assert content.startswith(b"\x89PNG")

@@ -42,6 +42,7 @@ def outcomes_of(pending: list[Job], workers: int, guard: Guard) -> Generator[Out
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_worker, initargs=(guard,)
     )
+    others = set(multiprocessing.active_children())
     tasks = (pending[i : i + JOBS_A_TASK] for i in range(0, len(pending), JOBS_A_TASK))
     waiting: deque[Future[list[Outcome]]] = deque()
     try:
@@ -53,6 +54,10 @@ def outcomes_of(pending: list[Job], workers: int, guard: Guard) -> Generator[Out
         while waiting:
             yield from waiting.popleft().result()
     except BrokenProcessPool:
+        # A worker that was just starting when another died is not ended by the pool, which then
+        # waits for it for ever (seen with CPython 3.11.7).
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
         raise DataError(
             "a worker process died, most likely for want of memory",
             hint="run: her2-client ingest --workers 1 (it goes on where it was)",
