@@ -90,6 +90,8 @@ class Centre:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A shell's background job hands down that Ctrl-C is ignored; a person's terminal not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
             env={**os.environ, MARK: str(self.site.folder)},
             **options,
         )  # fmt: skip
