@@ -83,6 +83,8 @@ class Centre:
         return folder / name
 
     def start(self, name: str, **options: Any) -> subprocess.Popen[str]:
+        # A shell's background job hands down that Ctrl-C is ignored; a person's terminal does not.
+        options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         return subprocess.Popen(
             [PROGRAM, "ingest", "--site", self.site.folder / f"{name}.yaml", "--workers", "2",
              "--json"],
@@ -90,8 +92,6 @@ class Centre:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # A shell's background job hands down that Ctrl-C is ignored; a person's terminal not.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
             env={**os.environ, MARK: str(self.site.folder)},
             **options,
         )  # fmt: skip
