@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.browser import chromium, console_messages
 
 from her2_common.errors import RunError
 from her2_server.evaluation import evaluate
@@ -314,42 +313,6 @@ def test_the_verdict_follows_the_interval(auc: dict[str, float] | None, says: st
 
 
 # --- in a browser --------------------------------------------------------------------------------
-
-
-def chromium(page: Path, profile: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Open ``page`` in headless Chromium, or skip where there is none."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        if os.environ.get("HER2_REQUIRE_CHROMIUM") == "1":
-            pytest.fail("HER2_REQUIRE_CHROMIUM=1, but there is no chromium on the PATH")
-        pytest.skip("no chromium on the PATH; HER2_REQUIRE_CHROMIUM=1 makes this a failure")
-    return subprocess.run(
-        [
-            program,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={profile}",
-            "--enable-logging=stderr",
-            "--v=0",
-            "--hide-scrollbars",
-            *options,
-            page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-
-
-def console_messages(log: str) -> list[str]:
-    return [line for line in log.splitlines() if "CONSOLE" in line]
 
 
 def test_the_browser_has_no_complaint(simulated_run: Path, tmp_path: Path) -> None:

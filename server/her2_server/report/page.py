@@ -2,7 +2,7 @@
 
 1. Read summary.json and metrics.jsonl.
 2. Draw the figures (her2_server.report.figures and .flow) as inline SVG.
-3. Fill template.html.j2, with style.css inside it.
+3. Fill template.html.j2, with the house's palette and style.css inside it.
 4. Write a temporary file and rename it: a report is whole or absent.
 
 The page loads nothing: no font, script, picture or link from elsewhere. The same input gives the
@@ -16,12 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
+from jinja2 import UndefinedError
 
 from her2_common.cases import MODALITIES
 from her2_common.clinical import PCR_DEFINITION
 from her2_common.config import Policy
 from her2_common.errors import RunError
+from her2_common.pages import environment, style
 from her2_server.report import figures, flow, text
 
 _NEEDED: Final = ("version", "run", "sites", "threshold", "validation", "test", "bytes", "seconds")
@@ -97,14 +98,8 @@ def read_run(run_folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def render(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("her2_server.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
+    templates = environment("her2_server.report")
+    templates.filters.update(
         count=lambda value: text.count(value, SITE_MIN_CELL),
         number=text.number,
         interval=text.interval,
@@ -116,8 +111,8 @@ def render(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> s
     )
     run, test, sites = summary["run"], summary["test"], summary["sites"]
     positive, negative = text.OUTCOMES[run["label"]]
-    return environment.get_template("template.html.j2").render(
-        style=(Path(__file__).with_name("style.css")).read_text(encoding="utf-8"),
+    return templates.get_template("template.html.j2").render(
+        style=style("her2_server.report", "style.css"),
         summary=summary,
         run=run,
         test=test,

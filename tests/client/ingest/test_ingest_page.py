@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import stat
-import subprocess
 from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -14,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.browser import chromium, console_messages
 
 from her2_client.ingest.outcome import Note
 from her2_client.ingest.quality.page import MAX_ROWS_SHOWN, bars, count, render, write_page
@@ -237,35 +235,10 @@ def test_bars_are_in_proportion() -> None:
 # --- in a browser -------------------------------------------------------------------------------
 
 
-def chromium(page: Path, profile: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Open ``page`` in headless Chromium, or skip where there is none."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        if os.environ.get("HER2_REQUIRE_CHROMIUM") == "1":
-            pytest.fail("HER2_REQUIRE_CHROMIUM=1, but there is no chromium on the PATH")
-        pytest.skip("no chromium on the PATH; HER2_REQUIRE_CHROMIUM=1 makes this a failure")
-    quiet = ("quic", "background-networking", "component-update", "sync", "gpu")
-    switches = [f"--disable-{name}" for name in quiet]
-    return subprocess.run(
-        [
-            program,
-            *("--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars"),
-            *("--enable-logging=stderr", "--v=0", f"--user-data-dir={profile}"),
-            *switches,
-            *options,
-            page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-
-
 def test_the_browser_has_no_complaint(summary: IngestSummary, tmp_path: Path) -> None:
     write_page(tmp_path / "page.html", summary, POLICY)
     shown = chromium(tmp_path / "page.html", tmp_path / "profile", "--dump-dom")
-    assert [line for line in shown.stderr.splitlines() if "CONSOLE" in line] == []
+    assert console_messages(shown.stderr) == []
     assert "Table 8." in Page(shown.stdout).text
 
 

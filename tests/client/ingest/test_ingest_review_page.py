@@ -8,7 +8,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.browser import QUIET, chromium_program
 
 from her2_client.ingest.privacy.guard import Decision
 from her2_client.ingest.privacy.review import (
@@ -104,14 +104,7 @@ class Browser:
                 "-c",
                 command,
                 "chromium",
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-quic",
-                "--no-first-run",
-                "--disable-background-networking",
-                "--disable-component-update",
-                "--disable-sync",
+                *QUIET,
                 "--remote-debugging-pipe",
                 f"--user-data-dir={profile}",
                 "about:blank",
@@ -243,12 +236,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        if os.environ.get("HER2_REQUIRE_CHROMIUM") == "1":
-            pytest.fail("HER2_REQUIRE_CHROMIUM=1, but there is no chromium on the PATH")
-        pytest.skip("no chromium on the PATH; HER2_REQUIRE_CHROMIUM=1 makes this a failure")
-    made = Browser(program, tmp_path_factory.mktemp("profile"))
+    made = Browser(chromium_program(), tmp_path_factory.mktemp("profile"))
     yield made
     made.close()
 

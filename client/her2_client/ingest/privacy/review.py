@@ -30,13 +30,13 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from her2_client.ingest.privacy.guard import Decision, Guard, Rectangle
 from her2_client.ingest.privacy.text import eight_bits
 from her2_common.errors import TableError
 from her2_common.files import replace_privately
+from her2_common.pages import environment, style
 from her2_common.tables import Faults, read_rows
 
 Array = npt.NDArray[Any]
@@ -117,26 +117,23 @@ def write_sheet(path: Path, seen: Sequence[Seen], *, site: str, more: int) -> No
 
     ``more`` is how many cases wait for the next sheet; its folder is closed to others, too.
     """
-    environment = Environment(
-        loader=PackageLoader("her2_client.ingest.privacy", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     folder = resources.files("her2_client.ingest.privacy")
     script = folder.joinpath("review.js").read_text(encoding="utf-8")
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = environment.get_template("review.html.j2").render(
-        site=site,
-        more=more,
-        seen=seen,
-        reasons=sorted(Counter(one.reason for one in seen).items()),
-        style=folder.joinpath("review.css").read_text(encoding="utf-8"),
-        script=script,
-        script_hash=allowed,
-        data=lambda jpeg: base64.b64encode(jpeg).decode(),
-        longest_name=LONGEST_NAME,
+    page = (
+        environment("her2_client.ingest.privacy")
+        .get_template("review.html.j2")
+        .render(
+            site=site,
+            more=more,
+            seen=seen,
+            reasons=sorted(Counter(one.reason for one in seen).items()),
+            style=style("her2_client.ingest.privacy", "review.css"),
+            script=script,
+            script_hash=allowed,
+            data=lambda jpeg: base64.b64encode(jpeg).decode(),
+            longest_name=LONGEST_NAME,
+        )
     )
     replace_privately(path, page.encode())
 

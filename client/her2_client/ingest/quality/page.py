@@ -1,8 +1,9 @@
 """From an ingest's counts to a page: the exact one for the centre, another one that may leave it.
 
 1. Take the counts: ``summary.as_dict()``, or for the page to share ``shareable()`` of it.
-2. Fill quality.html.j2 from these counts alone, with quality.css inside it. The page to share
-   therefore cannot show what ``shareable`` withholds; bars are drawn from the same numbers.
+2. Fill quality.html.j2 from these counts alone, with the house's palette and quality.css inside it.
+   The page to share therefore cannot show what ``shareable`` withholds; bars are drawn from the
+   same numbers.
 3. Add to the exact page, and to no other, the verdict and the rows of what was not used.
 4. Write a temporary file and rename it: a page is whole or absent.
 
@@ -18,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from her2_client.ingest.quality import sharing
 from her2_client.ingest.quality.readiness import NAMES, Readiness, readiness
 from her2_client.ingest.summary import STATES, TRAINING_GROUPS, UNKNOWN, VARIABLES, IngestSummary
@@ -28,6 +27,7 @@ from her2_common.cases import CLINICAL_INPUTS, IMAGES, MODALITIES, Image
 from her2_common.config import Policy
 from her2_common.errors import Disposition
 from her2_common.files import replace_privately
+from her2_common.pages import environment, style
 
 MAX_ROWS_SHOWN: Final = 500
 
@@ -126,16 +126,10 @@ def render(summary: IngestSummary, policy: Policy, *, shareable: bool = False) -
     else:
         document = summary.as_dict()
         verdict, unused = readiness(summary, policy), _unused(summary)
-    environment = Environment(
-        loader=PackageLoader("her2_client.ingest.quality", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(count=count, combination=combination)
-    return environment.get_template("quality.html.j2").render(
-        style=Path(__file__).with_name("quality.css").read_text(encoding="utf-8"),
+    templates = environment("her2_client.ingest.quality")
+    templates.filters.update(count=count, combination=combination)
+    return templates.get_template("quality.html.j2").render(
+        style=style("her2_client.ingest.quality", "quality.css"),
         version=__version__,
         site=document["site"],
         exact=not shareable,
