@@ -23,7 +23,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final
@@ -53,10 +53,23 @@ WRITING_NAME: Final = ".writing"
 FORMER_NAME: Final = ".former"
 """What an interrupted ingest of a table that has changed since left behind."""
 
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 Array = npt.NDArray[Any]
 Record = dict[str, Any]
 Usable = Callable[[Record], bool]
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn whatever the disk says of the cache in ``folder`` into a CacheError."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        told = "the disk is full" if full else f"cannot be written: {error.strerror}"
+        raise CacheError(
+            f"{folder}: {told}",
+            hint="free some space and run it again: it goes on where it was" if full else None,
+        ) from None
 
 
 class CacheWriter:
@@ -112,7 +125,7 @@ class CacheWriter:
         self._published = False
 
     def __enter__(self) -> CacheWriter:
-        try:
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             foreign = [p.name for p in self.folder.iterdir() if not _is_ours(p)]
             if foreign:
@@ -121,14 +134,13 @@ class CacheWriter:
                     f"got {len(foreign)} other files or folders",
                     hint="data.cache in site.yaml must name a folder of its own",
                 )
-            self._lock.acquire()
-        except Timeout:
-            raise CacheError(
-                f"{self.folder}: another ingest is writing this cache",
-                hint="wait until it is done; the lock goes when that process ends",
-            ) from None
-        except OSError as error:
-            raise CacheError(f"{self.folder}: cannot be written: {error.strerror}") from None
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise CacheError(
+                    f"{self.folder}: another ingest is writing this cache",
+                    hint="wait until it is done; the lock goes when that process ends",
+                ) from None
         return self
 
     def __exit__(
@@ -147,21 +159,21 @@ class CacheWriter:
 
     def begin(self, keys: Sequence[str] = (), usable: Usable = lambda record: True) -> None:
         """Take up what an interrupted writer left; ``usable`` refuses records that are stale."""
-        self._take_up_orphan()
-        left = _journalled(self._writing)
-        stands = 0
-        for record, key in zip(left, keys, strict=False):
-            if record["key"] != key or not usable(record):
-                break
-            stands += 1
-        if stands < len(left):
-            self._set_aside(len(left))
-            left = []
-        self._open(left)
-        for source in (self.folder / FORMER_NAME, self._present()):
-            if source is None:
-                continue
-            for record in _journalled(source):
+        with writing(self.folder):
+            self._take_up_orphan()
+            left = _journalled(self._writing)
+            stands = 0
+            for record, key in zip(left, keys, strict=False):
+                if record["key"] != key or not usable(record):
+                    break
+                stands += 1
+            if stands < len(left):
+                self._set_aside(len(left))
+                left = []
+            self._open(left)
+        former = self.folder / FORMER_NAME
+        for source, records in ((former, _journalled(former)), self._present()):
+            for record in records:
                 if usable(record):
                     self._sources[record["key"]] = (source, record)
         self._known = {record["key"] for record in self._done} | self._sources.keys()
@@ -202,29 +214,23 @@ class CacheWriter:
         if self._journal is None:
             raise ValueError("expected begin() before put()")
         row = checksum = None
-        try:
+        with writing(self.folder):
             if values is not None:
                 row, checksum = self._files[modality].append(values)
             whole = {**record, "key": key, "modality": modality, "row": row, "crc32": checksum}
             self._journal.write(_line(whole))
             self._journal.flush()
-        except OSError as error:
-            full = error.errno in _FULL
-            told = "the disk is full" if full else f"cannot be written: {error.strerror}"
-            raise CacheError(
-                f"{self.folder}: {told}",
-                hint="free some space and run it again: it goes on where it was" if full else None,
-            ) from None
         self._done.append(whole)
         self._next = len(self._done)
         return whole
 
-    def _present(self) -> Path | None:
+    def _present(self) -> tuple[Path, list[Record]]:
+        """The published generation and its records; none if they are not whole."""
         try:
-            read_outcomes(self.folder)  # whole, or not used
-            return self.folder / str(read_index(self.folder)["generation"])
+            generation = str(read_index(self.folder)["generation"])
+            return self.folder / generation, read_outcomes(self.folder)
         except CacheError:
-            return None
+            return self.folder, []
 
     def _set_aside(self, records: int) -> None:
         """Keep the larger of two interrupted writings as a source."""
@@ -267,21 +273,6 @@ class CacheWriter:
 
     # --- cases ------------------------------------------------------------------------------
 
-    def add(
-        self,
-        *,
-        pseudonym: str,
-        split: Split,
-        clinical: tuple[float | None, ...],
-        labels: Mapping[Label, int | None],
-        images: Mapping[Modality, Array],
-    ) -> None:
-        """``put`` the images of one case and ``add_case``, for a cache that is written at a go."""
-        if self._journal is None:
-            self.begin()
-        rows = {m: self.put(f"{pseudonym}/{m}", m, {}, image)["row"] for m, image in images.items()}
-        self.add_case(pseudonym=pseudonym, split=split, clinical=clinical, labels=labels, rows=rows)
-
     def add_case(
         self,
         *,
@@ -308,17 +299,20 @@ class CacheWriter:
         ``in_table`` counts the rows of the case table; by default the cases added.
         """
         if self._journal is None:
-            self.begin()
-        assert self._journal is not None  # noqa: S101 - for the type checker
+            raise ValueError("expected begin() before publish()")
+        with writing(self.folder):
+            self._publish(self._journal, in_table)
+
+    def _publish(self, journal: BinaryIO, in_table: int | None) -> None:
         try:
             present = read_index(self.folder)["generation"]
         except CacheError:
             present = "0000"
         generation = f"{int(present) + 1:04d}"
         arrays = {modality: file.finish() for modality, file in self._files.items()}
-        os.fsync(self._journal.fileno())
-        self._journal.seek(0)
-        outcomes = hashlib.sha256(self._journal.read()).hexdigest()
+        os.fsync(journal.fileno())
+        journal.seek(0)
+        outcomes = hashlib.sha256(journal.read()).hexdigest()
         rows = len(self._index["pseudonyms"]) if in_table is None else in_table
         index = self._index | {
             "in_table": rows,

@@ -7,9 +7,7 @@ last ones look from the site towards the coordinator; nothing but a TLS handshak
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
-import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -26,7 +24,7 @@ from her2_client.ingest.case import files_of
 from her2_client.ingest.command import check_data
 from her2_client.ingest.run import check_key, existing
 from her2_client.ingest.units import bytes_needed
-from her2_client.keys import public_key, read_pseudonym_key
+from her2_client.keys import check_private, public_key, read_pseudonym_key
 from her2_common.cases import CaseTable, read_cases
 from her2_common.config import SiteConfig, load
 from her2_common.console import console, print_json
@@ -36,7 +34,6 @@ from her2_common.network import check_tls
 SIGNATURE_LIFE_S: Final = 300
 """How long a signed message of a site is accepted, by Flower's SuperLink; hence clocks matter."""
 EXPIRY_WARNING_DAYS: Final = 30
-GROUP_OR_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 @dataclass(frozen=True)
@@ -88,24 +85,15 @@ def _result(name: str, look: Callable[[], str]) -> CheckResult:
 # --- files --------------------------------------------------------------------------------------
 
 
-def _private(path: Path) -> None:
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & GROUP_OR_OTHERS:
-        raise DataError(
-            f"{path}: expected a file that only its owner may read, got mode {mode:04o}",
-            hint=f"run: chmod 600 {shlex.quote(str(path))}",
-        )
-
-
 def _pseudonym_key(path: Path) -> str:
     key = read_pseudonym_key(path)
-    _private(path)
+    check_private(path)
     return f"{len(key)} bytes, for its owner alone"
 
 
 def _node_key(path: Path) -> str:
     public = public_key(path)
-    _private(path)
+    check_private(path)
     return public
 
 

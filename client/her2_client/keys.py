@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import secrets
+import shlex
+import stat
 from pathlib import Path
 
 import yaml
@@ -24,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from her2_common.config import SiteConfig, parse
-from her2_common.errors import ConfigError
+from her2_common.errors import ConfigError, DataError
 from her2_common.files import write_private
 
 KEY_BYTES = 32
@@ -82,6 +84,16 @@ def read_pseudonym_key(path: Path) -> bytes:
     if len(key) != KEY_BYTES:
         raise ConfigError(f"{path}: expected {2 * KEY_BYTES} hex digits")
     return key
+
+
+def check_private(path: Path) -> None:
+    """Raises DataError where others than its owner may read a secret."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise DataError(
+            f"{path}: expected a file that only its owner may read, got mode {mode:04o}",
+            hint=f"run: chmod 600 {shlex.quote(str(path))}",
+        )
 
 
 SITE_TEMPLATE = """\

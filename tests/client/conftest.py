@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.caches import add
 
 from her2_client.cache import image_shape
 from her2_client.cache_writer import CacheWriter
@@ -72,9 +73,11 @@ def make_site(tmp_path: Path) -> MakeSite:
         with CacheWriter(
             config.data.cache, site="centre-t", image_size=IMAGE_SIZE, volume_size=VOLUME_SIZE
         ) as writer:
+            writer.begin()
             for case, names in enumerate(has):
                 label = case % 2
-                writer.add(
+                add(
+                    writer,
                     pseudonym=pseudonym(key, f"case-{case}"),
                     split=split_of(case),
                     clinical=(50.0 + case, None, 2.0, 1.0, 0.0),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.caches import add
 
 from her2_client.cache import image_shape, open_cache, verify_cache
 from her2_client.cache_writer import CacheWriter
@@ -40,8 +41,9 @@ def case(number: int, *modalities: Any) -> dict[str, Any]:
 
 def fill(folder: Path, *cases: dict[str, Any]) -> None:
     with writer(folder) as new:
+        new.begin()
         for one in cases:
-            new.add(**one)
+            add(new, **one)
         new.publish()
 
 
@@ -148,9 +150,12 @@ def test_an_edited_index_is_refused(tmp_path: Path) -> None:
 def test_without_publish_the_present_cache_stays(tmp_path: Path) -> None:
     fill(tmp_path, *CASES)
     with writer(tmp_path) as new:
-        new.add(**CASES[1])
-    with pytest.raises(KeyError), writer(tmp_path) as new:
-        new.add(**(CASES[1] | {"labels": {}}))
+        new.begin()
+        add(new, **CASES[1])
+    with writer(tmp_path) as new:
+        new.begin()
+        with pytest.raises(KeyError):
+            add(new, **(CASES[1] | {"labels": {}}))
     verify_cache(tmp_path)
     assert len(open_cache(tmp_path)) == 4
     fill(tmp_path, CASES[2])
@@ -201,9 +206,10 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
 
 def test_wrong_shapes_and_values_are_refused(tmp_path: Path) -> None:
     with writer(tmp_path) as new:
+        new.begin()
         for bad in (np.zeros((1, S, S + 1)), np.full((1, S, S), np.nan)):
             with pytest.raises(ValueError, match="expected finite values of shape"):
-                new.add(**(CASES[1] | {"images": {"us": bad}}))
+                add(new, **(CASES[1] | {"images": {"us": bad}}))
 
 
 KILLED = """
@@ -212,9 +218,8 @@ KILLED = """
     import numpy as np
     from her2_client.cache_writer import CacheWriter
     with CacheWriter(Path(sys.argv[1]), site="x", image_size=32, volume_size=16) as new:
-        new.add(pseudonym="0" * 24, split="train", clinical=(None,) * 5,
-                labels=dict.fromkeys(("reference", "biopsy", "surgical", "pcr")),
-                images={"us": np.ones((1, 32, 32), dtype=np.float16)})
+        new.begin()
+        new.put("key", "us", {}, np.ones((1, 32, 32), dtype=np.float16))
         print("writing", flush=True)
         time.sleep(60)
 """

@@ -191,6 +191,7 @@ def test_what_is_wrong_is_named_all_at_once(folder: Path, tmp_path: Path) -> Non
     (folder / "node").write_text("nonsense")
     (folder / "a.dcm").unlink()
     with CacheWriter(folder / "cache", site="other", image_size=32, volume_size=16) as writer:
+        writer.begin()
         writer.publish()
     Authority(tmp_path, "ours", days=-1)
     results = by_name(check(load(SiteConfig, folder / "site.yaml")))

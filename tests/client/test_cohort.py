@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.caches import add
 
 from her2_client.cache import Cache, image_shape, open_cache
 from her2_client.cache_writer import CacheWriter
@@ -135,8 +136,10 @@ def cache(tmp_path: Path) -> Cache:
         ("train", 1, ("mri",), (40.0, 0, 1, 0, 1)),
     ]
     with CacheWriter(tmp_path / "c", site="s", image_size=32, volume_size=16) as writer:
+        writer.begin()
         for number, (split, label, names, clinical) in enumerate(rows):
-            writer.add(
+            add(
+                writer,
                 pseudonym=f"{number:024x}",
                 split=split,
                 clinical=clinical,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
+from tests.caches import add
 
 from her2_client.cache import image_shape, open_cache
 from her2_client.cache_writer import CacheWriter
@@ -250,8 +251,10 @@ def test_a_case_without_image_shifts_no_name(
     images = {"us": np.zeros(image_shape("us", 32, 16), np.float16)}
     labels = dict.fromkeys(("reference", "biopsy", "surgical", "pcr"))
     with CacheWriter(config.data.cache, site="centre-t", image_size=32, volume_size=16) as writer:
+        writer.begin()
         for number, shown in enumerate(({}, images)):
-            writer.add(
+            add(
+                writer,
                 pseudonym=pseudonym(key, f"case-{number}"),
                 split="test",
                 clinical=(None,) * 5,

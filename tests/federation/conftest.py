@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from tests.caches import add
 
 from her2_client.app import make_app
 from her2_client.cache import image_shape
@@ -32,6 +33,7 @@ def write_cache(
     """A cache whose left image half is brighter in positive cases, by 0.25 standard deviations."""
     rng = np.random.default_rng(seed)
     with CacheWriter(folder, site=site, image_size=IMAGE_SIZE, volume_size=VOLUME_SIZE) as writer:
+        writer.begin()
         for case in range(cases):
             positive = int(rng.random() < 0.4)
             present = [m for m in modalities if rng.random() < 0.8] or [modalities[0]]
@@ -41,7 +43,8 @@ def write_cache(
                 image[..., : image.shape[-1] // 2] += 0.25 * positive
                 images[modality] = image.astype(np.float16)
             bounds = np.cumsum(SHARES) * cases
-            writer.add(
+            add(
+                writer,
                 pseudonym=f"{case:024x}",
                 split=SPLITS[int(np.searchsorted(bounds, case, side="right"))],
                 clinical=(float(rng.integers(30, 80)), 1, None, 1.0, 0.0),

@@ -20,6 +20,7 @@ from her2_client.ingest.planar.ultrasound import ultrasound
 from her2_client.ingest.planar.views import View
 from her2_client.ingest.privacy.guard import Guard
 from her2_common.cases import Box, Case, Image, Modality
+from her2_common.config import FIRST_POST_CONTRAST
 from her2_common.errors import ImageError
 
 MG_VIEWS: Final[dict[Image, View]] = {"mg_cc": "CC", "mg_mlo": "MLO"}
@@ -31,7 +32,7 @@ class Sizes:
 
     image: int
     volume: int
-    mri_phases: tuple[int, ...] = (1,)
+    mri_phases: tuple[int, ...] = (FIRST_POST_CONTRAST,)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shlex
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -24,14 +22,16 @@ from her2_client.ingest.privacy.review import (
     write_sheet,
 )
 from her2_client.ingest.quality.page import write_page
-from her2_client.ingest.quality.readiness import Readiness, readiness, shareable
+from her2_client.ingest.quality.readiness import Readiness, readiness
+from her2_client.ingest.quality.sharing import shareable
 from her2_client.ingest.run import IngestError, asked_digests, quarantined_pictures
 from her2_client.ingest.run import Progress as Report
 from her2_client.ingest.run import ingest as run_ingest
 from her2_client.ingest.summary import DISPOSITIONS, IngestSummary, summary_table
+from her2_client.keys import check_private
 from her2_common.config import SiteConfig, load
 from her2_common.console import console, print_json
-from her2_common.errors import CacheError, ConfigError
+from her2_common.errors import CacheError, ConfigError, DataError
 from her2_common.files import replace_privately
 
 MAX_NOTES_SHOWN: Final = 50
@@ -121,14 +121,10 @@ def _next_step(summary: IngestSummary, verdict: Readiness) -> str:
 
 
 def _warn_of_open_key(config: SiteConfig) -> None:
-    key = config.data.pseudonym_key_file
-    if key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        console.print(
-            f"others may read {key}: run chmod 600 {shlex.quote(str(key))}",
-            style="yellow",
-            markup=False,
-            soft_wrap=True,
-        )
+    try:
+        check_private(config.data.pseudonym_key_file)
+    except DataError as error:
+        console.print(f"{error}; {error.hint}", style="yellow", markup=False, soft_wrap=True)
 
 
 def check_data(
@@ -196,10 +192,11 @@ def _build_tables(
 def _write_pages(config: SiteConfig, summary: IngestSummary) -> Path:
     """The page for the site, and the page and the numbers that may leave it."""
     folder = config.state / "ingest"
-    numbers = json.dumps(shareable(summary, config.policy), indent=2, allow_nan=False)
+    shared = shareable(summary, config.policy)
+    numbers = json.dumps(shared, indent=2, allow_nan=False)
     try:
         write_page(folder / "quality.html", summary, config.policy)
-        write_page(folder / "quality-to-share.html", summary, config.policy, shareable=True)
+        write_page(folder / "quality-to-share.html", summary, config.policy, shared)
         replace_privately(folder / "quality-to-share.json", numbers.encode() + b"\n")
     except OSError as error:
         raise CacheError(

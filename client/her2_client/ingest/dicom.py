@@ -51,6 +51,8 @@ CODES: Final = frozenset((*_MODALITIES.split(), *_VIEWS.split()))
 """Values that a message may show: a tag can hold anything, a name of four capitals, too."""
 MAX_SAMPLES: Final = 1 << 26
 """Samples of one frame, 64 Mi: twice the largest mammogram (a design value)."""
+MAX_FILES: Final = 20_000
+"""Files of one folder that are looked at (a design value)."""
 MAX_FRAMES: Final = 1 << 14
 """Frames of one file; the longest cine loops have some thousands (a design value)."""
 OF_THE_MACHINE: Final = {
@@ -182,8 +184,10 @@ def _check_inflated(stream: BinaryIO) -> None:
                 )
 
 
-def read(path: Path, modality: str) -> Dataset:
-    """The data set at ``path`` without its pixels, checked to be an image of ``modality``.
+def read(path: Path, modality: str) -> tuple[Dataset, bool]:
+    """An image of ``modality`` without its pixels, and whether it is a secondary capture.
+
+    A capture may also be filed as OT, SC or nothing.
 
     Raises:
         ImageError: missing file, not DICOM, truncated, damaged, not an image, wrong modality.
@@ -191,8 +195,11 @@ def read(path: Path, modality: str) -> Dataset:
     dataset = header(path)
     with reading():
         check_image(dataset)
-        check_modality(str(dataset.get("Modality", "") or ""), modality)
-    return dataset
+        got = str(dataset.get("Modality", "") or "")
+        captured = is_secondary_capture(dataset)
+        if not (captured and got in ("OT", "SC", "")):
+            check_modality(got, modality)
+    return dataset, captured
 
 
 def check_image(dataset: Dataset) -> None:

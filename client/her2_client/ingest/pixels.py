@@ -19,6 +19,8 @@ from her2_common.errors import ImageError
 Array = npt.NDArray[Any]
 Window = tuple[float, float]
 """Start and end along one axis in source pixels; may reach beyond the image."""
+Rectangle = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in source pixels, end-exclusive."""
 
 CLIP: Final = 5.0
 """Standardised values are kept within [-5, 5]: a metal clip must not drown a lesion."""

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import hmac
 import shutil
@@ -24,7 +23,13 @@ from pathlib import Path
 from typing import Final
 
 from her2_client.cache import INDEX_NAME, LABELS, read_index, read_outcomes
-from her2_client.cache_writer import WRITING_NAME, CacheWriter, Record, interrupted_records
+from her2_client.cache_writer import (
+    WRITING_NAME,
+    CacheWriter,
+    Record,
+    interrupted_records,
+    writing,
+)
 from her2_client.ingest.case import files_of, standardise
 from her2_client.ingest.outcome import Outcome
 from her2_client.ingest.privacy.guard import Decision, Guard
@@ -102,17 +107,10 @@ def ingest(
             sink.publish(in_table=len(table))
             summary.published = write
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise CacheError(
-                f"{config.data.cache}: the disk is full",
-                hint="free some space and run it again: it goes on where it was",
-            ) from None
-        if error.filename is None or not Path(error.filename).is_relative_to(config.data.cache):
-            raise DataError(
-                f"the images cannot be read on: {error.strerror}",
-                hint="what was done is kept; run it again, and it goes on where it was",
-            ) from None
-        raise CacheError(f"{config.data.cache}: cannot be written: {error.strerror}") from None
+        raise DataError(
+            f"the images cannot be read on: {error.strerror}",
+            hint="what was done is kept; run it again, and it goes on where it was",
+        ) from None
     except MemoryError:
         raise DataError(
             "the memory is full",
@@ -299,7 +297,8 @@ def _sink(
 ) -> AbstractContextManager[CacheWriter | _NoWriter]:
     if not write:
         return nullcontext(_NoWriter(config.data.cache))
-    _check_space(units, config)
+    with writing(config.data.cache):
+        _check_space(units, config)
     return CacheWriter(
         config.data.cache,
         site=config.name,

@@ -216,16 +216,16 @@ def summary_table(summary: IngestSummary) -> Table:
 
     table.add_row("cases in the table", str(summary.cases_in_table), "")
     where = "cases in the cache" if summary.published else "cases for the cache"
-    table.add_row(where, str(summary.accepted), _listed(summary.combinations))
-    table.add_row("cases left out", str(summary.left_out.total()), _listed(summary.left_out))
+    table.add_row(where, str(summary.accepted), listed(summary.combinations))
+    table.add_row("cases left out", str(summary.left_out.total()), listed(summary.left_out))
     table.add_section()
     for image in IMAGES:
         counts = summary.images[image]
-        rest = Counter[str]({state: counts[state] for state in DISPOSITIONS if counts[state]})
-        table.add_row(f"{image} accepted", str(counts["accepted"]), _listed(rest))
+        rest = {str(state): counts[state] for state in DISPOSITIONS}
+        table.add_row(f"{image} accepted", str(counts["accepted"]), listed(rest))
     for disposition in DISPOSITIONS:
         reasons = summary.reasons[disposition]
-        table.add_row(disposition, str(reasons.total()), _listed(reasons))
+        table.add_row(disposition, str(reasons.total()), listed(reasons))
     table.add_section()
     for split in SPLITS:
         labels = summary.labels[split]
@@ -236,6 +236,7 @@ def summary_table(summary: IngestSummary) -> Table:
     return table
 
 
-def _listed(counts: Counter[str]) -> str:
+def listed(counts: Mapping[str, int]) -> str:
+    """The counts that are not 0, the greatest first: "7 gap, 2 damaged"."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{count} {name}" for name, count in ordered)
+    return ", ".join(f"{count} {name}" for name, count in ordered if count)

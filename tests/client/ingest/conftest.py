@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gdcm
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -398,3 +401,74 @@ def invent_summary(
 def invented_summary() -> Callable[..., IngestSummary]:
     """``invent_summary``: summaries of made-up sites."""
     return invent_summary
+
+
+def noter(
+    tmp_path_factory: pytest.TempPathFactory, faults: Mapping[str, Fault]
+) -> Callable[[str], Note]:
+    """Gives the note of a fault by its name; each is ingested once."""
+
+    @functools.cache
+    def note(name: str) -> Note:
+        return note_of(Site(tmp_path_factory.mktemp("site")), faults[name])
+
+    return note
+
+
+def check_note(fault: Fault, note: Note, form: re.Pattern[str]) -> None:
+    """The note says of the fault what it must, in the ``form`` that every message has."""
+    assert (note.disposition, note.reason) == (fault.disposition, fault.reason)
+    assert fault.says in note.message
+    assert (note.hint is not None) == fault.hint
+    assert form.fullmatch(note.message)
+
+
+def count_of_messages(faults: Mapping[str, Fault], noted: Callable[[str], Note]) -> int:
+    """How many different ones there are: no two faults share one unless they say so."""
+    told: dict[tuple[str, str], str] = {}
+    for name, fault in faults.items():
+        note = noted(name)
+        first = told.setdefault((note.reason, note.message), name)
+        assert first == (fault.like or name)
+    return len(told)
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The pictures that were searched for text; none is found unless a test says otherwise."""
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        "her2_client.ingest.privacy.search.find_text", lambda picture: seen.append(picture) or []
+    )
+    return seen
+
+
+def compress_by_gdcm(path: Path, syntax: int) -> None:
+    """Rewrite a file in a compression that GDCM encodes."""
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+
+
+def regions_of_data(*regions: tuple[tuple[int, int, int, int], int, int]) -> Sequence:
+    """Ultrasound regions: corners (end-exclusive), RegionSpatialFormat and RegionDataType."""
+    items = []
+    for (x0, y0, x1, y1), spatial, data in regions:
+        item = Dataset()
+        item.RegionSpatialFormat, item.RegionDataType = spatial, data
+        item.RegionLocationMinX0, item.RegionLocationMinY0 = x0, y0
+        item.RegionLocationMaxX1, item.RegionLocationMaxY1 = x1 - 1, y1 - 1
+        items.append(item)
+    return Sequence(items)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import os
 import re
@@ -16,7 +15,14 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from tests.client.ingest.conftest import Dicoms, Fault, Site, dynamic, note_of
+from tests.client.ingest.conftest import (
+    Dicoms,
+    Fault,
+    check_note,
+    count_of_messages,
+    dynamic,
+    noter,
+)
 
 from her2_client.ingest.outcome import Note
 
@@ -351,30 +357,15 @@ FORM = re.compile(r"(phase \d+: )?expected .+, got .+|truncated (DICOM|NIfTI): .
 
 @pytest.fixture(scope="module")
 def noted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Note]:
-    """The note of a fault by its name; each is ingested once."""
-
-    @functools.cache
-    def note(name: str) -> Note:
-        return note_of(Site(tmp_path_factory.mktemp("site")), FAULTS[name])
-
-    return note
+    return noter(tmp_path_factory, FAULTS)
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_gets_its_disposition_reason_and_message(
     noted: Callable[[str], Note], name: str
 ) -> None:
-    fault, note = FAULTS[name], noted(name)
-    assert (note.disposition, note.reason) == (fault.disposition, fault.reason)
-    assert fault.says in note.message
-    assert (note.hint is not None) == fault.hint
-    assert FORM.fullmatch(note.message)
+    check_note(FAULTS[name], noted(name), FORM)
 
 
 def test_different_faults_have_different_messages(noted: Callable[[str], Note]) -> None:
-    told: dict[tuple[str, str], str] = {}
-    for name, fault in FAULTS.items():
-        note = noted(name)
-        first = told.setdefault((note.reason, note.message), name)
-        assert first == (fault.like or name)
-    assert len(told) >= 50
+    assert count_of_messages(FAULTS, noted) >= 50

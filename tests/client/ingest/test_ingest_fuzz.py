@@ -27,7 +27,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.tag import Tag
-from tests.client.ingest.conftest import Dicoms, breast, dynamic, echo
+from tests.client.ingest.conftest import Dicoms, breast, compress_by_gdcm, dynamic, echo
 
 from her2_client.cache import image_shape
 from her2_client.ingest import decoders
@@ -52,25 +52,10 @@ MANY = settings(FAST, max_examples=1000)
 # --- the sources --------------------------------------------------------------------------------
 
 
-def _by_gdcm(path: Path) -> None:
-    reader = gdcm.ImageReader()
-    reader.SetFileName(str(path))
-    assert reader.Read()
-    change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
-    change.SetInput(reader.GetImage())
-    assert change.Change()
-    writer = gdcm.ImageWriter()
-    writer.SetFileName(str(path))
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    assert writer.Write()
-
-
 def _mg(path: Path, syntax: str | None = None) -> None:
     DICOMS.mg(path, breast(40, 34), BitsStored=12, HighBit=11)
     if syntax == uid.JPEGLosslessSV1:
-        _by_gdcm(path)
+        compress_by_gdcm(path, gdcm.TransferSyntax.JPEGLosslessProcess14_1)
     elif syntax is not None:
         dataset = pydicom.dcmread(path)
         dataset.compress(syntax, generate_instance_uid=False)
@@ -292,10 +277,8 @@ KEEP = st.just(1.0) | st.floats(0, 1)
 BYTES = given(edits=EDITS, keep=KEEP, boxed=st.booleans(), approved=st.booleans())
 
 
-@FAST
-@BYTES
 @pytest.mark.parametrize("name", SOURCES)
-def test_changed_bytes(
+def change_bytes(
     sources: dict[str, Source],
     name: str,
     edits: list[Edit],
@@ -307,20 +290,8 @@ def test_changed_bytes(
     sources[name].standardised(content, boxed=boxed, approved=approved)
 
 
-@pytest.mark.slow
-@MANY
-@BYTES
-@pytest.mark.parametrize("name", SOURCES)
-def test_changed_bytes_at_length(
-    sources: dict[str, Source],
-    name: str,
-    edits: list[Edit],
-    keep: float,
-    boxed: bool,
-    approved: bool,
-) -> None:
-    content = spoilt(sources[name].content, edits, keep)
-    sources[name].standardised(content, boxed=boxed, approved=approved)
+test_changed_bytes = FAST(BYTES(change_bytes))
+test_changed_bytes_at_length = pytest.mark.slow(MANY(BYTES(change_bytes)))
 
 
 # --- tags ---------------------------------------------------------------------------------------
@@ -466,10 +437,8 @@ def retagged(content: bytes, changes: list[Any], syntax: str | None) -> bytes:
     return head + b"".join(element.encoded() for element in whole)
 
 
-@FAST
-@TAGS
 @pytest.mark.parametrize("name", OF_DICOM)
-def test_changed_tags(
+def change_tags(
     sources: dict[str, Source],
     name: str,
     changes: list[Any],
@@ -481,17 +450,5 @@ def test_changed_tags(
     sources[name].standardised(content, boxed=boxed, approved=approved)
 
 
-@pytest.mark.slow
-@MANY
-@TAGS
-@pytest.mark.parametrize("name", OF_DICOM)
-def test_changed_tags_at_length(
-    sources: dict[str, Source],
-    name: str,
-    changes: list[Any],
-    syntax: str | None,
-    boxed: bool,
-    approved: bool,
-) -> None:
-    content = retagged(sources[name].content, changes, syntax)
-    sources[name].standardised(content, boxed=boxed, approved=approved)
+test_changed_tags = FAST(TAGS(change_tags))
+test_changed_tags_at_length = pytest.mark.slow(MANY(TAGS(change_tags)))

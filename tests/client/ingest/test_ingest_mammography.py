@@ -22,14 +22,7 @@ BOX = Box(10, 28, 26, 44)
 KEY = b"k" * 32
 
 
-@pytest.fixture(autouse=True)
-def searched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The pictures that were searched for text; none is found unless a test says otherwise."""
-    seen: list[Any] = []
-    monkeypatch.setattr(
-        "her2_client.ingest.privacy.search.find_text", lambda picture: seen.append(picture) or []
-    )
-    return seen
+pytestmark = pytest.mark.usefixtures("searched")
 
 
 def guard(**decisions: Decision) -> Guard:

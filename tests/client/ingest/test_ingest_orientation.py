@@ -22,9 +22,7 @@ KEY = b"k" * 32
 BOX = Box(10, 28, 26, 44)
 
 
-@pytest.fixture(autouse=True)
-def _no_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("her2_client.ingest.privacy.search.find_text", lambda picture: [])
+pytestmark = pytest.mark.usefixtures("searched")
 
 
 def read(path: Path, box: Box | None = BOX, side: Any = None, **decisions: Decision) -> Any:

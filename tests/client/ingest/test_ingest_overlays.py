@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence
+from tests.client.ingest.conftest import regions_of_data
 
 from her2_client.ingest.planar.ultrasound import ultrasound
 from her2_client.ingest.privacy.guard import Decision, Guard, digest
@@ -18,9 +17,7 @@ from her2_common.errors import ImageError
 KEY = b"k" * 32
 
 
-@pytest.fixture(autouse=True)
-def _no_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("her2_client.ingest.privacy.search.find_text", lambda picture: [])
+pytestmark = pytest.mark.usefixtures("searched")
 
 
 def standardised(path: Path, box: Box | None = None, **options: Any) -> Any:
@@ -29,17 +26,6 @@ def standardised(path: Path, box: Box | None = None, **options: Any) -> Any:
 
 def read(path: Path, box: Box | None = None, **options: Any) -> Any:
     return standardised(path, box, **options).values
-
-
-def _regions(*regions: tuple[tuple[int, int, int, int], int, int]) -> Sequence:
-    items = []
-    for (x0, y0, x1, y1), spatial, data in regions:
-        item = Dataset()
-        item.RegionSpatialFormat, item.RegionDataType = spatial, data
-        item.RegionLocationMinX0, item.RegionLocationMinY0 = x0, y0
-        item.RegionLocationMaxX1, item.RegionLocationMaxY1 = x1 - 1, y1 - 1
-        items.append(item)
-    return Sequence(items)
 
 
 ELSEWHERE = (0, 60, 72, 64)
@@ -55,7 +41,7 @@ UPON = (20, 20, 30, 30)
 def test_a_region_of_other_data_upon_the_picture_sets_it_aside(
     tmp_path: Path, dicoms: Any, pictures: Any, place: Any, data: int, used: bool
 ) -> None:
-    both = _regions(((4, 4, 68, 60), 1, 1), (place, 1, data))
+    both = regions_of_data(((4, 4, 68, 60), 1, 1), (place, 1, data))
     path = dicoms.us(tmp_path / "us", pictures.echo(), SequenceOfUltrasoundRegions=both)
     if used:
         assert read(path).any()
@@ -117,7 +103,7 @@ def test_the_next_of_the_draw_is_used_for_a_coloured_picture(
     plain = read(dicoms.us(tmp_path / "plain", stored))
     dicoms.us(folder / "plain", stored)
     dicoms.us(folder / "flow", _flow(stored, np.s_[20:40], np.s_[20:40]))
-    flow = _regions(((4, 4, 68, 60), 1, 1), (UPON, 1, 2))
+    flow = regions_of_data(((4, 4, 68, 60), 1, 1), (UPON, 1, 2))
     for k in range(20):  # more than are tried
         dicoms.us(folder / f"stated{k}", stored + k, SequenceOfUltrasoundRegions=flow)
     noted = set()

@@ -15,7 +15,8 @@ from tests.browser import chromium, console_messages
 
 from her2_client.ingest.outcome import Note
 from her2_client.ingest.quality.page import MAX_ROWS_SHOWN, bars, count, render, write_page
-from her2_client.ingest.quality.readiness import readiness, shareable
+from her2_client.ingest.quality.readiness import readiness
+from her2_client.ingest.quality.sharing import shareable
 from her2_client.ingest.summary import IngestSummary, RowNote
 from her2_common.config import Policy
 
@@ -146,7 +147,7 @@ def test_long_lists_end_and_say_so(summary: IngestSummary) -> None:
 
 
 def test_the_page_to_share_shows_what_may_leave(summary: IngestSummary) -> None:
-    html = render(summary, POLICY, shareable=True)
+    html = render(summary, POLICY, shareable(summary, POLICY))
     page = Page(html)
     shared = shareable(summary, POLICY)
     assert "Counts below 10 are withheld" in page.text
@@ -174,7 +175,9 @@ def test_a_withheld_count_has_no_trace_in_the_page_to_share(invented_summary: In
         assert counts.total() == summary.accepted
     assert one.as_dict() != other.as_dict()
     assert render(one, POLICY) != render(other, POLICY)
-    assert render(one, POLICY, shareable=True) == render(other, POLICY, shareable=True)
+    assert render(one, POLICY, shareable(one, POLICY)) == render(
+        other, POLICY, shareable(other, POLICY)
+    )
 
 
 def test_the_exact_page_is_private_and_whole(summary: IngestSummary, tmp_path: Path) -> None:
@@ -183,11 +186,11 @@ def test_the_exact_page_is_private_and_whole(summary: IngestSummary, tmp_path: P
     exact.chmod(0o644)
     (tmp_path / ".quality.html.tmp").write_text("of a killed process")
     write_page(exact, summary, POLICY)
-    write_page(share, summary, POLICY, shareable=True)
+    write_page(share, summary, POLICY, shareable(summary, POLICY))
     assert stat.S_IMODE(exact.stat().st_mode) == 0o600
     assert sorted(p.name for p in tmp_path.iterdir()) == ["quality-to-share.html", "quality.html"]
     assert exact.read_text(encoding="utf-8") == render(summary, POLICY)
-    assert share.read_text(encoding="utf-8") == render(summary, POLICY, shareable=True)
+    assert share.read_text(encoding="utf-8") == render(summary, POLICY, shareable(summary, POLICY))
 
 
 def test_the_same_counts_give_the_same_bytes(summary: IngestSummary) -> None:
@@ -218,7 +221,8 @@ def test_a_name_is_text_not_markup(invented_summary: Invent) -> None:
 def test_small_and_empty_sites_have_a_page(
     invented_summary: Invent, cases: int, share: bool
 ) -> None:
-    page = Page(render(invented_summary(2, cases), POLICY, shareable=share))
+    summary = invented_summary(2, cases)
+    page = Page(render(summary, POLICY, shareable(summary, POLICY) if share else None))
     assert len(page.tables) >= 7
     assert ("Not ready" in page.text) == (not share)
 
@@ -247,7 +251,7 @@ def test_nothing_is_wider_than_the_window(
     summary: IngestSummary, tmp_path: Path, share: bool
 ) -> None:
     """A script beside the page measures it in a frame as wide as a phone, then as a desktop."""
-    html = render(summary, POLICY, shareable=share)
+    html = render(summary, POLICY, shareable(summary, POLICY) if share else None)
     html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
     (tmp_path / "page.html").write_text(html, encoding="utf-8")
     frame = tmp_path / "frame.html"

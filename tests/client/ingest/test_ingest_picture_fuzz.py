@@ -24,9 +24,7 @@ from her2_common.errors import ImageError
 KEY = b"k" * 32
 
 
-@pytest.fixture(autouse=True)
-def _no_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("her2_client.ingest.privacy.search.find_text", lambda picture: [])
+pytestmark = pytest.mark.usefixtures("searched")
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +97,17 @@ def test_changed_tags_end_in_an_image_or_an_image_error(
     """Tags that are missing, of another type than the standard's, or of another value."""
     path = fuzzed / "changed.dcm"
     dataset = pydicom.dcmread(fuzzed / ("mg" if kind == "mg" else "plain"))
-    for keyword, value in changes.items():
-        tag = Tag(keyword)
-        if tag in dataset:
-            del dataset[tag]
-        if value is not None:
-            if isinstance(value, str) or keyword == "SpecificCharacterSet":
-                dataset[tag] = DataElement(tag, "LO", str(value))
-            else:
-                dataset[tag] = DataElement(tag, "US", value)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # pydicom's own, about values that we make unsound here
+        for keyword, value in changes.items():
+            tag = Tag(keyword)
+            if tag in dataset:
+                del dataset[tag]
+            if value is not None:
+                if isinstance(value, str) or keyword == "SpecificCharacterSet":
+                    dataset[tag] = DataElement(tag, "LO", str(value))
+                else:
+                    dataset[tag] = DataElement(tag, "US", value)
         dataset.save_as(path, enforce_file_format=False)
     try:
         if kind == "us":

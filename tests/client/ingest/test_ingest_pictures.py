@@ -28,9 +28,7 @@ RGB = np.random.default_rng(5).integers(0, 256, (20, 30, 3)).astype(np.uint8)
 LUMA = RGB @ np.array([0.299, 0.587, 0.114])
 
 
-@pytest.fixture(autouse=True)
-def _no_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("her2_client.ingest.privacy.search.find_text", lambda picture: [])
+pytestmark = pytest.mark.usefixtures("searched")
 
 
 def save(path: Path, array: Any, format: str = "PNG", **options: Any) -> Path:

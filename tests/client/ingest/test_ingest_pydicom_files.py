@@ -38,10 +38,12 @@ TABLE = Path(__file__).with_name("pydicom_files.csv")
 KEY = b"k" * 32
 
 
-@pytest.fixture(autouse=True)
-def _no_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("her2_client.ingest.privacy.search.find_text", lambda picture: [])
-    # what is decoded here is in full colour, which a B-mode picture is not
+pytestmark = pytest.mark.usefixtures("searched", "_coloured")
+
+
+@pytest.fixture
+def _coloured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is decoded here is in full colour, which a B-mode picture is not."""
     monkeypatch.setattr("her2_client.ingest.planar.ultrasound.MOST_COLOURED", 1.0)
 
 

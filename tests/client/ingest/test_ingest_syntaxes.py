@@ -8,6 +8,7 @@ import struct
 import subprocess
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pydicom
 import pytest
 from pydicom import uid
 from pydicom.encaps import encapsulate, get_frame
+from tests.client.ingest.conftest import compress_by_gdcm
 
 from her2_client.ingest import decoders, dicom
 from her2_client.ingest.codestream import stated_size
@@ -28,10 +30,12 @@ from her2_common.errors import ImageError
 KEY = b"k" * 32
 
 
-@pytest.fixture(autouse=True)
-def _no_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("her2_client.ingest.privacy.search.find_text", lambda picture: [])
-    # what is decoded here is in full colour, which a B-mode picture is not
+pytestmark = pytest.mark.usefixtures("searched", "_coloured")
+
+
+@pytest.fixture
+def _coloured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is decoded here is in full colour, which a B-mode picture is not."""
     monkeypatch.setattr("her2_client.ingest.planar.ultrasound.MOST_COLOURED", 1.0)
 
 
@@ -76,21 +80,7 @@ def compressed(syntax: uid.UID, plugin: str) -> Callable[[Path], None]:
 
 
 def by_gdcm(syntax: int) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        reader = gdcm.ImageReader()
-        reader.SetFileName(str(path))
-        assert reader.Read()
-        change = gdcm.ImageChangeTransferSyntax()
-        change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
-        change.SetInput(reader.GetImage())
-        assert change.Change()
-        writer = gdcm.ImageWriter()
-        writer.SetFileName(str(path))
-        writer.SetFile(reader.GetFile())
-        writer.SetImage(change.GetOutput())
-        assert writer.Write()
-
-    return write
+    return partial(compress_by_gdcm, syntax=syntax)
 
 
 LOSSLESS: dict[str, tuple[Callable[[Path], None], uid.UID]] = {

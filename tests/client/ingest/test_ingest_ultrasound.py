@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
-from pydicom.dataset import Dataset
 from pydicom.pixels import convert_color_space
-from pydicom.sequence import Sequence
 from scipy import ndimage
+from tests.client.ingest.conftest import regions_of_data
 
 from her2_client.ingest.pixels import saturation
 from her2_client.ingest.planar.ultrasound import ultrasound
@@ -27,14 +26,7 @@ REPORT = "1.2.840.10008.5.1.4.1.1.88.33"
 KEY = b"k" * 32
 
 
-@pytest.fixture(autouse=True)
-def searched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The pictures that were searched for text; none is found unless a test says otherwise."""
-    seen: list[Any] = []
-    monkeypatch.setattr(
-        "her2_client.ingest.privacy.search.find_text", lambda picture: seen.append(picture) or []
-    )
-    return seen
+pytestmark = pytest.mark.usefixtures("searched")
 
 
 def guard(**decisions: Decision) -> Guard:
@@ -175,22 +167,13 @@ def test_the_box_names_the_frame(tmp_path: Path, dicoms: Any, pictures: Any) -> 
     assert caught.value.reason == "frame outside"
 
 
-def _regions(*regions: tuple[tuple[int, int, int, int], int, int]) -> Sequence:
-    items = []
-    for (x0, y0, x1, y1), spatial, data in regions:
-        item = Dataset()
-        item.RegionSpatialFormat, item.RegionDataType = spatial, data
-        item.RegionLocationMinX0, item.RegionLocationMinY0 = x0, y0
-        item.RegionLocationMaxX1, item.RegionLocationMaxY1 = x1 - 1, y1 - 1
-        items.append(item)
-    return Sequence(items)
-
-
 def test_of_two_pictures_the_one_with_the_box_is_taken(
     tmp_path: Path, dicoms: Any, pictures: Any
 ) -> None:
     stored = np.concatenate([pictures.echo(), 255 - pictures.echo()], axis=1)  # 64 x 144
-    both = _regions(((4, 4, 68, 60), 1, 1), ((76, 4, 140, 60), 1, 1), ((0, 60, 144, 64), 3, 3))
+    both = regions_of_data(
+        ((4, 4, 68, 60), 1, 1), ((76, 4, 140, 60), 1, 1), ((0, 60, 144, 64), 3, 3)
+    )
     path = dicoms.us(tmp_path / "two", stored, SequenceOfUltrasoundRegions=both)
     alone = dicoms.us(tmp_path / "one", stored, region=(76, 4, 140, 60))
     box = Box(100, 24, 116, 40)
@@ -202,11 +185,11 @@ def test_of_two_pictures_the_one_with_the_box_is_taken(
     [
         ({"region": None}, "quarantined", "no verified region"),
         ({"region": (0, 0, 72, 64)}, "quarantined", "no verified region"),
-        ({"SequenceOfUltrasoundRegions": _regions(((4, 4, 60, 60), 3, 3))},
+        ({"SequenceOfUltrasoundRegions": regions_of_data(((4, 4, 60, 60), 3, 3))},
          "quarantined", "no verified region"),
-        ({"SequenceOfUltrasoundRegions": _regions(((4, 4, 73, 60), 1, 1))},
+        ({"SequenceOfUltrasoundRegions": regions_of_data(((4, 4, 73, 60), 1, 1))},
          "quarantined", "no verified region"),
-        ({"SequenceOfUltrasoundRegions": _regions(((40, 4, 40, 60), 1, 1))},
+        ({"SequenceOfUltrasoundRegions": regions_of_data(((40, 4, 40, 60), 1, 1))},
          "quarantined", "no verified region"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "quarantined", "secondary capture"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4", "Modality": "OT"},

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from her2_client.ingest.summary import listed
 from her2_common.clinical import PCR_DEFINITION
 
 if TYPE_CHECKING:
@@ -110,24 +111,19 @@ def duke_table(summary: DukeSummary) -> Table:
         "assessment unavailable": pcr["unavailable"],
         "not stated": pcr["not_stated"],
     }
-    table.add_row("pCR unknown", str(sum(unknown.values())), _listed(unknown))
+    table.add_row("pCR unknown", str(sum(unknown.values())), listed(unknown))
     table.add_section()
     images, boxes = count["mri"], count["boxes"]
     table.add_row("with dynamic MRI", str(images["found"]), f"{images['missing']} without images")
-    table.add_row("images not used", str(len(summary.not_used)), _listed(images["not_used"]))
+    table.add_row("images not used", str(len(summary.not_used)), listed(images["not_used"]))
     told = f"of {boxes['found']} in the sheet" if summary.box_sheet else "no sheet of boxes"
     table.add_row("boxes written", str(boxes["written"]), told)
     left_out = boxes["left_out"]
-    table.add_row("boxes left out", str(sum(left_out.values())), _listed(left_out))
+    table.add_row("boxes left out", str(sum(left_out.values())), listed(left_out))
     table.add_row("cells left blank as faulty", str(len(summary.faults)), "")
     table.caption, table.caption_justify = PCR_DEFINITION, "left"
     return table
 
 
 def _others(counts: dict[str, int]) -> str:
-    return _listed({k: v for k, v in counts.items() if k not in ("yes", "positive")})
-
-
-def _listed(counts: dict[str, int]) -> str:
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{count} {name}" for name, count in ordered if count)
+    return listed({k: v for k, v in counts.items() if k not in ("yes", "positive")})

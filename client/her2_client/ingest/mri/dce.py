@@ -41,10 +41,12 @@ from her2_client.ingest.mri.phases import complete, one_breast, ordered
 from her2_client.ingest.mri.scaling import is_scaled, rescaled
 from her2_client.ingest.mri.scan import Found, check_one_patient, scan
 from her2_client.ingest.mri.series import Family, choose, families, single_phase
-from her2_client.ingest.mri.volume import FIRST_POST_CONTRAST, Dynamic, Grid, Phase, standardised
+from her2_client.ingest.mri.volume import Dynamic, Grid, Phase, standardised
 from her2_client.ingest.outcome import Standardised, scanner_make
-from her2_client.ingest.privacy.guard import Guard, Rectangle
+from her2_client.ingest.pixels import Rectangle
+from her2_client.ingest.privacy.guard import Guard
 from her2_common.cases import Box
+from her2_common.config import FIRST_POST_CONTRAST
 from her2_common.errors import ImageError
 
 Array = npt.NDArray[Any]
@@ -114,7 +116,7 @@ def dynamic_series(
         family, stacks, unused, more = _one_a_source(sources, asked, box)
     skipped, _ = one_breast(family, box)
     first = stacks[0][0]
-    normal = np.cross(first.directions[:3], first.directions[3:])
+    normal = first.normal
     ends = [np.array(stacks[0][k].position) @ normal for k in (0, -1)]
     step = float(ends[1] - ends[0]) / (len(stacks[0]) - 1)
     grid = Grid(

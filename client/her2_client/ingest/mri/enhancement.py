@@ -12,9 +12,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from her2_client.ingest.mri.volume import FIRST_POST_CONTRAST, Dynamic
+from her2_client.ingest.mri.volume import Dynamic
 from her2_client.ingest.pixels import lowest_threshold
 from her2_common.cases import Box
+from her2_common.config import FIRST_POST_CONTRAST
 from her2_common.errors import ImageError
 
 Array = npt.NDArray[Any]

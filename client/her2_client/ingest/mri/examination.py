@@ -94,10 +94,7 @@ def _over(best: Family, other: Family) -> bool:
     """Whether ``other`` lies in the same direction and covers half of the slices or more."""
     if len(other.heights) < 2:
         return False
-    normals = [
-        np.cross(family.slices[0].directions[:3], family.slices[0].directions[3:])
-        for family in (best, other)
-    ]
+    normals = [family.slices[0].normal for family in (best, other)]
     if float(normals[0] @ normals[1]) < PARALLEL:
         return False
     spans = []

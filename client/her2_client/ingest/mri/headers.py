@@ -11,9 +11,10 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.filereader import data_element_generator, read_preamble
 from pydicom.tag import BaseTag, Tag
@@ -22,6 +23,8 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 from her2_client.ingest import dicom
 from her2_client.ingest.mri.kinds import is_motion_corrected
 from her2_common.errors import ImageError
+
+Array = npt.NDArray[Any]
 
 GEOMETRY: Final = {
     "Rows": 1,
@@ -107,6 +110,11 @@ class Slice:
     frame: int | None = None
     rescale: tuple[float, float] | None = None
     scale: float | None = None
+
+    @property
+    def normal(self) -> Array:
+        """(3,) unit vector along which slices of one stack follow one another."""
+        return np.cross(self.directions[:3], self.directions[3:])
 
     @property
     def echo_time(self) -> float | None:

@@ -24,7 +24,8 @@ from nibabel.nifti1 import Nifti1Pair
 from her2_client.ingest import dicom
 from her2_client.ingest.mri.headers import FARTHEST_MM, SPACING_MM
 from her2_client.ingest.mri.phases import check_enough
-from her2_client.ingest.mri.volume import FIRST_POST_CONTRAST, Dynamic, Grid, Phase
+from her2_client.ingest.mri.volume import Dynamic, Grid, Phase
+from her2_common.config import FIRST_POST_CONTRAST
 from her2_common.errors import ImageError
 
 Array = npt.NDArray[Any]

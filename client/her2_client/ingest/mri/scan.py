@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from her2_client.ingest import dicom
+from her2_client.ingest.dicom import MAX_FILES
 from her2_client.ingest.mri import kinds
 from her2_client.ingest.mri.enhanced import frames_of
 from her2_client.ingest.mri.headers import (
@@ -24,7 +25,6 @@ from her2_client.ingest.mri.headers import (
     read_header,
     slice_of,
 )
-from her2_client.ingest.planar.folder import MAX_FILES
 from her2_common.errors import ImageError
 
 ECHO_TOLERANCE: Final = 0.05

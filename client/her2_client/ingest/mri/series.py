@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -80,25 +80,26 @@ def families(found: Found) -> list[Family]:
         by_series.setdefault(item.series, []).append(item)
     blocks = [block for name in sorted(by_series) for block in _blocks(by_series[name])]
     blocks.sort(key=lambda b: (-len(b.heights), -len(b.slices)))
-    grids: list[list[_Block]] = []
-    for block in blocks:
-        home = next((g for g in grids if _coincide(g[0], block)), None)
-        if home is None:
-            grids.append([block])
-        else:
-            home.append(block)
     result = []
-    for grid in grids:
-        protocols: list[list[_Block]] = []
-        for block in grid:
-            home = next((p for p in protocols if _same_protocol(p[0], block)), None)
-            if home is None:
-                protocols.append([block])
-            else:
-                home.append(block)
+    for grid in _grouped(blocks, _coincide):
+        protocols = _grouped(grid, _same_protocol)
         result += [_family(same, by_series, len(protocols)) for same in protocols]
     # a single slice that is taken again and again watches the bolus arrive
     return sorted(result, key=lambda f: (len(f.heights) < 2, -f.phases, -len(f.slices), f.series))
+
+
+def _grouped(
+    blocks: Sequence[_Block], alike: Callable[[_Block, _Block], bool]
+) -> list[list[_Block]]:
+    """Each block joins the first group whose first block it is like, or opens one."""
+    groups: list[list[_Block]] = []
+    for block in blocks:
+        home = next((group for group in groups if alike(group[0], block)), None)
+        if home is None:
+            groups.append([block])
+        else:
+            home.append(block)
+    return groups
 
 
 def choose(found: Found) -> tuple[Family, tuple[ImageError, ...]]:
@@ -152,12 +153,12 @@ def choose(found: Found) -> tuple[Family, tuple[ImageError, ...]]:
 
 def is_sagittal(family: Family) -> bool:
     """Whether the slices are stacked from side to side."""
-    return bool(abs(_normal(family.slices[0])[0]) > SAGITTAL)
+    return bool(abs(family.slices[0].normal[0]) > SAGITTAL)
 
 
 def _other_breast(family: Family, other: Family) -> bool:
     first, second = family.slices[0], other.slices[0]
-    if not (is_sagittal(family) and float(_normal(first) @ _normal(second)) > SAGITTAL):
+    if not (is_sagittal(family) and float(first.normal @ second.normal) > SAGITTAL):
         return False
     ends = [(a.min(), a.max()) for a in (_along(f.slices, first) for f in (family, other))]
     return bool(ends[0][1] < ends[1][0] or ends[1][1] < ends[0][0])
@@ -264,7 +265,7 @@ def _agreements(first: Slice, slices: Sequence[Slice]) -> dict[str, Array]:
     spacings = np.array([item.spacing for item in slices])  # (n, 2)
     directions = np.array([item.directions for item in slices])  # (n, 6)
     points = np.array([item.position for item in slices])  # (n, 3)
-    normal = _normal(first)
+    normal = first.normal
     offset = points - np.array(first.position)
     across = offset - np.outer(offset @ normal, normal)
     return {
@@ -321,14 +322,10 @@ def _tolerance(heights: Array) -> float:
     return max(POSITION_TOLERANCE_MM, share)
 
 
-def _normal(item: Slice) -> Array:
-    return np.cross(item.directions[:3], item.directions[3:])
-
-
 def _along(slices: Sequence[Slice], origin: Slice) -> Array:
     """Heights in mm along the normal of ``origin``, from its position."""
     points = np.array([item.position for item in slices])  # (n, 3)
-    result: Array = (points - np.array(origin.position)) @ _normal(origin)
+    result: Array = (points - np.array(origin.position)) @ origin.normal
     return result
 
 

@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from her2_client.ingest.pixels import CLIP, Window, check_box, lowest_threshold, resample
 from her2_common.cases import Box
+from her2_common.config import FIRST_POST_CONTRAST
 from her2_common.errors import ImageError
 
 Array = npt.NDArray[Any]
@@ -42,9 +43,6 @@ MAX_VOXELS: Final = 1 << 28
 """Voxels of one phase; a header that promises more is damaged (design value)."""
 MARGIN: Final = 1
 """Source voxels read beyond the cube, for interpolation at its rim."""
-
-FIRST_POST_CONTRAST: Final = 1
-"""Index of the phase that sets the reference; 0 is the phase before contrast."""
 
 HEAD: Final = (0.0, 0.0, 1.0)
 POSTERIOR: Final = (0.0, 1.0, 0.0)

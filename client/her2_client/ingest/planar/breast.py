@@ -11,10 +11,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from her2_client.ingest.pixels import Window, lowest_threshold, resample, square, standardise
+from her2_client.ingest.pixels import (
+    Rectangle,
+    Window,
+    lowest_threshold,
+    resample,
+    square,
+    standardise,
+)
 from her2_client.ingest.planar import orientation
 from her2_client.ingest.planar.orientation import Turn
-from her2_client.ingest.privacy.guard import Rectangle
 from her2_client.ingest.privacy.search import text_in
 from her2_common.cases import Box
 from her2_common.errors import ImageError

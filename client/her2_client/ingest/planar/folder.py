@@ -14,12 +14,11 @@ from typing import Final, TypeVar
 from pydicom.dataset import Dataset
 
 from her2_client.ingest import dicom
+from her2_client.ingest.dicom import MAX_FILES
 from her2_common.errors import ImageError
 
 T = TypeVar("T")
 
-MAX_FILES: Final = 20_000
-"""Files of one folder that are looked at (a design value)."""
 OF_ANOTHER_KIND: Final = {"not DICOM", "not an image", "wrong modality"}
 """Reasons for which a file named in the table is refused, and one met in a folder set aside."""
 

@@ -33,7 +33,7 @@ from pydicom.dataset import Dataset
 
 from her2_client.ingest import dicom
 from her2_client.ingest.outcome import NO_MAKE, Standardised, scanner_make
-from her2_client.ingest.pixels import check_box, grey, overlap, saturation
+from her2_client.ingest.pixels import Rectangle, check_box, grey, overlap, saturation
 from her2_client.ingest.planar.breast import Breast
 from her2_client.ingest.planar.display import display
 from her2_client.ingest.planar.folder import (
@@ -47,7 +47,7 @@ from her2_client.ingest.planar.folder import (
 from her2_client.ingest.planar.orientation import Turn, turn_of
 from her2_client.ingest.planar.picture import is_picture, read_picture
 from her2_client.ingest.planar.views import Side, View, check_kind, side_of, view_of
-from her2_client.ingest.privacy.guard import Guard, Rectangle
+from her2_client.ingest.privacy.guard import Guard
 from her2_client.ingest.privacy.search import found_message
 from her2_common.cases import Box
 from her2_common.errors import ImageError
@@ -55,8 +55,6 @@ from her2_common.errors import ImageError
 Array = npt.NDArray[Any]
 
 FOR_PRESENTATION_CLASS: Final = "1.2.840.10008.5.1.4.1.1.1.2"
-CAPTURED: Final = {"MG", "OT", "SC", ""}
-"""Modalities under which secondary captures of mammograms are filed."""
 LAST_ACQUIRED: Final = ("AcquisitionDate", "AcquisitionTime", "ContentTime", "SOPInstanceUID")
 
 
@@ -107,12 +105,7 @@ class _Image:
 
 
 def _look(path: Path) -> _Image:
-    header = dicom.header(path)
-    dicom.check_image(header)
-    modality = str(header.get("Modality", "") or "")
-    captured = dicom.is_secondary_capture(header)
-    if not (captured and modality in CAPTURED):
-        dicom.check_modality(modality, "MG")
+    header, captured = dicom.read(path, "MG")
     check_kind(header)
     intent = str(header.get("PresentationIntentType", "") or "")
     presented = intent == "FOR PRESENTATION" or header.get("SOPClassUID") == FOR_PRESENTATION_CLASS

@@ -55,8 +55,6 @@ COLOURS: Final = (
     *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB"),
     *("YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"),
 )
-CAPTURED: Final = {"US", "OT", "SC", ""}
-"""Modalities under which secondary captures of ultrasound are filed."""
 IN_ORDER: Final = (
     *("AcquisitionDate", "AcquisitionTime"),
     *("SeriesNumber", "InstanceNumber", "SOPInstanceUID"),
@@ -104,12 +102,7 @@ class _Picture:
 
 
 def _look(path: Path) -> _Picture:
-    header = dicom.header(path)
-    dicom.check_image(header)
-    modality = str(header.get("Modality", "") or "")
-    captured = dicom.is_secondary_capture(header)
-    if not (captured and modality in CAPTURED):
-        dicom.check_modality(modality, "US")
+    header, captured = dicom.read(path, "US")
     if header.PhotometricInterpretation not in COLOURS:
         raise ImageError("expected grey, RGB, YBR or a palette, got another", reason="colour space")
     return _Picture(path, header, regions_of(header), captured)

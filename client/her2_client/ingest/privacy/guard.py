@@ -22,15 +22,13 @@ from typing import Any, Final
 import numpy.typing as npt
 
 from her2_client.ingest import dicom
+from her2_client.ingest.pixels import Rectangle
 from her2_common.cases import Image
 from her2_common.errors import ImageError
 
 Array = npt.NDArray[Any]
-Rectangle = tuple[int, int, int, int]
-"""x0, y0, x1, y1 in source pixels, end-exclusive."""
 
 REVIEW_HINT: Final = "run: her2-client ingest --review"
-_BLOCK_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -92,10 +90,7 @@ def digest(key: bytes, files: Sequence[Path], frame: int = 0) -> str:
     with dicom.reading():
         hashes = []
         for path in files:
-            content = hashlib.sha256()
             with path.open("rb") as stream:
-                while block := stream.read(_BLOCK_BYTES):
-                    content.update(block)
-            hashes.append(content.digest())
+                hashes.append(hashlib.file_digest(stream, "sha256").digest())
     text = b"review\x00" + str(frame).encode() + b"\x00" + b"".join(sorted(hashes))
     return hmac.new(key, text, hashlib.sha256).hexdigest()[:32]

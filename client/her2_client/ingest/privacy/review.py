@@ -32,7 +32,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from her2_client.ingest.privacy.guard import Decision, Guard, Rectangle
+from her2_client.ingest.pixels import Rectangle
+from her2_client.ingest.privacy.guard import Decision, Guard
 from her2_client.ingest.privacy.text import eight_bits
 from her2_common.errors import TableError
 from her2_common.files import replace_privately

@@ -6,8 +6,7 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from her2_client.ingest.pixels import grey, saturation
-from her2_client.ingest.privacy.guard import Rectangle
+from her2_client.ingest.pixels import Rectangle, grey, saturation
 from her2_client.ingest.privacy.text import find_text
 
 Array = npt.NDArray[Any]

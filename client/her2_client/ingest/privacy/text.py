@@ -10,7 +10,6 @@
 4. Connected parts of at least ``THRESHOLD`` are lines if their mean reaches ``SCORE`` and they are
    thin: tissue that excites the detector does so in broad patches. They are widened as in the
    paper, since the core is smaller than the line, and become upright rectangles.
-
 5. In a small picture a few calcifications look like a word: what is found there is looked at once
    more, enlarged, and kept if it is found again.
 
@@ -35,9 +34,9 @@ import onnxruntime  # type: ignore[import-untyped]
 from PIL import Image
 from scipy import ndimage
 
+from her2_client.ingest.pixels import Rectangle
+
 Array = npt.NDArray[Any]
-Rectangle = tuple[int, int, int, int]
-"""x0, y0, x1, y1 in source pixels, end-exclusive."""
 
 PACKAGE: Final = "rapidocr"
 WEIGHTS: Final = "rapidocr/models/PP-OCRv6_det_small.onnx"

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from her2_client.ingest.quality import sharing
-from her2_client.ingest.quality.readiness import NAMES, Readiness, readiness
+from her2_client.ingest.quality.readiness import NAMES, SPLIT_NAMES, readiness
 from her2_client.ingest.summary import STATES, TRAINING_GROUPS, UNKNOWN, VARIABLES, IngestSummary
 from her2_common import __version__
 from her2_common.cases import CLINICAL_INPUTS, IMAGES, MODALITIES, Image
@@ -45,7 +44,6 @@ STATE_NAMES: Final = {
     "quarantined": "may show a name in the pixels; waits for a person",
     "refused": "missing, damaged, contradictory or incomplete",
 }
-SPLIT_NAMES: Final = {"train": "training", "val": "validation", "test": "test"}
 GROUP_NAMES: Final[dict[str, str]] = {
     **{str(modality): name for modality, name in NAMES.items()},
     "clinical": "clinical inputs",
@@ -104,36 +102,31 @@ class Unused:
 
 
 def write_page(
-    path: Path, summary: IngestSummary, policy: Policy, *, shareable: bool = False
+    path: Path, summary: IngestSummary, policy: Policy, shared: Mapping[str, Any] | None = None
 ) -> None:
     """Write the page on a centre's data to ``path``, for its owner alone (mode 0600).
 
-    With ``shareable`` the page is the one that may leave: small counts withheld, without verdict,
-    rows and messages.
+    With ``shared``, what ``shareable`` gave of the same summary, the page is the one that may
+    leave: small counts withheld, without verdict, rows and messages.
 
     Raises:
         OSError: the page cannot be written.
     """
-    replace_privately(path, render(summary, policy, shareable=shareable).encode())
+    replace_privately(path, render(summary, policy, shared).encode())
 
 
-def render(summary: IngestSummary, policy: Policy, *, shareable: bool = False) -> str:
+def render(summary: IngestSummary, policy: Policy, shared: Mapping[str, Any] | None = None) -> str:
     """The page as HTML."""
-    verdict: Readiness | None = None
-    unused: list[Unused] = []
-    if shareable:
-        document = sharing.shareable(summary, policy)
-    else:
-        document = summary.as_dict()
-        verdict, unused = readiness(summary, policy), _unused(summary)
+    exact = shared is None
+    document = summary.as_dict() if shared is None else shared
     templates = environment("her2_client.ingest.quality")
     templates.filters.update(count=count, combination=combination)
     return templates.get_template("quality.html.j2").render(
         style=style("her2_client.ingest.quality", "quality.css"),
         version=__version__,
         site=document["site"],
-        exact=not shareable,
-        verdict=verdict,
+        exact=exact,
+        verdict=readiness(summary, policy) if exact else None,
         min_cell=policy.min_cell,
         min_cases=policy.min_cases,
         document=document,
@@ -154,8 +147,8 @@ def render(summary: IngestSummary, policy: Policy, *, shareable: bool = False) -
             (column, document["lesion_boxes"][column], document["images"][column]["accepted"])
             for column in IMAGES
         ],
-        unused=unused,
-        unused_total=len(summary.notes) if not shareable else None,
+        unused=_unused(summary) if exact else [],
+        unused_total=len(summary.notes) if exact else None,
         unused_most=MAX_ROWS_SHOWN,
     )
 

@@ -1,7 +1,6 @@
 """Is a centre's data ready for training: a verdict by fixed rules, each with its reason.
 
-What may be told of the data outside the centre is another question: ``shareable`` (here by name,
-in her2_client.ingest.quality.sharing by content) withholds the small counts.
+What may be told of the data outside the centre is another question (sharing.py).
 """
 
 from __future__ import annotations
@@ -12,12 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from her2_client.ingest.privacy.guard import REVIEW_HINT
-from her2_client.ingest.quality.sharing import shareable
 from her2_client.ingest.summary import UNKNOWN, IngestSummary
 from her2_common.cases import CLINICAL_INPUTS, IMAGES, MODALITIES, Image, Modality, Split
 from her2_common.config import Policy
-
-__all__ = ["Readiness", "Verdict", "readiness", "shareable"]
 
 Verdict = Literal["ready", "ready with gaps", "not ready"]
 
@@ -40,7 +36,7 @@ COLUMNS: Final[dict[Modality, tuple[Image, ...]]] = {
 }
 NAMES: Final[dict[Modality, str]] = {"mg": "mammography", "us": "ultrasound", "mri": "MRI"}
 _CLASSES: Final = ("positive", "negative")
-_SPLIT_NAMES: Final[dict[Split, str]] = {"train": "training", "val": "validation", "test": "test"}
+SPLIT_NAMES: Final[dict[Split, str]] = {"train": "training", "val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -182,7 +178,7 @@ def _case_gaps(summary: IngestSummary, policy: Policy) -> Iterator[str]:
                 "Add cases."
             )
     for split in ("val", "test"):
-        labels, name = summary.labels[split], _SPLIT_NAMES[split]
+        labels, name = summary.labels[split], SPLIT_NAMES[split]
         missing = [label for label in _CLASSES if not labels[label]]
         if missing:
             whose = "no HER2-" + " and no HER2-".join(missing)
@@ -196,7 +192,7 @@ def _case_gaps(summary: IngestSummary, policy: Policy) -> Iterator[str]:
             f"The test split has {_cases(tested)}, fewer than {MIN_TEST_CASES}, so figures of this "
             "centre alone will have wide intervals. Add cases if there are any."
         )
-    unknown = sum(summary.labels[split][UNKNOWN] for split in _SPLIT_NAMES)
+    unknown = sum(summary.labels[split][UNKNOWN] for split in SPLIT_NAMES)
     if unknown > MAX_UNKNOWN_LABELS * summary.accepted:
         yield (
             f"The HER2 status of {unknown} of {summary.accepted} cases is unknown "
