@@ -74,8 +74,7 @@ def _content(site: Site, message: Message) -> RecordDict:
         raise PolicyError(f"expected a {expected} order, got {order.task}")
     weights = {}
     if order.task != "describe":
-        plan = order.plan
-        sizes = preset_sizes(plan.preset, image_size=plan.image_size, volume_size=plan.volume_size)
+        sizes = preset_sizes(order.plan.preset, **order.plan.layout)
         weights = read_weights(message.content, sizes)
     answer = site.answer(order, weights)
     record = RecordDict({"reply": document_record(answer.document)})

@@ -74,6 +74,21 @@ class Cohort:
             clinical_known=np.zeros_like(self.clinical_known),
         )
 
+    def thinned(self, probability: float, generator: torch.Generator) -> Cohort:
+        """Modality dropout: each image of each case is taken away with ``probability``, but a
+        case keeps at least one.
+
+        Every case draws for every modality, so that the draws of one do not depend on others.
+        """
+        if not probability:
+            return self
+        drawn = torch.rand(len(self), len(MODALITIES), generator=generator).numpy()
+        present = np.stack([self.rows[m] >= 0 for m in self.rows], axis=1)  # (n, modalities)
+        drawn = np.where(present, drawn[:, : len(self.rows)], -1.0)
+        kept = present & ((drawn >= probability) | (drawn == drawn.max(axis=1, keepdims=True)))
+        rows = {m: np.where(kept[:, i], self.rows[m], -1) for i, m in enumerate(self.rows)}
+        return replace(self, rows=rows)
+
     def batch(self, cases: np.ndarray) -> tuple[Batch, dict[Modality, np.ndarray]]:
         """The batch of the given cases, and for each modality the rows it took from ``images``."""
         device = self.clinical.device

@@ -3,91 +3,25 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 import math
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
 
 from her2_client.cache import Cache, open_cache
 from her2_client.cohort import load_cohort
 from her2_client.keys import read_pseudonym_key
 from her2_client.scoring import score
 from her2_client.site import make_deterministic, select_device
-from her2_common import __version__
 from her2_common.cases import MODALITIES, SPLITS, pseudonym, read_cases
 from her2_common.config import SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError
 from her2_common.metrics import GRID
-from her2_common.model import GROUPS, Group, MapModel, build_model, set_groups
+from her2_common.release import load_release
 
 COLUMNS: Final = ("case_id", "score", "call", *(f"{m}_score" for m in MODALITIES), "modalities")
-
-
-class Manifest(BaseModel):
-    """What a prediction needs of manifest.json, beside the SHA-256 of the weights."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
-
-    preset: str
-    image_size: int = Field(ge=32, le=1024, multiple_of=16)
-    volume_size: int = Field(ge=16, le=256, multiple_of=16)
-    threshold: float = Field(ge=0, le=1)
-    groups: list[Group]
-
-
-def load_release(folder: Path) -> tuple[MapModel, dict[str, Any]]:
-    """The model of a release folder and its manifest.
-
-    Raises:
-        DataError: a file is missing or incomplete, or does not match the manifest.
-    """
-    hint = "expected the release/ folder of a finished run"
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        tensors = (folder / "model.safetensors").read_bytes()
-        expected = str(manifest["sha256"])
-    except FileNotFoundError as error:
-        name = Path(str(error.filename)).name
-        raise DataError(f"{folder}: {name} is missing", hint=hint) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: not a release ({type(error).__name__})", hint=hint) from None
-    got = hashlib.sha256(tensors).hexdigest()
-    if got != expected:
-        raise DataError(
-            f"{folder}: model.safetensors was changed: expected SHA-256 {expected[:12]}..., "
-            f"got {got[:12]}..."
-        )
-    try:
-        Manifest.model_validate(manifest)
-    except ValidationError as error:
-        key = error.errors()[0]["loc"][0]
-        raise DataError(
-            f"{folder}: manifest.json: {key} is missing or wrong",
-            hint=f"expected a release made by her2-map {__version__}",
-        ) from None
-    try:
-        groups = load_tensors(tensors)
-    except SafetensorError as error:
-        raise DataError(f"{folder}: not a release ({type(error).__name__})", hint=hint) from None
-    stated = set(manifest["groups"])
-    if stated != set(groups) or not stated <= set(GROUPS) or "head" not in stated:
-        raise DataError(
-            f"{folder}: model.safetensors: expected the groups {', '.join(sorted(stated))}, "
-            f"got {', '.join(sorted(groups))}"
-        )
-    if wrong := [name for name, vector in groups.items() if vector.dtype != np.float32]:
-        raise DataError(f"{folder}: model.safetensors: {wrong[0]}: expected float32")
-    sizes = {name: manifest[name] for name in ("image_size", "volume_size")}
-    model = build_model(manifest["preset"], 0, **sizes)
-    set_groups(model, groups)
-    return model, manifest
 
 
 def predict_table(
@@ -110,17 +44,17 @@ def predict_table(
     model, manifest = load_release(release)
     cache = open_cache(config.data.cache)
     device = select_device(config.device)
-    trained = [m for m in MODALITIES if m in manifest["groups"]]
+    trained = [m for m in MODALITIES if m in manifest.groups]
     cohort = load_cohort(
         cache,
         split=None,
         label=None,
-        image_size=manifest["image_size"],
-        volume_size=manifest["volume_size"],
+        image_size=manifest.image_size,
+        volume_size=manifest.volume_size,
         modalities=trained,
         device=device,
     )
-    if "clinical" not in manifest["groups"]:
+    if "clinical" not in manifest.groups:
         cohort = cohort.without_clinical()
     # The cohort's cases, in its order, as rows of the cache.
     able = np.any([cache.rows[m] >= 0 for m in trained], axis=0)
@@ -135,7 +69,7 @@ def predict_table(
         if split != "all" and SPLITS[cache.split[in_cache[case]]] != split:
             continue
         value = float(scores.fused[case])
-        row = [names[in_cache[case]], _cell(value), int(value >= manifest["threshold"])]
+        row = [names[in_cache[case]], _cell(value), int(value >= manifest.threshold)]
         row += [_cell(float(scores.single[m][case])) if m in trained else "" for m in MODALITIES]
         writer.writerow([*row, cohort.combination(case)])
         written += 1

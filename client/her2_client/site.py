@@ -99,14 +99,14 @@ class Site:
             return
         self._plan, self._cohorts = None, {}
         cache = open_cache(self.config.data.cache)
-        layout = preset(plan.preset)
+        layout = preset(plan.preset, **plan.layout)
         everything = {
             split: load_cohort(
                 cache,
                 split=split,
                 label=plan.label,
-                image_size=plan.image_size or layout.image_size,
-                volume_size=plan.volume_size or layout.volume_size,
+                image_size=layout.image_size,
+                volume_size=layout.volume_size,
                 device=self.device,
             )
             for split in SPLITS
@@ -137,9 +137,7 @@ class Site:
             raise DataError(
                 f"expected the groups {', '.join(groups)}, got {', '.join(sorted(weights))}"
             )
-        model = build_model(
-            plan.preset, plan.seed, image_size=plan.image_size, volume_size=plan.volume_size
-        )
+        model = build_model(plan.preset, plan.seed, **plan.layout)
         set_groups(model, weights)
         return model.to(self.device)
 

@@ -61,6 +61,31 @@ def autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
+@dataclass(frozen=True)
+class Balance:
+    """What is done about unequal classes, as arguments of the loss."""
+
+    weights: tuple[float, float] = (1.0, 1.0)
+    log_odds: float = 0.0
+
+
+def class_balance(cohort: Cohort, plan: RunConfig) -> Balance:
+    """``none``: nothing, scores are probabilities. ``weights``: each class weighs the same.
+    ``prior``: this site's log odds of positive are added in training and left out in use.
+
+    A class that the site lacks counts as half a case.
+    """
+    positives = float(cohort.labels.sum())
+    negatives = len(cohort) - positives
+    positives, negatives = max(positives, 0.5), max(negatives, 0.5)
+    if plan.class_balance == "weights":
+        half = (positives + negatives) / 2
+        return Balance(weights=(half / negatives, half / positives))
+    if plan.class_balance == "prior":
+        return Balance(log_odds=math.log(positives / negatives))
+    return Balance()
+
+
 def batches(cases: int, size: int, generator: torch.Generator) -> Iterator[np.ndarray]:
     """All cases in random order, in ceil(cases / size) batches whose sizes differ by at most 1."""
     order = torch.randperm(cases, generator=generator).numpy()
@@ -89,6 +114,7 @@ def train_round(
     optimiser = torch.optim.AdamW(
         model.parameters(), betas=ADAM_BETAS, weight_decay=plan.weight_decay, fused=True
     )
+    balance = class_balance(cohort, plan)
     steps_per_epoch = max(math.ceil(len(cohort) / plan.batch_size), 1)
     steps = 0
     losses: list[Tensor] = []
@@ -100,9 +126,10 @@ def train_round(
             modality: torch.rand(len(images), DRAWS, generator=generator).to(device)
             for modality, images in cohort.images.items()
         }
+        seen = cohort.thinned(plan.modality_dropout, generator)
         total = torch.zeros((), device=device)
         for cases in batches(len(cohort), plan.batch_size, generator):
-            batch, taken = cohort.batch(cases)
+            batch, taken = seen.batch(cases)
             for modality, rows in taken.items():
                 chosen = draws[modality][torch.from_numpy(rows).to(device)]
                 batch.images[modality] = augment(batch.images[modality], chosen, RANGES[modality])
@@ -112,8 +139,16 @@ def train_round(
             optimiser.zero_grad(set_to_none=True)
             with autocast(device):
                 output = model(batch)
-            labels = cohort.labels[torch.from_numpy(cases).to(device)]
-            loss = map_loss(output.float(), labels, alignment_weight=plan.alignment_weight)
+            index = torch.from_numpy(cases).to(device)
+            loss = map_loss(
+                output.float(),
+                cohort.labels[index],
+                class_weights=balance.weights,
+                prior_log_odds=balance.log_odds,
+                single_weight=plan.single_weight,
+                alignment=plan.alignment,
+                alignment_weight=plan.alignment_weight,
+            )
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             total += loss.detach()

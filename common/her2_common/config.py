@@ -162,13 +162,35 @@ class RunConfig(Section):
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     weight_decay: float = Field(default=0.05, ge=0, le=1)
     warmup_rounds: float = Field(default=1.0, ge=0)
+    fusion: Literal["mean", "gated"] = "mean"
+    her2_levels: Literal[2, 3] = 2
+    single_weight: float = Field(default=1.0, ge=0)
+    alignment: Literal["l1", "contrastive", "none"] = "l1"
     alignment_weight: float = Field(default=1.0, ge=0)
+    modality_dropout: float = Field(default=0.0, ge=0, lt=1)
+    class_balance: Literal["none", "weights", "prior"] = "none"
     strategy: Literal["fedavg"] = "fedavg"
     quorum: int | None = Field(default=None, ge=1)
     round_timeout: float = Field(default=3600.0, gt=0)
     start_timeout: float = Field(default=600.0, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
     min_cell: int = Field(default=10, ge=1)
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> RunConfig:
+        if self.her2_levels == 3 and self.label == "pcr":
+            raise ValueError("her2_levels: expected 2 with label: pcr, which has no levels, got 3")
+        return self
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """What decides the shape of the model's weights, as keywords of ``model.preset``."""
+        return {
+            "image_size": self.image_size,
+            "volume_size": self.volume_size,
+            "fusion": self.fusion,
+            "levels": self.her2_levels,
+        }
 
 
 class FederationConfig(Section):

@@ -17,7 +17,9 @@ neoadjuvant therapy response", Nature Biomedical Engineering, 2025 (the architec
 
 The published head is one Linear(d + 5, 2). Here its columns stand in two groups: ``head``
 (Linear(d, 2)) and ``clinical`` (Linear(5, 2), no bias), whose sum is the same map; a site without
-clinical inputs can so leave its columns alone.
+clinical inputs can so leave its columns alone. With three HER2 levels the head has a third output,
+the log odds of low against zero among the negatives: a continuation-ratio model (Fienberg, The
+Analysis of Cross-Classified Categorical Data, 1980), whose first part is the model of two levels.
 """
 
 from __future__ import annotations
@@ -70,7 +72,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class MapOutput:
-    """``fused`` is (b, 2); ``single[m]`` and ``features[m]`` have a row for each of ``rows[m]``."""
+    """``fused`` is (b, levels); ``single[m]``, ``features[m]`` have a row for each of ``rows[m]``.
+
+    Columns 0 and 1 are the logits of negative and positive; column 2, in a model of three levels,
+    the log odds of HER2-low against HER2-zero.
+    """
 
     fused: Logits
     single: Mapping[Modality, LogitsOf]
@@ -145,13 +151,16 @@ here. ``size`` is the side of the images in pixels or voxels. The module maps th
 class Preset:
     """A model as data: input sizes (pixels, voxels), feature width, and an encoder a modality.
 
-    ``encoders[m]`` is a name in ``ENCODERS`` and the options of that function.
+    ``encoders[m]`` is a name in ``ENCODERS`` and the options of that function. ``fusion`` and
+    ``levels`` (of HER2) are a run's choice.
     """
 
     image_size: int
     volume_size: int
     features: int
     encoders: Mapping[Modality, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
+    fusion: Literal["mean", "gated"] = "mean"
+    levels: Literal[2, 3] = 2
 
 
 _HOVERTRANS: Final = {
@@ -196,8 +205,11 @@ PRESETS: Final[dict[str, Preset]] = {
 }
 
 
-def preset(name: str, *, image_size: int | None = None, volume_size: int | None = None) -> Preset:
-    """The preset of that name; sizes other than None replace its own.
+def preset(name: str, **layout: Any) -> Preset:
+    """The preset of that name; keywords other than None replace its fields.
+
+    ``image_size`` and ``volume_size`` (pixels, voxels) are those of the images it will see: the
+    weights of some encoders follow the size. ``RunConfig.layout`` gives a run's keywords.
 
     Raises:
         ConfigError: there is none.
@@ -205,12 +217,7 @@ def preset(name: str, *, image_size: int | None = None, volume_size: int | None 
     if name not in PRESETS:
         known = ", ".join(PRESETS)
         raise ConfigError(f"run.preset: expected one of {known}, got {name!r}")
-    plan = PRESETS[name]
-    return replace(
-        plan,
-        image_size=image_size or plan.image_size,
-        volume_size=volume_size or plan.volume_size,
-    )
+    return replace(PRESETS[name], **{k: value for k, value in layout.items() if value is not None})
 
 
 class MapModel(nn.Module):
@@ -223,15 +230,19 @@ class MapModel(nn.Module):
             size = plan.volume_size if modality == "mri" else plan.image_size
             encoder = ENCODERS[kind](CHANNELS[modality], plan.features, size, **options)
             self.add_module(modality, encoder)
-        self.clinical = nn.Linear(5, 2, bias=False)
-        self.head = nn.Linear(plan.features, 2)
+        self.levels, self.gated = plan.levels, plan.fusion == "gated"
+        self.clinical = nn.Linear(5, plan.levels, bias=False)
+        self.head = nn.Linear(plan.features, plan.levels + self.gated)
+        if self.gated:  # begins as the mean
+            nn.init.zeros_(self.head.weight[-1])
+            nn.init.zeros_(self.head.bias[-1])
 
     def forward(self, batch: Batch) -> MapOutput:
         """Scores every case from what it has.
 
         Every case must have at least one modality; ingest leaves out the ones that have none.
         """
-        clinical = self.clinical(batch.clinical)  # (b, 2)
+        clinical = self.clinical(batch.clinical)  # (b, levels)
         cases = batch.clinical.shape[0]
         features: dict[Modality, Tensor] = {}
         single: dict[Modality, Tensor] = {}
@@ -242,26 +253,24 @@ class MapModel(nn.Module):
                 continue
             feature = self.get_submodule(modality)(batch.images[modality])  # (n, d)
             features[modality] = feature
-            single[modality] = self.head(feature) + clinical[rows]  # (n, 2)
+            scores = self.head(feature)  # (n, levels), and the gate
+            single[modality] = scores[:, : self.levels] + clinical[rows]
+            weight = count.new_ones(rows.numel(), 1)
+            if self.gated:
+                weight = 2 * torch.sigmoid(scores[:, self.levels :].float())  # (n, 1), in (0, 2)
             if total is None:
                 total = feature.new_zeros(cases, feature.shape[1])
-            total = total.index_add(0, rows, feature)
-            count = count.index_add(0, rows, count.new_ones(rows.numel(), 1))
+            total = total.index_add(0, rows, (weight * feature).to(total.dtype))
+            count = count.index_add(0, rows, weight)
         if total is None:
             raise ValueError("expected a batch with at least one modality, got none")
-        fused = self.head(total / count) + clinical
+        fused = self.head(total / count)[:, : self.levels] + clinical
         return MapOutput(fused, single, features, dict(batch.rows))
 
 
-def build_model(
-    name: str, seed: int, *, image_size: int | None = None, volume_size: int | None = None
-) -> MapModel:
-    """A new model of the preset, its weights drawn from ``seed`` alone.
-
-    ``image_size`` and ``volume_size`` (pixels, voxels; None: the preset's) are those of the images
-    it will see: the weights of some encoders follow the size.
-    """
-    plan = preset(name, image_size=image_size, volume_size=volume_size)
+def build_model(name: str, seed: int, **layout: Any) -> MapModel:
+    """A new model of the preset, its weights drawn from ``seed`` alone; see ``preset``."""
+    plan = preset(name, **layout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "weights"))
         return MapModel(plan)
@@ -281,12 +290,10 @@ def group_sizes(model: MapModel) -> dict[str, int]:
 
 
 @cache
-def preset_sizes(
-    name: str, *, image_size: int | None = None, volume_size: int | None = None
-) -> dict[str, int]:
+def preset_sizes(name: str, **layout: Any) -> dict[str, int]:
     """How many numbers each group of a preset's model holds; no weight is drawn or stored."""
     with torch.device("meta"):
-        return group_sizes(MapModel(preset(name, image_size=image_size, volume_size=volume_size)))
+        return group_sizes(MapModel(preset(name, **layout)))
 
 
 def get_groups(model: MapModel, groups: Iterable[str]) -> dict[str, np.ndarray]:

@@ -16,14 +16,17 @@ Images = Float[Tensor, "n channels *size"]
 ImagesOf = Float[Tensor, "_n _channels ..."]
 Features = Float[Tensor, "n d"]
 FeaturesOf = Float[Tensor, "_n d"]
-Logits = Float[Tensor, "b 2"]
-LogitsOf = Float[Tensor, "_n 2"]
-"""Column 0 is HER2-negative, column 1 HER2-positive (or no pCR, pCR)."""
+Logits = Float[Tensor, "b levels"]
+LogitsOf = Float[Tensor, "_n levels"]
+"""Column 0 is HER2-negative, column 1 HER2-positive (or no pCR, pCR); with three levels, column 2
+is the log odds of HER2-low against HER2-zero among the negatives."""
 Clinical = Float[Tensor, "b 5"]
 """Order of her2_common.cases.CLINICAL_INPUTS, scaled, 0 where unknown."""
 Labels = Int[Tensor, "b"]
 RowsOf = Int[Tensor, "_n"]
 """For each row of a modality's tensor, the case of the batch to which it belongs."""
+Same = Float[Tensor, "_n _k"]
+"""1 where a row of one modality and a row of another belong to the same case, else 0."""
 Draws = Float[Tensor, "n 10"]
 """Random numbers in [0, 1), her2_client.augment.DRAWS for each image."""
 Scalar = Float[Tensor, ""]

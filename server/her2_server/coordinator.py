@@ -64,11 +64,7 @@ class Coordinator:
         self.notify = notify
         self.config: FederationConfig = folder.load_config()
         self.plan = self.config.run
-        self.sizes = preset_sizes(
-            self.plan.preset,
-            image_size=self.plan.image_size,
-            volume_size=self.plan.volume_size,
-        )
+        self.sizes = preset_sizes(self.plan.preset, **self.plan.layout)
         self.sites: dict[str, SiteDescription] = {}
         self.totals = Totals()
         self.started = datetime.now(UTC)
@@ -114,12 +110,7 @@ class Coordinator:
             if current.round:
                 self.notify(f"going on after round {current.round}/{self.plan.rounds}")
             return current
-        model = build_model(
-            self.plan.preset,
-            self.plan.seed,
-            image_size=self.plan.image_size,
-            volume_size=self.plan.volume_size,
-        )
+        model = build_model(self.plan.preset, self.plan.seed, **self.plan.layout)
         groups = get_groups(model, GROUPS)
         initial = Checkpoint(0, groups, self._state())
         checkpoint.save(self.folder.rounds, initial)

@@ -12,15 +12,14 @@ from importlib.metadata import version as installed_version
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save as save_tensors
 
 from her2_common import __version__
 from her2_common.bundle import bundle_hash
 from her2_common.cases import MODALITIES
 from her2_common.config import FederationConfig
-from her2_common.files import replace_durably
 from her2_common.metrics import ScoreHistogram, pool, youden_threshold
 from her2_common.model import GROUPS, Group, preset
+from her2_common.release import Manifest, write_release
 from her2_common.wire import SiteDescription
 from her2_server.checkpoint import Checkpoint
 from her2_server.evaluation import SiteScores, evaluate
@@ -122,35 +121,27 @@ def release(
     threshold: Mapping[str, Any],
     trained: list[Group],
 ) -> None:
-    """Write release/: the weights, and what is needed to use them. Not signed.
-
-    ``trained`` are the groups that at least one site trained. The others still hold their random
-    first values and are left out: no modality is ever scored by an untrained encoder.
-    """
-    tensors = save_tensors({group: final.groups[group] for group in trained})
-    layout = preset(config.run.preset)
-    manifest = {
-        "format": "her2-map release",
-        "version": __version__,
-        "run": config.name,
-        "preset": config.run.preset,
-        "label": config.run.label,
-        "image_size": config.run.image_size or layout.image_size,
-        "volume_size": config.run.volume_size or layout.volume_size,
-        "threshold": threshold["value"],
-        "groups": trained,
-        "sha256": hashlib.sha256(tensors).hexdigest(),
-    }
-    folder.release.mkdir(exist_ok=True)
-    replace_durably(folder.release / "model.safetensors", tensors)
-    folder.write_json(folder.release / "manifest.json", manifest)
+    """Write release/ with the ``trained`` groups, those that at least one site trained."""
+    layout = preset(config.run.preset, **config.run.layout)
+    manifest = Manifest(
+        run=config.name,
+        preset=config.run.preset,
+        label=config.run.label,
+        image_size=layout.image_size,
+        volume_size=layout.volume_size,
+        fusion=layout.fusion,
+        her2_levels=layout.levels,
+        threshold=threshold["value"],
+        groups=trained,
+    )
+    write_release(folder.release, manifest, final.groups)
 
 
 def _run(
     folder: RunFolder, config: FederationConfig, final: Checkpoint, started: datetime
 ) -> dict[str, Any]:
     plan = config.run
-    layout = preset(plan.preset)
+    layout = preset(plan.preset, **plan.layout)
     return {
         "name": config.name,
         "started": started.isoformat(timespec="seconds"),
@@ -161,8 +152,8 @@ def _run(
         "seed": plan.seed,
         "parameters": int(sum(final.groups[g].size for g in GROUPS)),
         "weights_sha256": weights_hash(final.groups),
-        "image_size": plan.image_size or layout.image_size,
-        "volume_size": plan.volume_size or layout.volume_size,
+        "image_size": layout.image_size,
+        "volume_size": layout.volume_size,
         "strategy": plan.strategy,
         "synthetic": config.synthetic,
         "config_sha256": folder.config_hash(),

@@ -64,6 +64,39 @@ def test_usable_modalities(make_cohort: MakeCohort) -> None:
     assert usable_modalities(only_mg, 0) == ("mg",)  # a modality that no case has is never usable
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    has=st.lists(st.sampled_from([("mg",), ("us", "mri"), ("mg", "us", "mri")]), min_size=1),
+    probability=st.floats(0.01, 0.99),
+    seed=st.integers(0, 1000),
+)
+def test_thinning_takes_images_but_never_all(
+    make_cohort: MakeCohort, has: list[tuple[str, ...]], probability: float, seed: int
+) -> None:
+    cohort = make_cohort(has)
+    thin = cohort.thinned(probability, torch.Generator().manual_seed(seed))
+    assert len(thin) == len(cohort)
+    for case in range(len(cohort)):
+        names = thin.combination(case).split("+")
+        assert names != [""]
+        assert set(names) <= set(cohort.combination(case).split("+"))
+    for modality, rows in thin.rows.items():
+        kept = rows >= 0
+        np.testing.assert_array_equal(rows[kept], cohort.rows[modality][kept])
+
+
+def test_thinning_takes_the_share_that_is_asked_for(make_cohort: MakeCohort) -> None:
+    """Of three independent draws all fall below p in p**3 of the cases, and then one stays."""
+    cohort = make_cohort([("mg", "us", "mri")] * 400)
+    kept = 0
+    for seed in range(10):
+        thin = cohort.thinned(0.4, torch.Generator().manual_seed(seed))
+        kept += sum(int((rows >= 0).sum()) for rows in thin.rows.values())
+    expected = 3 * 0.6 + 0.4**3
+    assert kept / 4000 == pytest.approx(expected, abs=0.03)
+    assert cohort.thinned(0.0, torch.Generator()) is cohort
+
+
 def test_a_batch_holds_each_case_with_its_own_images(make_cohort: MakeCohort) -> None:
     cohort = make_cohort(MIX)
     cases = np.array([5, 0, 2])

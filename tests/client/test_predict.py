@@ -19,12 +19,13 @@ from her2_client.cache import image_shape, open_cache
 from her2_client.cache_writer import CacheWriter
 from her2_client.cohort import load_cohort
 from her2_client.keys import read_pseudonym_key
-from her2_client.predict import load_release, predict_table
+from her2_client.predict import predict_table
 from her2_client.scoring import score
 from her2_common.cases import pseudonym
 from her2_common.config import SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError
 from her2_common.model import GROUPS, build_model, get_groups
+from her2_common.release import Manifest, load_release, write_release
 
 MakeSite = Callable[..., SiteConfig]
 HAS = [("mg", "us"), ("us",), ("mri",), ("mg", "us", "mri")]
@@ -40,18 +41,16 @@ def config(make_site: MakeSite) -> SiteConfig:
 def release(tmp_path: Path) -> Path:
     """A release of the model of seed 4, as her2-server writes it."""
     folder = tmp_path / "release"
-    folder.mkdir()
-    tensors = save_tensors(get_groups(build_model("compact", 4), GROUPS))
-    (folder / "model.safetensors").write_bytes(tensors)
-    manifest = {
-        "preset": "compact",
-        "image_size": 32,
-        "volume_size": 16,
-        "threshold": 0.5,
-        "groups": list(GROUPS),
-        "sha256": hashlib.sha256(tensors).hexdigest(),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    manifest = Manifest(
+        run="a-run",
+        preset="compact",
+        label="reference",
+        image_size=32,
+        volume_size=16,
+        threshold=0.5,
+        groups=list(GROUPS),
+    )
+    write_release(folder, manifest, get_groups(build_model("compact", 4), GROUPS))
     return folder
 
 

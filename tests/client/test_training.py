@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,14 @@ from hypothesis import strategies as st
 from her2_client import training
 from her2_client.augment import augment
 from her2_client.cohort import Cohort
-from her2_client.training import FINAL_SHARE, batches, learning_rate, train_round
+from her2_client.training import (
+    FINAL_SHARE,
+    Balance,
+    batches,
+    class_balance,
+    learning_rate,
+    train_round,
+)
 from her2_common.config import RunConfig
 from her2_common.errors import TrainingError
 from her2_common.model import GROUPS, build_model, get_groups
@@ -28,6 +37,10 @@ PLAN = RunConfig(rounds=4, local_epochs=2, batch_size=3, seed=3, learning_rate=3
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def changed(**changes: Any) -> RunConfig:
+    return PLAN.model_copy(update=changes)
 
 
 def trained(
@@ -233,3 +246,63 @@ def test_a_cohort_says_what_it_holds_in_its_shapes(make_cohort: MakeCohort) -> N
     cohort = make_cohort(MIX)
     with pytest.raises(Exception, match="Type-check error"):
         dataclasses.replace(cohort, labels=cohort.labels[:-1])
+
+
+def test_weights_make_the_classes_weigh_the_same(make_cohort: MakeCohort) -> None:
+    cohort = make_cohort([("us",)] * 8)
+    cohort = replace(cohort, labels=torch.tensor([1, 0, 0, 0, 0, 0, 1, 0]))
+    negative, positive = class_balance(cohort, changed(class_balance="weights")).weights
+    assert 6 * negative == 2 * positive
+    assert 6 * negative + 2 * positive == 8  # the learning rate keeps its meaning
+    prior = class_balance(cohort, changed(class_balance="prior"))
+    assert (prior.log_odds, prior.weights) == (math.log(2 / 6), (1.0, 1.0))
+    assert class_balance(cohort, changed()) == Balance()
+
+
+def test_a_site_of_one_class_trains_under_every_balance(make_cohort: MakeCohort) -> None:
+    cohort = make_cohort([("us",)] * 4)
+    cohort = replace(cohort, labels=torch.zeros(4, dtype=torch.int64))
+    for balance in ("none", "weights", "prior"):
+        plan = changed(class_balance=balance, local_epochs=1)
+        result = train_round(build_model("compact", 3), cohort, plan, site="a", round_number=1)
+        assert result.loss is not None
+        assert math.isfinite(result.loss)
+
+
+def test_under_prior_the_score_does_not_learn_the_prevalence(make_cohort: MakeCohort) -> None:
+    """Images say nothing, one case in ten is positive: plain training ends near the log odds of a
+    tenth, training with the prior near 0."""
+    cohort = make_cohort([("us",)] * 40)
+    cohort = replace(
+        cohort,
+        labels=(torch.arange(40) % 10 == 0).long(),
+        images={m: torch.zeros_like(images) for m, images in cohort.images.items()},
+        clinical=torch.zeros(40, 5),
+    )
+    odds = {}
+    for balance in ("none", "prior"):
+        plan = changed(class_balance=balance, local_epochs=60, warmup_rounds=0)
+        model = build_model("compact", 3)
+        train_round(model, cohort, plan, site="a", round_number=1)
+        batch, _ = cohort.batch(np.arange(2))
+        logits = model(batch).fused[0].detach()
+        odds[balance] = float(logits[1] - logits[0])
+    assert odds["none"] == pytest.approx(math.log(4 / 36), abs=0.6)
+    assert odds["prior"] == pytest.approx(0.0, abs=0.6)
+    assert odds["prior"] - odds["none"] > 1.2
+
+
+def test_modality_dropout_spares_the_encoders_work(
+    make_cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = 0
+
+    def spy(images: torch.Tensor, draws: torch.Tensor, ranges: object) -> torch.Tensor:
+        nonlocal seen
+        seen += len(images)
+        return images
+
+    monkeypatch.setattr("her2_client.training.augment", spy)
+    cohort = make_cohort([("mg", "us")] * 20)
+    trained(cohort, changed(modality_dropout=0.5, local_epochs=4))
+    assert 80 < seen < 150  # of 160; a case keeps at least one of its two

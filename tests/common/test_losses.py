@@ -7,11 +7,12 @@ from itertools import combinations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from her2_common.cases import MODALITIES, Modality
-from her2_common.losses import alignment, map_loss
+from her2_common.losses import CONTRAST, loss_terms, map_loss
 from her2_common.model import MapOutput
 
 Presence = list[tuple[Modality, ...]]
@@ -115,9 +116,95 @@ def test_alignment_takes_only_cases_that_have_both() -> None:
     rows = {"mg": torch.tensor([0, 1]), "us": torch.tensor([1, 2])}
     single = {m: torch.zeros(2, 2) for m in features}
     output = MapOutput(torch.zeros(3, 2), single, features, rows)
-    assert float(alignment(output)) == 0.5  # case 1 alone, not diluted by cases 0 and 2
+    assert (
+        float(loss_terms(output, torch.zeros(3).long())["alignment"]) == 0.5
+    )  # case 1 alone, not diluted by cases 0 and 2
 
 
 def test_no_pair_means_no_alignment() -> None:
     output = make_output([("mg",), ("us",)], 1)
-    assert float(alignment(output)) == 0.0
+    assert float(loss_terms(output, torch.zeros(2).long())["alignment"]) == 0.0
+
+
+def cosine(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
+
+
+def contrast(output: MapOutput) -> float:
+    """InfoNCE a row at a time: both ways, over the cases that have both modalities."""
+    total = 0.0
+    for a, b in combinations(output.features, 2):
+        rows, columns = output.rows[a].tolist(), output.rows[b].tolist()
+        table = [
+            [cosine(x, y) / CONTRAST for y in output.features[b].tolist()]
+            for x in output.features[a].tolist()
+        ]
+        found = []
+        for i, case in enumerate(rows):
+            if case in columns:
+                j = columns.index(case)
+                found.append((nats(table[i], j) + nats([row[j] for row in table], i)) / 2)
+        total += mean(found)
+    return total
+
+
+@settings(deadline=None, max_examples=40)
+@given(has=presences, seed=st.integers(0, 10_000))
+def test_the_contrastive_term_against_plain_loops(has: Presence, seed: int) -> None:
+    output, labels = make_output(has, seed), make_labels(len(has), seed)
+    terms = loss_terms(output, labels, alignment="contrastive")
+    assert float(terms["alignment"]) == pytest.approx(contrast(output), rel=1e-4, abs=1e-5)
+
+
+def test_only_l1_is_lowered_by_shrinking_the_features() -> None:
+    output = make_output([("mg", "us")] * 4, 5)
+    small = {m: f / 100 for m, f in output.features.items()}
+    shrunk = MapOutput(output.fused, output.single, small, output.rows)
+    labels = make_labels(4, 5)
+    for alignment, ratio in (("l1", 0.01), ("contrastive", 1.0)):
+        before, after = (
+            float(loss_terms(o, labels, alignment=alignment)["alignment"])  # type: ignore[arg-type]
+            for o in (output, shrunk)
+        )
+        assert after / before == pytest.approx(ratio, rel=1e-4)
+
+
+@settings(deadline=None, max_examples=30)
+@given(has=presences, seed=st.integers(0, 10_000), weights=st.tuples(*[st.floats(0.1, 9)] * 2))
+def test_class_weights_are_those_of_torch(
+    has: Presence, seed: int, weights: tuple[float, float]
+) -> None:
+    output, labels = make_output(has, seed), make_labels(len(has), seed)
+    terms = loss_terms(output, labels, class_weights=weights)
+    expected = F.cross_entropy(output.fused, labels, torch.tensor(weights))
+    torch.testing.assert_close(terms["fused"], expected)
+    for modality, logits in output.single.items():
+        rows = labels[output.rows[modality]]
+        torch.testing.assert_close(
+            terms[modality], F.cross_entropy(logits, rows, torch.tensor(weights))
+        )
+
+
+def test_the_prior_is_added_to_the_log_odds() -> None:
+    output, labels = make_output([("mg",), ("us",), ("mri",)], 2), make_labels(3, 2)
+    shifted = output.fused + torch.tensor([0.0, -1.5])
+    terms = loss_terms(output, labels, prior_log_odds=-1.5)
+    torch.testing.assert_close(terms["fused"], F.cross_entropy(shifted, labels))
+
+
+def test_no_single_terms_and_no_alignment_leave_the_fused_one() -> None:
+    output, labels = make_output([("mg", "us")] * 3, 4), make_labels(3, 4)
+    assert set(loss_terms(output, labels, single_weight=0.0, alignment="none")) == {"fused"}
+
+
+def test_low_against_zero_takes_the_negatives_of_known_level() -> None:
+    fused = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, -1.0], [0.0, 0.0, 5.0], [0.0, 0.0, 7.0]])
+    output = MapOutput(fused, {}, {}, {})
+    labels, low = torch.tensor([0, 0, 0, 1]), torch.tensor([1, 0, -1, -1])
+    both = loss_terms(output, labels, low=low)["fused"] - loss_terms(output, labels)["fused"]
+    expected = (math.log1p(math.exp(-2.0)) + math.log1p(math.exp(-1.0))) / 2
+    assert float(both) == pytest.approx(expected, rel=1e-5)
+    unknown = torch.full((4,), -1)
+    torch.testing.assert_close(
+        loss_terms(output, labels, low=unknown)["fused"], loss_terms(output, labels)["fused"]
+    )

@@ -15,9 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.numpy import load as load_tensors
 
 from her2_client.keys import new_node_key
-from her2_client.predict import load_release
 from her2_common.metrics import ScoreHistogram, youden_threshold
 from her2_common.model import GROUPS, build_model, get_groups
+from her2_common.release import load_release
 from her2_common.wire import Combination, ScoreKey
 from her2_server.checkpoint import Checkpoint
 from her2_server.evaluation import COMBINATIONS, KEYS
@@ -123,7 +123,7 @@ def test_a_release_is_what_a_site_can_load(tmp_path: Path) -> None:
     model, loaded = load_release(folder.release)
     assert weights_hash(get_groups(model, GROUPS)) == weights_hash(groups)
     # the image size is the run's, the volume size the preset's own
-    assert (loaded["image_size"], loaded["volume_size"], loaded["threshold"]) == (64, 48, 0.25)
+    assert (loaded.image_size, loaded.volume_size, loaded.threshold) == (64, 48, 0.25)
 
 
 @pytest.mark.parametrize(

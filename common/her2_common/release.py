@@ -1,0 +1,131 @@
+"""A release folder: the weights of a finished run and what is needed to use them.
+
+    release/
+    ├── model.safetensors   {group: float32 vector} for the groups that some site trained
+    └── manifest.json       Manifest, with the SHA-256 of the weights
+
+The coordinator writes it; a site reads it to predict, a coordinator to begin a run from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from her2_common import __version__
+from her2_common.cases import Label
+from her2_common.errors import DataError
+from her2_common.files import replace_durably
+from her2_common.model import GROUPS, Group, MapModel, build_model, set_groups
+
+FORMAT: Final = "her2-map release"
+WEIGHTS_NAME: Final = "model.safetensors"
+MANIFEST_NAME: Final = "manifest.json"
+
+
+class Manifest(BaseModel):
+    """manifest.json: which model this is, and how its scores are read.
+
+    ``groups`` are those that at least one site trained; the others are left out, so that no
+    modality is ever scored by an untrained encoder. ``threshold`` is the frozen one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+    format: Literal["her2-map release"] = FORMAT
+    version: str = __version__
+    run: str
+    preset: str
+    label: Label
+    image_size: int = Field(ge=32, le=1024, multiple_of=16)
+    volume_size: int = Field(ge=16, le=256, multiple_of=16)
+    fusion: Literal["mean", "gated"] = "mean"
+    her2_levels: Literal[2, 3] = 2
+    threshold: float = Field(ge=0, le=1)
+    groups: list[Group]
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """What decides the shape of the weights, as keywords of ``model.preset``."""
+        return {
+            "image_size": self.image_size,
+            "volume_size": self.volume_size,
+            "fusion": self.fusion,
+            "levels": self.her2_levels,
+        }
+
+
+def write_release(folder: Path, manifest: Manifest, groups: Mapping[str, np.ndarray]) -> None:
+    """Write the release of ``groups``, of which ``manifest.groups`` are kept. Not signed."""
+    tensors = save_tensors({group: groups[group] for group in manifest.groups})
+    document = manifest.model_dump() | {"sha256": hashlib.sha256(tensors).hexdigest()}
+    folder.mkdir(exist_ok=True)
+    replace_durably(folder / WEIGHTS_NAME, tensors)
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    replace_durably(folder / MANIFEST_NAME, text.encode())
+
+
+def read_release(folder: Path) -> tuple[Manifest, dict[str, np.ndarray]]:
+    """The manifest and the weights of a release folder.
+
+    Raises:
+        DataError: a file is missing or incomplete, or does not match the manifest.
+    """
+    hint = "expected the release/ folder of a finished run"
+    try:
+        document = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        tensors = (folder / WEIGHTS_NAME).read_bytes()
+        expected = str(document["sha256"])
+    except FileNotFoundError as error:
+        name = Path(str(error.filename)).name
+        raise DataError(f"{folder}: {name} is missing", hint=hint) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: not a release ({type(error).__name__})", hint=hint) from None
+    got = hashlib.sha256(tensors).hexdigest()
+    if got != expected:
+        raise DataError(
+            f"{folder}: model.safetensors was changed: expected SHA-256 {expected[:12]}..., "
+            f"got {got[:12]}..."
+        )
+    try:
+        manifest = Manifest.model_validate(document)
+    except ValidationError as error:
+        key = error.errors()[0]["loc"][0]
+        raise DataError(
+            f"{folder}: manifest.json: {key} is missing or wrong",
+            hint=f"expected a release made by her2-map {__version__}",
+        ) from None
+    try:
+        groups = load_tensors(tensors)
+    except SafetensorError as error:
+        raise DataError(f"{folder}: not a release ({type(error).__name__})", hint=hint) from None
+    stated = set(manifest.groups)
+    if stated != set(groups) or not stated <= set(GROUPS) or "head" not in stated:
+        raise DataError(
+            f"{folder}: model.safetensors: expected the groups {', '.join(sorted(stated))}, "
+            f"got {', '.join(sorted(groups))}"
+        )
+    if wrong := [name for name, vector in groups.items() if vector.dtype != np.float32]:
+        raise DataError(f"{folder}: model.safetensors: {wrong[0]}: expected float32")
+    return manifest, groups
+
+
+def load_release(folder: Path) -> tuple[MapModel, Manifest]:
+    """The model of a release folder, and its manifest.
+
+    Raises:
+        DataError: as ``read_release``.
+    """
+    manifest, groups = read_release(folder)
+    model = build_model(manifest.preset, 0, **manifest.layout)
+    set_groups(model, groups)
+    return model, manifest
