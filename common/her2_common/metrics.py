@@ -167,8 +167,8 @@ def _counts(name: str, value: Any) -> Counts:
 # --- discrimination ------------------------------------------------------------------------------
 
 
-def _twice_placements(histogram: ScoreHistogram) -> tuple[Counts, Counts]:
-    """At each grid value, twice the negatives below (ties half) and the positives above."""
+def twice_placements(histogram: ScoreHistogram) -> tuple[Counts, Counts]:
+    """Twice the negatives below each grid value and the positives above it (1025,), ties half."""
     negatives, positives = histogram.negatives, histogram.positives
     below = 2 * np.cumsum(negatives) - negatives
     above = 2 * (positives.sum() - np.cumsum(positives)) + positives
@@ -186,7 +186,7 @@ def auc(histogram: ScoreHistogram) -> float | None:
     """
     if not histogram.both_classes:
         return None
-    below, _ = _twice_placements(histogram)
+    below, _ = twice_placements(histogram)
     pairs = histogram.m * (histogram.n - histogram.m)
     return int(histogram.positives @ below) / (2 * pairs)
 
@@ -222,7 +222,7 @@ def _delong_variance(histogram: ScoreHistogram, area: float) -> float | None:
     positives, negatives = histogram.m, histogram.n - histogram.m
     if positives < 2 or negatives < 2:
         return None
-    below, above = _twice_placements(histogram)
+    below, above = twice_placements(histogram)
     of_positives = below / (2 * negatives) - area  # V10 of DeLong, less its mean
     of_negatives = above / (2 * positives) - area  # V01 of DeLong, less its mean
     spread_positives = float(histogram.positives @ of_positives**2) / (positives - 1)

@@ -1,0 +1,205 @@
+"""The primary comparison: does the image tell who responds, where the needle says the same of all?
+
+1. Population: biopsy HER2-positive, treated with anti-HER2 drugs, score and pCR known.
+2. Groups: the model calls positive or negative, at a threshold frozen on training data.
+3. Outcome: pCR. Strata: the centres.
+4. Estimates: Mantel-Haenszel odds ratio and risk difference. Test: CMH without continuity
+   correction, whose size at the observed margins is printed with its power.
+5. Verdict, from the interval of the odds ratio and the smallest relevant odds ratio of the plan:
+
+       supported      the whole interval lies above 1
+       contradicted   the whole interval lies below the smallest relevant odds ratio
+       inconclusive   otherwise
+
+The caller's duties: the threshold and the smallest relevant odds ratio were fixed before the
+outcomes were seen; no patient served to train the model; the counts may leave the sites.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+
+from her2_common.clinical import PCR_DEFINITION
+from her2_common.errors import MetricError
+from her2_common.metrics import Estimate, wilson
+from her2_common.response import exact, strata
+from her2_common.response.inference import HypothesisTest
+from her2_common.response.patients import Patients, called
+from her2_common.response.strata import Strata
+
+Verdict = Literal["supported", "inconclusive", "contradicted"]
+
+RELEVANT_ODDS_RATIO: Final = 2.0
+"""Smallest odds ratio that would change practice unless the plan says otherwise; a design value."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """The verdict with a sentence that may be quoted and one that the numbers do not carry."""
+
+    verdict: Verdict
+    quote: str
+    do_not_quote: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """The answer without one centre, of two or more that tell something."""
+
+    centre: str
+    odds_ratio: Estimate | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Primary:
+    """All numbers of the primary comparison; None where the sample has no answer.
+
+    ``odds_ratio`` is the Mantel-Haenszel one, ``exact_odds_ratio`` the conditional one, whose
+    interval decides where the former does not exist. ``power`` is that at ``relevant``, ``size``
+    the true level of the test, ``detectable`` the odds ratio found with power 0.8.
+    """
+
+    n: int
+    positive: Estimate | None
+    negative: Estimate | None
+    odds_ratio: Estimate | None
+    exact_odds_ratio: Estimate | None
+    risk_difference: Estimate | None
+    cmh: HypothesisTest | None
+    cmh_corrected: HypothesisTest | None
+    breslow_day: HypothesisTest | None
+    relevant: float
+    power: float | None
+    size: float | None
+    detectable: float | None
+    left_out: tuple[LeftOut, ...]
+    statement: Statement
+
+
+def primary_strata(patients: Patients, threshold: float) -> Strata:
+    """The 2 x 2 table of one centre: steps 1 to 3. The only thing that leaves it.
+
+    Raises:
+        MetricError: a column is missing, or the threshold is not from 0 to 1.
+    """
+    chosen = patients.known("biopsy", "therapy", "score", "pcr")
+    chosen &= (patients.column("biopsy") == 1) & (patients.column("therapy") == 1)
+    treated = patients.where(chosen)
+    calls = called(treated.column("score"), threshold)
+    return Strata.from_rows(patients.centre, calls, treated.column("pcr"))
+
+
+def compare(
+    tables: Strata, *, relevant: float = RELEVANT_ODDS_RATIO, level: float = 0.95
+) -> Primary:
+    """Steps 4 and 5, from the sum of the centres' tables.
+
+    Raises:
+        MetricError: ``relevant`` is not above 1 and finite.
+    """
+    if not 1.0 < relevant < float("inf"):
+        raise MetricError(f"relevant odds ratio: expected a number above 1, got {relevant}")
+    alpha = 1 - level
+    positive, negative = (
+        wilson(int(tables.counts[:, group, 1].sum()), int(tables.counts[:, group].sum()), level)
+        for group in (1, 0)
+    )
+    telling = tables.informative().names
+    left_out = tuple(
+        LeftOut(name, strata.odds_ratio(rest, level), verdict(rest, relevant, level))
+        for name in (telling if len(telling) > 1 else ())
+        for rest in [tables.without(name)]
+    )
+    result = verdict(tables, relevant, level)
+    achieved = exact.power(tables, relevant, alpha=alpha)
+    return Primary(
+        n=tables.n,
+        positive=positive,
+        negative=negative,
+        odds_ratio=strata.odds_ratio(tables, level),
+        exact_odds_ratio=exact.odds_ratio(tables, level),
+        risk_difference=strata.risk_difference(tables, level),
+        cmh=strata.cmh(tables),
+        cmh_corrected=strata.cmh(tables, corrected=True),
+        breslow_day=strata.breslow_day(tables),
+        relevant=relevant,
+        power=achieved,
+        size=exact.power(tables, 1.0, alpha=alpha),
+        detectable=exact.detectable(tables, alpha=alpha),
+        left_out=left_out,
+        statement=_statement(tables, result, left_out, relevant, achieved, level),
+    )
+
+
+def verdict(tables: Strata, relevant: float = RELEVANT_ODDS_RATIO, level: float = 0.95) -> Verdict:
+    """Step 5. Without an interval (no informative stratum) the answer is inconclusive."""
+    interval = _deciding_interval(tables, level)
+    if interval is None:
+        return "inconclusive"
+    if interval.low > 1.0:
+        return "supported"
+    return "contradicted" if interval.high < relevant else "inconclusive"
+
+
+def _deciding_interval(tables: Strata, level: float) -> Estimate | None:
+    """Mantel-Haenszel's, and the exact one where every pair of patients points the same way."""
+    return strata.odds_ratio(tables, level) or exact.odds_ratio(tables, level)
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+_OVERSTATED: Final[dict[Verdict, str]] = {
+    "supported": "Patients whom the model calls negative do not need anti-HER2 therapy: all "
+    "patients compared here received it, so that nothing is known of them without it.",
+    "contradicted": "The image says nothing about HER2: compared was pCR at one threshold among "
+    "biopsy-positive, treated patients, not agreement with the tumour.",
+    "inconclusive": "There is no difference between model-positive and model-negative patients: "
+    "this sample can neither show nor exclude a relevant one.",
+}
+
+
+def _statement(
+    tables: Strata,
+    result: Verdict,
+    left_out: tuple[LeftOut, ...],
+    relevant: float,
+    achieved: float | None,
+    level: float,
+) -> Statement:
+    groups = tables.counts.sum(axis=0)  # (group, outcome)
+    centres = int(np.count_nonzero(tables.counts.sum(axis=(1, 2))))
+    counts = (
+        f"Among {tables.n} biopsy-HER2-positive patients treated with anti-HER2 drugs in "
+        f"{centres} {'centre' if centres == 1 else 'centres'}, {groups[1, 1]} of "
+        f"{groups[1].sum()} model-positive and {groups[0, 1]} of {groups[0].sum()} model-negative "
+        f"patients had a pCR"
+    )
+    interval = _deciding_interval(tables, level)
+    if interval is None:
+        comparison = "; no centre has both groups and both outcomes, so that nothing compares them"
+    else:
+        kind = "Mantel-Haenszel" if strata.odds_ratio(tables, level) else "exact conditional"
+        comparison = (
+            f" ({kind} odds ratio, stratified by centre, {_number(interval.estimate)}, "
+            f"{100 * level:g} % interval {_number(interval.low)} to {_number(interval.high)})"
+        )
+    meaning = {
+        "supported": "the image-based call tells them apart where the biopsy does not",
+        "contradicted": f"an odds ratio of {relevant:g} or more is excluded",
+        "inconclusive": "the interval allows both no difference and a relevant one",
+    }[result]
+    shown = (
+        "" if achieved is None else f"; the power to find {relevant:g} was {100 * achieved:.0f} %"
+    )
+    changed = [part.centre for part in left_out if part.verdict != result]
+    fragile = f" The verdict changes without {', '.join(changed)}." if changed else ""
+    quote = f"{counts}{comparison}: {meaning}{shown}.{fragile} {PCR_DEFINITION}."
+    return Statement(result, quote, _OVERSTATED[result])
+
+
+def _number(value: float) -> str:
+    return "infinity" if value == float("inf") else f"{value:.2f}"
