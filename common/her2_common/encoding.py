@@ -1,0 +1,336 @@
+"""A change of weights in few bytes: 8 or 16 bits a value, the largest alone, error feedback.
+
+A vector's bytes, in this order; sizes follow from (size, kind, share), which the receiver takes
+from the run and never from the sender:
+
+    numbers    int8 or int16 (little endian), one a kept value
+    exponents  int8, one for each block of 1024 kept values; value = number * 2**exponent
+    low bits   of the kept positions, one bit plane after another     only if share < 1
+    high bits  of the kept positions, in unary                        only if share < 1
+
+Rounding. A block's step is the smallest power of two, 2**-126 at least, in which its largest value
+is at most 127 (int16: 32767) steps; values are rounded to the nearest step, halves to even. So a
+kept value is wrong by at most half a step: by 1/127 (1/32767) of the block's largest value, or by
+2**-127. Steps are powers of two so that nothing else is rounded: what is sent and what is left
+over add up to what was to be sent, exactly, and encoding a decoded vector as a whole gives the
+same bytes. Only exact operations and rounding to the nearest are used, element by element: the bits
+depend on no machine and no number of threads, as long as the processor keeps subnormal numbers
+(torch.set_flush_denormal is off, as it is by default).
+
+Positions. The share of values with the largest magnitude is kept, of equal ones the first. Their
+positions are coded as by Elias (J. ACM 21, 1974) and Fano (MIT Project MAC memorandum 61, 1971):
+about 2 + log2(1 / share) bits a position, in all a number of bytes that is known beforehand. Above
+a share of about 0.8 the whole vector is smaller.
+
+Error feedback. What a rounding leaves over is added to the next change before that is rounded:
+Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019. The sum of what was sent and the
+last residual is the sum of the true changes; a value below half a step is sent when it has grown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+
+from her2_common.errors import UpdateError
+
+Kind = Literal["int8", "int16"]
+
+BITS: Final[dict[Kind, int]] = {"int8": 8, "int16": 16}
+
+BLOCK: Final = 1024
+"""Values that share a step: its byte adds 0.1 % to 8 bits."""
+
+LOWEST: Final = -126
+"""2**-126 is float32's smallest normal number; no decoded value is subnormal."""
+
+_PIECE: Final = 128 * BLOCK
+"""Values worked on at a time, so that what is in between stays in a core's cache."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A float32 vector of ``size`` values as ``data``, uint8 (encoded_bytes(size, kind, share),).
+
+    ``data`` may come from anybody; the rest is what the receiver expects.
+    """
+
+    data: np.ndarray
+    size: int
+    kind: Kind
+    share: float = 1.0
+
+
+class _Layout(NamedTuple):
+    """Where the parts end, in bytes; ``kept`` counts values, ``low`` is bits a position."""
+
+    bits: int
+    kept: int
+    low: int
+    numbers: int
+    exponents: int
+    planes: int
+    total: int
+
+
+def encoded_bytes(size: int, kind: Kind, share: float = 1.0) -> int:
+    """How many bytes the encoding of ``size`` values has.
+
+    >>> encoded_bytes(1_000_000, "int8") / 4_000_000  # of float32
+    0.25024425
+    >>> encoded_bytes(1_000_000, "int8", 0.1) / 4_000_000
+    0.0414...
+    """
+    return _layout(size, kind, share).total
+
+
+def _layout(size: int, kind: Kind, share: float) -> _Layout:
+    if kind not in BITS or not 0 < share <= 1 or size < 0:
+        raise ValueError(
+            f"expected int8 or int16, a share in (0, 1] and a size, got {kind}, {share}, {size}"
+        )
+    kept = math.ceil(share * size)
+    numbers = kept * BITS[kind] // 8
+    exponents = numbers + -(-kept // BLOCK)
+    if kept == size:
+        return _Layout(BITS[kind], kept, 0, numbers, exponents, exponents, exponents)
+    low = (size // kept).bit_length() - 1
+    planes = exponents + low * -(-kept // 8)
+    unary = kept + ((size - 1) >> low)  # bits: the last one stands at (size - 1 >> low) + kept - 1
+    return _Layout(BITS[kind], kept, low, numbers, exponents, planes, planes + -(-unary // 8))
+
+
+# --- encoding -----------------------------------------------------------------------------------
+
+
+def encode(
+    change: np.ndarray, kind: Kind, share: float = 1.0, residual: np.ndarray | None = None
+) -> tuple[Encoded, np.ndarray]:
+    """``change`` + ``residual`` rounded, and what the rounding leaves over; all float32 (n,).
+
+    ``residual`` is what the encoding before left over, None at the first. The arguments stay as
+    they are.
+
+    >>> small = np.array([100.0, 0.3], dtype=np.float32)
+    >>> first, left = encode(small, "int8")
+    >>> decode(first), left
+    (array([100.,   0.], dtype=float32), array([0. , 0.3], dtype=float32))
+    >>> decode(encode(small, "int8", residual=left)[0])
+    array([100.,   1.], dtype=float32)
+
+    Raises:
+        UpdateError: "wrong type", "misshapen", "not finite", or "out of range" from 2**126 on.
+    """
+    _check(change, residual)
+    layout = _layout(change.size, kind, share)
+    data = np.empty(layout.total, dtype=np.uint8)
+    encoded = Encoded(data, change.size, kind, share)
+    if layout.kept == change.size:
+        return encoded, _round(change, residual, data, layout)
+    left = np.empty(change.size, dtype=np.float32)
+    _sum(change, residual, left)
+    positions = _largest(left, layout.kept)
+    left[positions] = _round(left[positions], None, data, layout)
+    _write_positions(positions, data, layout)
+    return encoded, left
+
+
+def _check(change: np.ndarray, residual: np.ndarray | None) -> None:
+    for name, vector in (("change", change), ("residual", residual)):
+        if vector is None:
+            continue
+        if vector.dtype != np.float32:
+            raise UpdateError(f"{name}: expected float32, got {vector.dtype}", reason="wrong type")
+        if vector.ndim != 1 or vector.shape != change.shape:
+            raise UpdateError(
+                f"{name}: expected a vector as long as the change, got shape {vector.shape}",
+                reason="misshapen",
+            )
+
+
+def _sum(change: np.ndarray, residual: np.ndarray | None, out: np.ndarray) -> None:
+    """Write what is to be sent."""
+    if residual is None:
+        out[:] = change
+        return
+    with np.errstate(over="ignore", invalid="ignore"):  # found in _exponents
+        np.add(change, residual, out=out)
+
+
+def _pieces(size: int) -> Iterator[tuple[slice, slice, int]]:
+    """Values, their blocks and the blocks' width; the last block may be shorter than others."""
+    full = size - size % BLOCK
+    for start in range(0, full, _PIECE):
+        stop = min(start + _PIECE, full)
+        yield slice(start, stop), slice(start // BLOCK, stop // BLOCK), BLOCK
+    if full < size:
+        yield slice(full, size), slice(full // BLOCK, full // BLOCK + 1), size - full
+
+
+def _round(
+    change: np.ndarray, residual: np.ndarray | None, data: np.ndarray, layout: _Layout
+) -> np.ndarray:
+    """Write the numbers and exponents of the sum; what the rounding leaves over."""
+    numbers = data[: layout.numbers].view(f"<i{layout.bits // 8}")
+    exponents = data[layout.numbers : layout.exponents].view(np.int8)
+    left = np.empty(change.size, dtype=np.float32)
+    scratch = np.empty(min(change.size, _PIECE), dtype=np.float32)
+    for part, blocks, width in _pieces(change.size):
+        _sum(change[part], None if residual is None else residual[part], left[part])
+        block = left[part].reshape(-1, width)  # (blocks, width), a view
+        steps = scratch[: block.size].reshape(-1, width)  # (blocks, width), a view
+        chosen = _exponents(np.maximum(block.max(axis=1), -block.min(axis=1)), layout.bits)
+        np.multiply(block, _powers(-chosen), out=steps)
+        np.rint(steps, out=steps)
+        numbers[part] = steps.ravel()
+        exponents[blocks] = chosen
+        steps *= _powers(chosen)
+        # Exact: a multiple of the value's last bit, and no larger than the value.
+        block -= steps
+    return left
+
+
+def _exponents(largest: np.ndarray, bits: int) -> np.ndarray:
+    """The step of each block as an exponent of two, int32, for its largest magnitude."""
+    if not np.isfinite(largest).all():
+        raise _not_finite()
+    mantissa, exponents = np.frexp(largest)  # largest = mantissa * 2**exponent, mantissa in [.5, 1)
+    exponents = exponents.astype(np.int32) - (bits - 1)
+    exponents += np.ldexp(mantissa, bits - 1) > _limit(bits)  # also where it rounds to the limit
+    if (exponents > _highest(bits)).any():
+        raise UpdateError(
+            f"a change of {largest.max():.3g}, expected less than 2**126", reason="out of range"
+        )
+    return np.where(largest > 0, np.maximum(exponents, LOWEST), LOWEST)
+
+
+def _not_finite() -> UpdateError:
+    return UpdateError("a change holds NaN or infinity", reason="not finite")
+
+
+def _limit(bits: int) -> int:
+    """The largest number: 127 or 32767."""
+    return int(2 ** (bits - 1) - 1)
+
+
+def _highest(bits: int) -> int:
+    """The largest exponent: every decoded value is below 2**126."""
+    return 127 - bits
+
+
+def _powers(exponents: np.ndarray) -> np.ndarray:
+    """Two to these powers, float32 (blocks, 1)."""
+    powers: np.ndarray = np.ldexp(np.float32(1), exponents)[:, None]
+    return powers
+
+
+def _largest(values: np.ndarray, kept: int) -> np.ndarray:
+    """The positions of the ``kept`` largest magnitudes, rising; of equal ones the first."""
+    magnitudes = np.abs(values)
+    largest = np.partition(magnitudes, values.size - kept)[values.size - kept :]  # NaN comes last
+    if not np.isfinite(largest).all():
+        raise _not_finite()
+    threshold = largest[0]
+    above = np.flatnonzero(magnitudes > threshold)
+    equal = np.flatnonzero(magnitudes == threshold)[: kept - above.size]
+    positions = np.concatenate([above, equal])
+    positions.sort(kind="stable")
+    return positions
+
+
+def _planes(data: np.ndarray, layout: _Layout) -> np.ndarray:
+    """The bit planes of the low bits, uint8 (low, ceil(kept / 8)), a view."""
+    return data[layout.exponents : layout.planes].reshape(layout.low, -(-layout.kept // 8))
+
+
+def _write_positions(positions: np.ndarray, data: np.ndarray, layout: _Layout) -> None:
+    planes = _planes(data, layout)
+    for bit in range(layout.low):
+        planes[bit] = np.packbits((positions >> bit & 1).astype(np.bool_))
+    unary = np.zeros(8 * (layout.total - layout.planes), dtype=np.bool_)
+    unary[(positions >> layout.low) + np.arange(layout.kept)] = True
+    data[layout.planes :] = np.packbits(unary)
+
+
+# --- decoding -----------------------------------------------------------------------------------
+
+
+def decode(encoded: Encoded) -> np.ndarray:
+    """The change that was sent, float32 (size,); finite, whatever the bytes are.
+
+    Raises:
+        UpdateError: "wrong type", "misshapen" or "out of range".
+    """
+    layout = _layout(encoded.size, encoded.kind, encoded.share)
+    data = encoded.data
+    if data.dtype != np.uint8:
+        raise UpdateError(f"expected bytes (uint8), got {data.dtype}", reason="wrong type")
+    if data.shape != (layout.total,):
+        raise UpdateError(
+            f"expected {layout.total} bytes, got shape {data.shape}", reason="misshapen"
+        )
+    data = np.ascontiguousarray(data)
+    numbers = data[: layout.numbers].view(f"<i{layout.bits // 8}")
+    exponents = data[layout.numbers : layout.exponents].view(np.int8)
+    highest = _highest(layout.bits)
+    if ((exponents < LOWEST) | (exponents > highest)).any():
+        raise UpdateError(
+            f"expected exponents from {LOWEST} to {highest}, got others", reason="out of range"
+        )
+    if numbers.min(initial=0) < -_limit(layout.bits):
+        raise UpdateError(
+            f"expected numbers from -{_limit(layout.bits)} on, got less", reason="out of range"
+        )
+    values = np.empty(layout.kept, dtype=np.float32)
+    for part, blocks, width in _pieces(layout.kept):
+        block = values[part].reshape(-1, width)  # (blocks, width), a view
+        block[:] = numbers[part].reshape(-1, width)
+        block *= _powers(exponents[blocks].astype(np.int32))
+    if layout.kept == encoded.size:
+        return values
+    change = np.zeros(encoded.size, dtype=np.float32)
+    change[_read_positions(data, encoded.size, layout)] = values
+    return change
+
+
+def _read_positions(data: np.ndarray, size: int, layout: _Layout) -> np.ndarray:
+    """The kept positions; memory is bounded by what the layout allows, whatever the bytes are."""
+    ones = np.flatnonzero(np.unpackbits(data[layout.planes :]))
+    if ones.size != layout.kept:
+        raise UpdateError(f"expected {layout.kept} positions, got {ones.size}", reason="misshapen")
+    positions: np.ndarray = (ones - np.arange(layout.kept)) << layout.low
+    planes = _planes(data, layout)
+    for bit in range(layout.low):
+        positions |= np.unpackbits(planes[bit], count=layout.kept).astype(np.int64) << bit
+    if (np.diff(positions) <= 0).any() or positions[-1] >= size:
+        raise UpdateError(
+            f"expected rising positions below {size}, got others", reason="out of range"
+        )
+    return positions
+
+
+def decode_groups(
+    arrays: Mapping[str, np.ndarray | None], sizes: Mapping[str, int], kind: Kind, share: float
+) -> dict[str, np.ndarray]:
+    """The changes of a message by group; ``sizes`` gives each known group's number of values.
+
+    None stands for content that is no array.
+
+    Raises:
+        UpdateError: as ``decode``, and "unknown group".
+    """
+    changes = {}
+    for name, data in arrays.items():
+        if name not in sizes:
+            raise UpdateError("an unknown parameter group", reason="unknown group")
+        if data is None:
+            raise UpdateError(f"group {name}: not a numpy array", reason="misshapen")
+        try:
+            changes[name] = decode(Encoded(data, sizes[name], kind, share))
+        except UpdateError as error:
+            raise UpdateError(f"group {name}: {error}", reason=error.reason) from None
+    return changes
