@@ -1,0 +1,92 @@
+"""One step of all groups, a block at a time.
+
+A change comes as blocks, (slice, values) pairs in rising order that cover the group once: the
+mean of the accumulator in one block or in many, or ``robust.robust_changes`` as it reads its
+spool. Memory beyond the arguments: the new weights and the new state, and a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from her2_server.strategies.optimisers import State, optimise
+from her2_server.strategies.settings import ServerStep
+
+Changes = Iterable[tuple[slice, np.ndarray]]
+States = Mapping[str, State]
+
+
+def parts(size: int, length: int) -> Iterator[slice]:
+    """0 to ``size`` in slices of ``length``; the last may be shorter."""
+    for begin in range(0, size, length):
+        yield slice(begin, min(begin + length, size))
+
+
+def step_group(
+    start: np.ndarray, changes: Changes, state: State, settings: ServerStep
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The group's new weights (n,) float32 and its new state, by the optimiser of ``settings``.
+
+    The same bits however ``changes`` is cut into blocks.
+
+    Raises:
+        ValueError: the blocks leave something out, overlap, or come in another order.
+    """
+    new = np.empty_like(start)
+    kept: dict[str, np.ndarray] = {}
+    done = 0
+    for part, change in changes:
+        if part.start != done or change.shape != (part.stop - part.start,):
+            raise ValueError(f"expected a block at {done}, got {change.shape} at {part}")
+        before = {name: array[part] for name, array in state.items()}
+        new[part], after = optimise(start[part], change, before, settings)
+        for name, array in after.items():
+            kept.setdefault(name, np.empty(start.shape, array.dtype))[part] = array
+        done = part.stop
+    if done != start.size:
+        raise ValueError(f"expected {start.size} values, got {done}")
+    return new, kept
+
+
+def step(
+    start: Mapping[str, np.ndarray],
+    changes: Mapping[str, Changes],
+    states: States,
+    settings: ServerStep,
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    """All groups' new weights and states.
+
+    A group without changes, which nobody trained, keeps both to the bit: momentum does not move
+    weights that no case of the round has seen.
+
+    Raises:
+        ValueError: a change of an unknown group, or what ``step_group`` raises.
+    """
+    if unknown := changes.keys() - start.keys():
+        raise ValueError(f"expected changes of {sorted(start)}, got {sorted(unknown)}")
+    new: dict[str, np.ndarray] = {}
+    kept: dict[str, dict[str, np.ndarray]] = {}
+    for group, values in start.items():
+        if group in changes:
+            new[group], kept[group] = step_group(
+                values, changes[group], states.get(group, {}), settings
+            )
+        else:
+            new[group], kept[group] = values.copy(), dict(states.get(group, {}))
+    return new, kept
+
+
+def pack(states: States) -> dict[str, np.ndarray]:
+    """States as flat tensors for a checkpoint, named ``group.name`` (``mg.velocity``)."""
+    return {f"{g}.{name}": array for g, state in states.items() for name, array in state.items()}
+
+
+def unpack(tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """The states that ``pack`` packed. Groups without memory are left out; they need none."""
+    states: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in tensors.items():
+        group, name = key.split(".", 1)
+        states.setdefault(group, {})[name] = array
+    return states
