@@ -16,7 +16,9 @@ SHAPED = (
     "her2_common.model",
     "her2_common.losses",
     "her2_client.augment",
+    "her2_client.residency",
     "her2_client.cohort",
+    "her2_client.engine",
     "her2_client.training",
 )
 """The modules whose public functions name the shapes of tensors."""

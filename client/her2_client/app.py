@@ -18,12 +18,14 @@ from flwr.common.constant import ErrorCode
 from her2_client.site import Site
 from her2_common.config import SiteConfig, load
 from her2_common.errors import Her2Error, PolicyError
-from her2_common.model import preset_sizes
+from her2_common.model import preset, preset_sizes
 from her2_common.wire import (
     MESSAGE_TYPES,
     TaskOrder,
     document_record,
+    moments_record,
     read_document,
+    read_references,
     read_weights,
     scores_record,
     weights_record,
@@ -72,16 +74,20 @@ def _content(site: Site, message: Message) -> RecordDict:
     expected = message.metadata.message_type.split(".")[0]
     if MESSAGE_TYPES[order.task] != expected:
         raise PolicyError(f"expected a {expected} order, got {order.task}")
-    weights = {}
-    if order.task != "describe":
-        sizes = preset_sizes(order.plan.preset, **order.plan.layout)
-        weights = read_weights(message.content, sizes)
-    answer = site.answer(order, weights)
+    if order.task == "describe":
+        return RecordDict({"reply": document_record(site.answer(order, {}).document)})
+    plan = order.plan
+    weights = read_weights(message.content, preset_sizes(plan.preset, **plan.layout))
+    features = preset(plan.preset, **plan.layout).features
+    answer = site.answer(order, weights, read_references(message.content, features))
     record = RecordDict({"reply": document_record(answer.document)})
     if answer.weights:
         record["weights"] = weights_record(answer.weights)
-    if order.task != "describe":
-        record["scores"], _ = scores_record(answer.scores)
+    record["scores"], _ = scores_record(answer.scores)
+    if order.task == "profile":
+        record["moments"] = moments_record(answer.moments)
+    if answer.distances:
+        record["distances"], _ = scores_record(answer.distances)
     return record
 
 

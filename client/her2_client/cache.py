@@ -31,7 +31,7 @@ from her2_common.errors import CacheError
 
 LABELS: Final[tuple[Label, ...]] = get_args(Label)
 FORMAT: Final = "her2-map cache"
-VERSION: Final = 2
+VERSION: Final = 3
 INDEX_NAME: Final = "index.json"
 LOCK_NAME: Final = ".lock"
 OUTCOMES_NAME: Final = "outcomes.jsonl"
@@ -49,8 +49,9 @@ class Cache:
     phase each channel of an MRI is (0 before contrast, 1 the first after it).
     ``split`` is (n,) int8, an index into ``SPLITS``; ``clinical`` (n, 5) float32 in raw units and
     the order of ``CLINICAL_INPUTS``, NaN where unknown; ``labels[kind]`` (n,) int8, -1 where
-    unknown; ``rows[m]`` (n,) int64, the case's row in ``arrays[m]``, -1 where it has no such
-    image; ``arrays[m]`` float16, read-only, mapped from disk.
+    unknown; ``levels[kind]`` (n,) int8, the HER2 level of the specimen that gives the label, an
+    index into ``HER2_LEVELS``, -1 where unknown; ``rows[m]`` (n,) int64, the case's row in
+    ``arrays[m]``, -1 where it has no such image; ``arrays[m]`` float16, read-only, mapped.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Cache:
     split: Array
     clinical: Array
     labels: dict[Label, Array]
+    levels: dict[Label, Array]
     rows: dict[Modality, Array]
     arrays: dict[Modality, Array]
 
@@ -185,6 +187,7 @@ def _load(folder: Path, index: dict[str, Any]) -> Cache:
             dtype=np.float32,
         ).reshape(-1, len(CLINICAL_INPUTS)),
         labels={kind: np.array(index["labels"][kind], dtype=np.int8) for kind in LABELS},
+        levels={kind: np.array(index["levels"][kind], dtype=np.int8) for kind in LABELS},
         rows={m: np.array(index["rows"][m], dtype=np.int64) for m in MODALITIES},
         arrays=arrays,
     )

@@ -25,7 +25,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, BinaryIO, Final
 
 import numpy.typing as npt
@@ -45,6 +45,7 @@ from her2_client.cache import (
 )
 from her2_client.image_file import ImageFile, read_row
 from her2_common.cases import MODALITIES, SPLITS, Label, Modality, Split
+from her2_common.clinical import HER2_LEVELS, Her2Level
 from her2_common.config import FIRST_POST_CONTRAST
 from her2_common.errors import CacheError
 from her2_common.files import sync_folder
@@ -114,6 +115,7 @@ class CacheWriter:
             "split": [],
             "clinical": [],
             "labels": {kind: [] for kind in LABELS},
+            "levels": {kind: [] for kind in LABELS},
             "rows": {modality: [] for modality in MODALITIES},
         }
         self._files: dict[Modality, ImageFile] = {}
@@ -281,6 +283,7 @@ class CacheWriter:
         clinical: tuple[float | None, ...],
         labels: Mapping[Label, int | None],
         rows: Mapping[Modality, int],
+        levels: Mapping[Label, Her2Level | None] = MappingProxyType({}),
     ) -> None:
         """Append one case; ``rows[m]`` is the row that ``put`` or ``recall`` gave its image."""
         index = self._index
@@ -292,6 +295,8 @@ class CacheWriter:
         for kind in LABELS:
             value = labels[kind]
             index["labels"][kind].append(-1 if value is None else int(value))
+            level = levels.get(kind)
+            index["levels"][kind].append(-1 if level is None else HER2_LEVELS.index(level))
 
     def publish(self, in_table: int | None = None) -> None:
         """Make what was put the cache of this folder, durably and in one step.

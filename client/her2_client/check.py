@@ -62,6 +62,7 @@ def check(config: SiteConfig) -> list[CheckResult]:
     results.append(_result("tables", tables))
     if table is not None:
         known = table
+        results.append(_result("HER2 levels", lambda: _levels(known, config.policy.min_cases)))
         results.append(_result("images", lambda: _images(known)))
         results.append(_result("disk", lambda: _space(known, config)))
     results.append(_result("cache", lambda: _cache(config)))
@@ -95,6 +96,16 @@ def _node_key(path: Path) -> str:
     public = public_key(path)
     check_private(path)
     return public
+
+
+def _levels(table: CaseTable, min_cases: int) -> str:
+    """Not a fault where they are unknown: a run of three levels trains on the rest."""
+    negative = [case.level("reference") for case in table.cases if case.label("reference") == 0]
+    known = len(negative) - negative.count(None)
+    message = f"raw IHC and ISH tell low from zero in {known} of {len(negative)} negative cases"
+    if known < min_cases:
+        message += "; too few to train it in a run with her2_levels: 3"
+    return message
 
 
 def _images(table: CaseTable) -> str:

@@ -85,12 +85,29 @@ def predict(
         str, typer.Option(help="train, val, test or all; judge on test alone.")
     ] = "all",
     site: SiteOption = Path("site.yaml"),
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing table.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace what an earlier one wrote.")
+    ] = False,
+    explain: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also draw what each score depends on.")
+    ] = None,
+    cases: Annotated[
+        str | None, typer.Option(metavar="ID,ID", help="Explain these case_ids alone.")
+    ] = None,
+    explain_limit: Annotated[
+        int, typer.Option(min=1, help="Explain so many cases at most, the first ones.")
+    ] = 50,
 ) -> None:
     """Score the site's cases with a released model; nothing leaves the site."""
+    from her2_client.explain.command import explainer
     from her2_client.predict import predict_table
 
-    written = predict_table(load(SiteConfig, site), model, out, split=split, force=force)
+    def notify(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
+    config = load(SiteConfig, site)
+    then = explainer(explain, site=config.name, cases=cases, limit=explain_limit, force=force)
+    written = predict_table(config, model, out, split=split, force=force, notify=notify, then=then)
     console.print(f"wrote {out}: {written} cases", soft_wrap=True)
 
 

@@ -1,39 +1,67 @@
-"""The labelled cases of one split, resident on the training device, and batches of them.
+"""The labelled cases of one split, and batches of them on the training device.
 
-Ingest's cache is memory-mapped; a cohort is its labelled rows copied once to where the training
-runs (RAM or GPU memory, in float16), so that an epoch reads nothing. Row bookkeeping stays on the
-CPU: building a batch never waits for the GPU.
+A cohort is the labelled rows of ingest's cache: copied once to where the training runs (RAM or GPU
+memory, in float16), so that an epoch reads nothing, or left on disk (see residency.py). Who has
+what is known on the CPU; the row numbers of an epoch go to the device once, before its first
+batch, so that making a batch never waits for a GPU.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import repeat
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
-from her2_client.cache import Cache
+from her2_client.cache import Cache, image_shape
+from her2_client.residency import Resident, Streamed, ahead, stays_resident
 from her2_common.cases import MODALITIES, SPLITS, Label, Modality, Split
-from her2_common.config import FIRST_POST_CONTRAST
-from her2_common.errors import CacheError
-from her2_common.model import CLINICAL_CENTRE, CLINICAL_SCALE, Batch
-from her2_common.types import Clinical, Images, ImagesOf, Labels
+from her2_common.clinical import HER2_LEVELS
+from her2_common.config import FIRST_POST_CONTRAST, RunConfig
+from her2_common.model import CLINICAL_CENTRE, CLINICAL_SCALE, Batch, preset
+from her2_common.types import Clinical, ImagesOf, Labels, RowsOf
+
+
+@dataclass(frozen=True)
+class Part:
+    """One batch of an epoch on the device, or one process's share of its images.
+
+    ``batch.rows``, ``batch.clinical`` and ``cases`` (b,) are those of the whole batch, whose images
+    are the rows ``seen[m]`` (on the host) of ``Cohort.images[m]``. The images that are here are
+    those of the rows ``taken[m]`` (on the device).
+    """
+
+    batch: Batch
+    cases: Labels
+    taken: Mapping[Modality, RowsOf]
+    seen: Mapping[Modality, np.ndarray]
+
+
+def whole(count: int) -> slice:
+    """The share of one who works alone: all rows."""
+    return slice(count)
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """n labelled cases. ``rows[m]`` (n,) is the row in ``images[m]`` (float16), -1 if absent."""
+    """n labelled cases. ``rows[m]`` (n,) is the row in ``images[m]`` (float16), -1 if absent.
 
-    images: Mapping[Modality, ImagesOf]
+    ``low`` is 1 for HER2-low, 0 for HER2-zero, -1 for a positive case or an unknown level.
+    """
+
+    images: Mapping[Modality, ImagesOf | Streamed]
     rows: Mapping[Modality, np.ndarray]
     clinical: Clinical
     labels: Labels
     clinical_known: np.ndarray  # (n,) bool: at least one of the five inputs is known
+    low: Labels
+    pseudonyms: tuple[str, ...] = ()  # of the cases, for messages inside the site
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
@@ -64,6 +92,8 @@ class Cohort:
             clinical=self.clinical[index],
             labels=self.labels[index],
             clinical_known=self.clinical_known[cases],
+            low=self.low[index],
+            pseudonyms=tuple(self.pseudonyms[i] for i in cases) if self.pseudonyms else (),
         )
 
     def without_clinical(self) -> Cohort:
@@ -73,6 +103,10 @@ class Cohort:
             clinical=torch.zeros_like(self.clinical),
             clinical_known=np.zeros_like(self.clinical_known),
         )
+
+    def without_levels(self) -> Cohort:
+        """The same cohort with every level of the negatives unknown."""
+        return replace(self, low=torch.full_like(self.low, -1))
 
     def thinned(self, probability: float, generator: torch.Generator) -> Cohort:
         """Modality dropout: each image of each case is taken away with ``probability``, but a
@@ -89,21 +123,58 @@ class Cohort:
         rows = {m: np.where(kept[:, i], self.rows[m], -1) for i, m in enumerate(self.rows)}
         return replace(self, rows=rows)
 
-    def batch(self, cases: np.ndarray) -> tuple[Batch, dict[Modality, np.ndarray]]:
-        """The batch of the given cases, and for each modality the rows it took from ``images``."""
+    def feed(
+        self, groups: Sequence[np.ndarray], share: Callable[[int], slice] = whole
+    ) -> Iterator[Part]:
+        """A batch for each group of cases, in this order; ``share`` of a modality's rows has
+        images in them. Row numbers go to the device once, all groups together."""
         device = self.clinical.device
-        images, rows, taken = {}, {}, {}
-        for modality, of_case in self.rows.items():
-            source = of_case[cases]
-            present = np.flatnonzero(source >= 0)
-            if present.size == 0:
-                continue
-            taken[modality] = source[present]
-            index = torch.from_numpy(taken[modality]).to(device, non_blocking=True)
-            images[modality] = self.images[modality][index].float()
-            rows[modality] = torch.from_numpy(present).to(device, non_blocking=True)
-        index = torch.from_numpy(cases).to(device, non_blocking=True)
-        return Batch(images, rows, self.clinical[index]), taken
+        present = {m: [np.flatnonzero(of[g] >= 0) for g in groups] for m, of in self.rows.items()}
+        seen = {
+            m: [self.rows[m][g[p]] for g, p in zip(groups, places, strict=True)]
+            for m, places in present.items()
+        }
+        origin = {m: [rows[share(rows.size)] for rows in parts] for m, parts in seen.items()}
+        cases = _moved(groups, device)
+        rows = {m: _moved(places, device) for m, places in present.items()}
+        taken = {m: _moved(places, device) for m, places in origin.items()}
+        has = [[m for m in self.rows if present[m][i].size] for i in range(len(groups))]
+        here = [[m for m in has[i] if origin[m][i].size] for i in range(len(groups))]
+
+        streamed = {m: images for m, images in self.images.items() if isinstance(images, Streamed)}
+
+        def read(i: int) -> dict[Modality, Tensor]:
+            found = {m: streamed[m].take(origin[m][i]) for m in here[i] if m in streamed}
+            return {m: t.pin_memory() for m, t in found.items()} if device.type == "cuda" else found
+
+        work = (partial(read, i) for i in range(len(groups)))
+        reading: Iterator[dict[Modality, Tensor]] = ahead(work) if streamed else repeat({})
+        for i, arrived in zip(range(len(groups)), reading, strict=False):
+            images = {}
+            for modality in here[i]:
+                stored = self.images[modality]
+                if isinstance(stored, Streamed):
+                    found = arrived[modality].to(device, non_blocking=True)
+                else:
+                    found = stored.index_select(0, taken[modality][i])
+                images[modality] = found.float()
+            yield Part(
+                batch=Batch(images, {m: rows[m][i] for m in has[i]}, self.clinical[cases[i]]),
+                cases=cases[i],
+                taken={m: taken[m][i] for m in here[i]},
+                seen={m: seen[m][i] for m in has[i]},
+            )
+
+    def batch(self, cases: np.ndarray) -> tuple[Batch, Mapping[Modality, np.ndarray]]:
+        """The batch of the given cases, and for each modality the rows it took from ``images``."""
+        (part,) = self.feed([cases])
+        return part.batch, part.seen
+
+
+def _moved(groups: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:
+    """Row numbers, moved together, as a view a group."""
+    flat = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *groups])).to(device)
+    return torch.split(flat, [len(group) for group in groups])
 
 
 def scale_clinical(raw: np.ndarray) -> np.ndarray:
@@ -113,24 +184,14 @@ def scale_clinical(raw: np.ndarray) -> np.ndarray:
     return known
 
 
-def fit_size(images: Images, size: int) -> Float[Tensor, "n channels ..."]:
-    """Images (n, channels, *size) averaged down to ``size`` along every side.
-
-    Raises:
-        CacheError: the cache holds smaller images than the run asks for.
-    """
-    have = images.shape[-1]
-    if have == size:
-        return images
-    if have < size:
-        raise CacheError(
-            f"expected images of at least {size} pixels a side for this run, got {have}",
-            hint="raise data.image_size or data.volume_size in site.yaml and ingest again",
-        )
-    sides = images.ndim - 2
-    pool = F.adaptive_avg_pool2d if sides == 2 else F.adaptive_avg_pool3d
-    parts = [pool(part.float(), size).half() for part in torch.split(images, 64)]
-    return torch.cat(parts)
+def residence(
+    cache: Cache, plan: RunConfig, choice: Resident, device: torch.device, copies: int = 1
+) -> tuple[bool, str]:
+    """Whether the images of a plan become resident, ``copies`` of them, and a line that says so."""
+    layout = preset(plan.preset, **plan.layout)
+    shapes = {m: image_shape(m, layout.image_size, layout.volume_size) for m in MODALITIES}
+    size = sum(2 * len(cache.arrays[m]) * math.prod(shapes[m]) for m in MODALITIES)
+    return stays_resident(choice, copies * size, device)
 
 
 def load_cohort(
@@ -142,16 +203,24 @@ def load_cohort(
     volume_size: int,
     modalities: Sequence[Modality] = MODALITIES,
     device: torch.device | None = None,
+    resident: bool = True,
 ) -> Cohort:
     """The cases of ``split`` (None: all) whose ``label`` is known and that have a modality.
 
-    With ``label`` None every case is taken and the labels are -1: for prediction.
+    With ``label`` None every case is taken and the labels are -1: for prediction. Images that are
+    not ``resident`` are read from the cache for each batch.
+
+    Raises:
+        CacheError: the cache holds smaller images than asked for.
     """
     device = device or torch.device("cpu")
     chosen = np.ones(len(cache), dtype=bool)
     if split is not None:
         chosen &= cache.split == SPLITS.index(split)
-    labels = np.full(len(cache), -1) if label is None else cache.labels[label].astype(np.int64)
+    unknown = np.full(len(cache), -1)
+    labels = unknown if label is None else cache.labels[label].astype(np.int64)
+    levels = unknown if label is None else cache.levels[label].astype(np.int64)
+    low = np.where(levels == HER2_LEVELS.index("positive"), -1, levels)  # 0 zero, 1 low
     if label is not None:
         chosen &= labels >= 0
     kept = [m for m in MODALITIES if m in modalities]
@@ -160,7 +229,8 @@ def load_cohort(
         has_any |= cache.rows[modality] >= 0
     cases = np.flatnonzero(chosen & has_any)
 
-    images, rows = {}, {}
+    images: dict[Modality, Tensor | Streamed] = {}
+    rows: dict[Modality, np.ndarray] = {}
     for modality in kept:
         source = cache.rows[modality][cases]
         present = source >= 0
@@ -172,9 +242,10 @@ def load_cohort(
             # The encoders read one phase; further ones wait in the cache for those that read more.
             channel = cache.mri_phases.index(FIRST_POST_CONTRAST)
             array = array[:, channel : channel + 1]
-        stored = torch.from_numpy(np.ascontiguousarray(array[source[present]]))
         size = volume_size if modality == "mri" else image_size
-        images[modality] = fit_size(stored, size).to(device)
+        stored = Streamed(array, source[present], size)
+        everything = np.arange(len(stored))
+        images[modality] = stored.take(everything).to(device) if resident else stored
     raw = cache.clinical[cases]
     return Cohort(
         images=images,
@@ -182,6 +253,8 @@ def load_cohort(
         clinical=torch.from_numpy(scale_clinical(raw)).to(device),
         labels=torch.from_numpy(labels[cases].astype(np.int64)).to(device),
         clinical_known=np.any(~np.isnan(raw), axis=1),
+        low=torch.from_numpy(low[cases]).to(device),
+        pseudonyms=tuple(cache.pseudonyms[i] for i in cases),
     )
 
 
@@ -192,3 +265,39 @@ def usable_modalities(cohort: Cohort, min_cases: int) -> tuple[Modality, ...]:
     """
     counts = cohort.counts()
     return tuple(m for m in MODALITIES if counts.get(m, 0) >= max(min_cases, 1))
+
+
+def load_cohorts(
+    cache: Cache,
+    plan: RunConfig,
+    *,
+    min_cases: int,
+    device: torch.device,
+    splits: Sequence[Split] = SPLITS,
+    resident: Sequence[Split] = SPLITS,
+) -> dict[Split, Cohort]:
+    """The cohorts of ``splits``, "train" among them, with what a site of ``min_cases`` may use.
+
+    Left out: modalities, clinical inputs and HER2 levels that fewer training cases have. Untrained
+    weights must not see the few that are known.
+    """
+    layout = preset(plan.preset, **plan.layout)
+    cohorts = {
+        split: load_cohort(
+            cache,
+            split=split,
+            label=plan.label,
+            image_size=layout.image_size,
+            volume_size=layout.volume_size,
+            device=device,
+            resident=split in resident,
+        )
+        for split in splits
+    }
+    usable = usable_modalities(cohorts["train"], min_cases)
+    cohorts = {split: cohort.restricted(usable) for split, cohort in cohorts.items()}
+    if cohorts["train"].counts()["clinical"] < min_cases:
+        cohorts = {split: cohort.without_clinical() for split, cohort in cohorts.items()}
+    if int((cohorts["train"].low >= 0).sum()) < min_cases:
+        cohorts = {split: cohort.without_levels() for split, cohort in cohorts.items()}
+    return cohorts

@@ -50,6 +50,11 @@ def check_order(policy: Policy, order: TaskOrder) -> None:
             f"scores of the {order.split} cases after round {order.round} of {order.plan.rounds}: "
             "training cases are never scored for others, test cases only after the last round"
         )
+    if order.task == "profile" and (order.split, order.round) != ("val", order.plan.rounds):
+        raise PolicyError(
+            f"profile of the {order.split} cases after round {order.round} of "
+            f"{order.plan.rounds}: expected one of the val cases, after the last round"
+        )
     if order.plan.min_cell < policy.min_cell:
         raise PolicyError(
             f"policy.min_cell: expected a run whose report shows no group of fewer than "

@@ -5,32 +5,65 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from her2_client.cache import Cache, open_cache
-from her2_client.cohort import load_cohort
+from her2_client.cohort import Cohort, load_cohort
+from her2_client.engine import make_deterministic, select_device
 from her2_client.keys import read_pseudonym_key
 from her2_client.scoring import score
-from her2_client.site import make_deterministic, select_device
 from her2_common.cases import MODALITIES, SPLITS, pseudonym, read_cases
+from her2_common.clinical import PCR_DEFINITION, Her2Level
 from her2_common.config import SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError
 from her2_common.metrics import GRID
-from her2_common.release import load_release
+from her2_common.model import MapModel
+from her2_common.release import Manifest, load_release, read_references
 
-COLUMNS: Final = ("case_id", "score", "call", *(f"{m}_score" for m in MODALITIES), "modalities")
+_SCORES: Final = tuple(f"{m}_score" for m in MODALITIES)
+COLUMNS: Final = ("case_id", "score", "call", *_SCORES, "modalities", "unlike")
+LEVEL_COLUMNS: Final = ("low_score", "level")
+"""Of a release with three HER2 levels, after the others."""
+
+LOW_THRESHOLD: Final = 0.5
+"""A negative case is called HER2-low from this low_score on: the likelier of the two levels."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was written: ``rows`` of the table as text; ``cases[i]`` is row i's in ``cohort``."""
+
+    model: MapModel
+    manifest: Manifest
+    cohort: Cohort
+    cases: tuple[int, ...]
+    rows: tuple[dict[str, str], ...]
 
 
 def predict_table(
-    config: SiteConfig, release: Path, out: Path, *, split: str = "all", force: bool = False
+    config: SiteConfig,
+    release: Path,
+    out: Path,
+    *,
+    split: str = "all",
+    force: bool = False,
+    notify: Callable[[str], None] = lambda _: None,
+    then: Callable[[Predicted], object] = lambda _: None,
 ) -> int:
     """Score the cases in the site's cache and write ``out``; returns the number of cases.
 
-    One row a case: ``score`` (probability of HER2-positive on the grid of 1/1024), ``call`` (1 if
-    at or above the release's threshold), each modality's own score (blank where absent).
+    One row a case: ``score`` (probability of what the release's label asks on the grid of 1/1024:
+    HER2-positive, or for ``pcr`` ypT0/is ypN0 after therapy), ``call`` (1 if at or above the
+    release's threshold), each modality's own score (blank where absent), ``unlike``: the modalities
+    whose image is beyond the release's limit, joined by "+" (blank if none is, or if the release
+    has no limit: ``notify`` is told for which modalities). A release with three HER2
+    levels adds ``low_score`` (probability of HER2-low if not positive) and ``level``. ``then`` is
+    called with what was written.
 
     Raises:
         DataError: the release or the table cannot be used, or there is no case.
@@ -59,26 +92,38 @@ def predict_table(
     # The cohort's cases, in its order, as rows of the cache.
     able = np.any([cache.rows[m] >= 0 for m in trained], axis=0)
     in_cache = np.flatnonzero(able)
-    scores = score(model.to(device), cohort)
+    if manifest.label == "pcr":
+        notify(f"score and call are of the response: {PCR_DEFINITION}")
+    references = read_references(release, manifest)
+    if unjudged := [m for m in trained if m not in references]:
+        notify(f"the release has no limit for {', '.join(unjudged)}: unlike images are not flagged")
+    scores = score(model.to(device), cohort, references)
     names = _case_names(config, cache)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    written = 0
+    writer.writerow(COLUMNS if scores.low is None else (*COLUMNS, *LEVEL_COLUMNS))
+    cases = []
     for case in range(len(cohort)):
         if split != "all" and SPLITS[cache.split[in_cache[case]]] != split:
             continue
         value = float(scores.fused[case])
         row = [names[in_cache[case]], _cell(value), int(value >= manifest.threshold)]
         row += [_cell(float(scores.single[m][case])) if m in trained else "" for m in MODALITIES]
-        writer.writerow([*row, cohort.combination(case)])
-        written += 1
-    if not written:
+        beyond = [m for m, values in scores.unlike.items() if values[case] > manifest.limits[m]]
+        row += [cohort.combination(case), "+".join(beyond)]
+        if scores.low is not None:
+            low = float(scores.low[case])
+            row += [_cell(low), _level(value, low, manifest.threshold)]
+        writer.writerow(row)
+        cases.append(case)
+    if not cases:
         raise DataError(f"no case in split {split!r} that this model can score")
     temporary = out.with_name(f".{out.name}.tmp")
     temporary.write_text(text.getvalue(), encoding="utf-8")
     temporary.replace(out)
-    return written
+    rows = tuple(csv.DictReader(io.StringIO(text.getvalue())))
+    then(Predicted(model, manifest, cohort, tuple(cases), rows))
+    return len(cases)
 
 
 def _case_names(config: SiteConfig, cache: Cache) -> list[str]:
@@ -93,6 +138,12 @@ def _case_names(config: SiteConfig, cache: Cache) -> list[str]:
             hint="the table or the pseudonym key has changed: run her2-client ingest again",
         )
     return [name_of[p] for p in cache.pseudonyms]
+
+
+def _level(score: float, low_score: float, threshold: float) -> Her2Level:
+    if score >= threshold:
+        return "positive"
+    return "low" if low_score >= LOW_THRESHOLD else "zero"
 
 
 def _cell(value: float) -> str:

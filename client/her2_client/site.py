@@ -1,4 +1,4 @@
-"""A site's work for a run, without Flower: describe, train, evaluate.
+"""A site's work for a run, without Flower: describe, train, profile, evaluate.
 
 A ``Site`` lives as long as its process, keeps the cohorts of the current plan resident, and holds
 no other state: the answer to an order follows from the order, the weights that came with it, and
@@ -7,50 +7,31 @@ the cache.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from her2_client.cache import Cache, open_cache
-from her2_client.cohort import Cohort, load_cohort, usable_modalities
+from her2_client.cohort import Cohort, load_cohorts, residence
+from her2_client.engine import check_devices, make_deterministic, ready_model, select_device
+from her2_client.parallel import Crew
 from her2_client.policy import check_order, check_update, tell, tell_part, tell_parts
-from her2_client.scoring import histograms, score
-from her2_client.training import train_round
+from her2_client.scoring import Scores, histograms, profile, score
+from her2_client.training import TrainResult, train_round
 from her2_common import __version__
 from her2_common.cases import SPLITS, Modality, Split
 from her2_common.config import RunConfig, SiteConfig
-from her2_common.errors import ConfigError, DataError
+from her2_common.errors import DataError
 from her2_common.memory import keep_memory
 from her2_common.metrics import ScoreHistogram
-from her2_common.model import GROUPS, Group, MapModel, build_model, get_groups, preset, set_groups
+from her2_common.model import GROUPS, Group, MapModel, get_groups
+from her2_common.novelty import Reference, counted
 from her2_common.wire import Counts, Flow, SiteDescription, SiteReply, TaskOrder
 
 Notify = Callable[[str], None]
-
-
-def select_device(device: str) -> torch.device:
-    """The device of site.yaml; ``auto`` takes the GPU if there is one.
-
-    Raises:
-        ConfigError: cuda is asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise ConfigError("device: expected a CUDA device, got none", hint="set device: auto")
-    return torch.device("cuda" if device != "cpu" and available else "cpu")
-
-
-def make_deterministic(threads: int | None) -> None:
-    """The same inputs give the same bits on this machine, whatever ran before."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    if threads is not None:
-        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -60,6 +41,8 @@ class Answer:
     document: SiteDescription | SiteReply
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     scores: Mapping[str, ScoreHistogram] = field(default_factory=dict)
+    moments: Mapping[Modality, np.ndarray] = field(default_factory=dict)
+    distances: Mapping[Modality, ScoreHistogram] = field(default_factory=dict)
 
 
 class Site:
@@ -71,13 +54,22 @@ class Site:
         self.device = select_device(config.device)
         make_deterministic(config.threads)
         keep_memory()
+        check_devices(config.devices, self.device)
+        self.crew = Crew(config) if config.devices > 1 else None
         self._cache: Cache | None = None
         self._plan: RunConfig | None = None
         self._cohorts: dict[Split, Cohort] = {}
-        self._usable: tuple[Modality, ...] = ()
 
-    def answer(self, order: TaskOrder, weights: Mapping[str, np.ndarray]) -> Answer:
+    def answer(
+        self,
+        order: TaskOrder,
+        weights: Mapping[str, np.ndarray],
+        references: Mapping[Modality, Reference] | None = None,
+    ) -> Answer:
         """Carry out an order that the policy allows.
+
+        ``references`` come with an evaluation; how unlike them the cases are leaves only where the
+        policy allows ``profile``.
 
         Raises:
             PolicyError: the policy refuses the order or its result.
@@ -89,7 +81,14 @@ class Site:
             return Answer(self._describe(order.plan))
         if order.task == "train":
             return self._train(order, weights)
-        return self._evaluate(order, weights)
+        if order.task == "profile":
+            return self._profile(order, weights)
+        return self._evaluate(order, weights, references or {})
+
+    def close(self) -> None:
+        """End the helper processes, if there are any; the next order starts them anew."""
+        if self.crew is not None:
+            self.crew.stop()
 
     # --- the cohort of a plan -------------------------------------------------------------------
 
@@ -99,26 +98,18 @@ class Site:
             return
         self._plan, self._cohorts = None, {}
         cache = open_cache(self.config.data.cache)
-        layout = preset(plan.preset, **plan.layout)
-        everything = {
-            split: load_cohort(
-                cache,
-                split=split,
-                label=plan.label,
-                image_size=layout.image_size,
-                volume_size=layout.volume_size,
-                device=self.device,
-            )
-            for split in SPLITS
-        }
+        resident, told = residence(cache, plan, self.config.resident, self.device)
+        self.notify(told)
+        # With several devices, helper processes hold the training images.
+        kept = SPLITS if self.crew is None else tuple(s for s in SPLITS if s != "train")
         min_cases = self.config.policy.min_cases
-        self._usable = usable_modalities(everything["train"], min_cases)
-        self._cohorts = {
-            split: cohort.restricted(self._usable) for split, cohort in everything.items()
-        }
-        if self._cohorts["train"].counts()["clinical"] < min_cases:
-            # Untrained weights must not see the few inputs that are known.
-            self._cohorts = {s: c.without_clinical() for s, c in self._cohorts.items()}
+        self._cohorts = load_cohorts(
+            cache,
+            plan,
+            min_cases=min_cases,
+            device=self.device,
+            resident=kept if resident else (),
+        )
         if len(self._cohorts["train"]) < min_cases:
             raise DataError(
                 f"expected at least {min_cases} training cases with a known {plan.label} label "
@@ -137,11 +128,15 @@ class Site:
             raise DataError(
                 f"expected the groups {', '.join(groups)}, got {', '.join(sorted(weights))}"
             )
-        model = build_model(plan.preset, plan.seed, **plan.layout)
-        set_groups(model, weights)
-        return model.to(self.device)
+        return ready_model(
+            plan,
+            weights,
+            self.device,
+            rows_at_once=self.config.rows_at_once,
+            compiled=self.config.compile,
+        )
 
-    # --- the three tasks ------------------------------------------------------------------------
+    # --- the four tasks -------------------------------------------------------------------------
 
     def _describe(self, plan: RunConfig) -> SiteDescription:
         # The run's report follows the stricter of the two limits, and so do we.
@@ -156,6 +151,12 @@ class Site:
         left_out = in_table - used
         cases = tell_parts(policy, sizes)
         self.notify(f"described {used} cases, groups {', '.join(self._groups())}")
+        levels = plan.her2_levels == 3 and bool((cohorts["train"].low >= 0).any())
+        if plan.her2_levels == 3 and not levels:
+            self.notify(
+                f"fewer than {policy.min_cases} negatives with raw IHC: this site trains positive "
+                "against negative, not HER2-low against HER2-zero"
+            )
         return SiteDescription(
             site=self.config.name,
             version=__version__,
@@ -168,6 +169,7 @@ class Site:
             cases=Counts(**cases),
             positives=Counts(**{s: tell_part(policy, positives[s], sizes[s]) for s in cohorts}),
             combinations=tell_parts(policy, dict(sorted(combinations.items()))),
+            levels=levels,
         )
 
     def _train(self, order: TaskOrder, weights: Mapping[str, np.ndarray]) -> Answer:
@@ -175,14 +177,8 @@ class Site:
         cohort = self._cohorts["train"]
         groups = self._groups()
         model = self._model(order.plan, weights)
-        scores, seconds = self._score(model, "val")
-        result = train_round(
-            model,
-            cohort,
-            order.plan,
-            site=self.config.name,
-            round_number=order.round,
-        )
+        scores, _, seconds = self._score(model, "val")
+        result = self._train_round(model, cohort, order)
         counts: dict[str, int] = {group: cohort.counts()[group] for group in groups}
         check_update(self.config.policy, counts)
         loss = "" if result.loss is None else f", loss {result.loss:.3f}"
@@ -203,8 +199,50 @@ class Site:
         )
         return Answer(reply, get_groups(model, groups), scores)
 
-    def _evaluate(self, order: TaskOrder, weights: Mapping[str, np.ndarray]) -> Answer:
-        scores, seconds = self._score(self._model(order.plan, weights), order.split)
+    def _train_round(self, model: MapModel, cohort: Cohort, order: TaskOrder) -> TrainResult:
+        if self.crew is not None:
+            return self.crew.train(
+                model, cohort, order.plan, round_number=order.round, groups=self._groups()
+            )
+        return train_round(
+            model,
+            cohort,
+            order.plan,
+            site=self.config.name,
+            round_number=order.round,
+        )
+
+    def _profile(self, order: TaskOrder, weights: Mapping[str, np.ndarray]) -> Answer:
+        """Score the validation cases, and sum the moments of the training cases' features."""
+        started = time.perf_counter()
+        model, cohort = self._model(order.plan, weights), self._cohorts["train"]
+        scores, _, _ = self._score(model, order.split)
+        counts: dict[str, int] = {group: cohort.counts()[group] for group in self._groups()}
+        sums = {m: total for m, total in profile(model, cohort).items() if m in counts}
+        check_update(self.config.policy, counts)
+        seconds = time.perf_counter() - started
+        self.notify(f"profiled the training cases in {seconds:.1f} s")
+        reply = SiteReply(
+            site=self.config.name,
+            task="profile",
+            round=order.round,
+            split=order.split,
+            counts=counts,
+            seconds={"evaluate": seconds},
+            score_keys=tuple(sorted(scores)),
+        )
+        return Answer(reply, scores=scores, moments=sums)
+
+    def _evaluate(
+        self,
+        order: TaskOrder,
+        weights: Mapping[str, np.ndarray],
+        references: Mapping[Modality, Reference],
+    ) -> Answer:
+        model = self._model(order.plan, weights)
+        if "profile" not in self.config.policy.allowed_tasks:
+            references = {}
+        scores, distances, seconds = self._score(model, order.split, references)
         self.notify(f"scored the {order.split} cases in {seconds:.1f} s")
         reply = SiteReply(
             site=self.config.name,
@@ -213,11 +251,20 @@ class Site:
             split=order.split,
             seconds={"evaluate": seconds},
             score_keys=tuple(sorted(scores)),
+            distance_keys=tuple(sorted(distances)),
         )
-        return Answer(reply, scores=scores)
+        return Answer(reply, scores=scores, distances=distances)
 
-    def _score(self, model: MapModel, split: Split) -> tuple[dict[str, ScoreHistogram], float]:
+    def _score(
+        self,
+        model: MapModel,
+        split: Split,
+        references: Mapping[Modality, Reference] | None = None,
+    ) -> tuple[dict[str, ScoreHistogram], dict[Modality, ScoreHistogram], float]:
+        """Histograms of the scores and of the unlikeness of a split, and the seconds they took."""
         started = time.perf_counter()
         cohort = self._cohorts[split]
-        result = histograms(score(model, cohort), cohort) if len(cohort) else {}
-        return result, time.perf_counter() - started
+        scores = score(model, cohort, references) if len(cohort) else Scores(np.empty(0), {})
+        counts = histograms(scores, cohort) if len(cohort) else {}
+        distances = {m: counted(values) for m, values in scores.unlike.items()}
+        return counts, distances, time.perf_counter() - started

@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -23,10 +23,10 @@ from torch import Tensor
 
 from her2_client.augment import DRAWS, RANGES, augment
 from her2_client.cohort import Cohort
+from her2_client.engine import ALONE, Team, Watch, backward
 from her2_common.cases import Modality
 from her2_common.config import RunConfig
-from her2_common.errors import TrainingError
-from her2_common.losses import map_loss
+from her2_common.losses import loss_terms
 from her2_common.model import MapModel
 from her2_common.seeds import seed_for
 
@@ -54,11 +54,6 @@ def learning_rate(plan: RunConfig, progress: float) -> float:
     done = min((progress - plan.warmup_rounds) / span, 1.0)
     height = FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * done))
     return plan.learning_rate * height
-
-
-def autocast(device: torch.device) -> AbstractContextManager[None]:
-    """bf16 where it is native and pays (CUDA); float32 elsewhere."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
 @dataclass(frozen=True)
@@ -100,13 +95,15 @@ def train_round(
     site: str,
     round_number: int,
     on_epoch: Callable[[int, float], None] | None = None,
+    team: Team = ALONE,
 ) -> TrainResult:
     """Train ``model`` in place on ``cohort`` for ``plan.local_epochs``.
 
     ``round_number`` counts from 1. ``on_epoch`` is told each epoch's number and mean loss.
+    The processes of a ``team`` call this with the same arguments and end with the same weights.
 
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: the loss or a weight is not finite.
     """
     started = time.perf_counter()
     device = cohort.clinical.device
@@ -118,6 +115,7 @@ def train_round(
     steps_per_epoch = max(math.ceil(len(cohort) / plan.batch_size), 1)
     steps = 0
     losses: list[Tensor] = []
+    watch = Watch(cohort, model, round_number)
     for epoch in range(plan.local_epochs):
         generator = torch.Generator().manual_seed(
             seed_for(plan.seed, "train", site, round_number, epoch)
@@ -127,41 +125,35 @@ def train_round(
             for modality, images in cohort.images.items()
         }
         seen = cohort.thinned(plan.modality_dropout, generator)
+        order = list(batches(len(cohort), plan.batch_size, generator))
         total = torch.zeros((), device=device)
-        for cases in batches(len(cohort), plan.batch_size, generator):
-            batch, taken = seen.batch(cases)
-            for modality, rows in taken.items():
-                chosen = draws[modality][torch.from_numpy(rows).to(device)]
+        for step, part in enumerate(seen.feed(order, team.share)):
+            batch = part.batch
+            for modality, rows in part.taken.items():
+                chosen = draws[modality].index_select(0, rows)
                 batch.images[modality] = augment(batch.images[modality], chosen, RANGES[modality])
             done = steps / (steps_per_epoch * plan.local_epochs)
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(plan, round_number - 1 + done)
             optimiser.zero_grad(set_to_none=True)
-            with autocast(device):
-                output = model(batch)
-            index = torch.from_numpy(cases).to(device)
-            loss = map_loss(
-                output.float(),
-                cohort.labels[index],
+            loss = partial(
+                loss_terms,
+                labels=cohort.labels.index_select(0, part.cases),
+                low=cohort.low.index_select(0, part.cases) if plan.her2_levels == 3 else None,
                 class_weights=balance.weights,
                 prior_log_odds=balance.log_odds,
                 single_weight=plan.single_weight,
                 alignment=plan.alignment,
                 alignment_weight=plan.alignment_weight,
             )
-            loss.backward()  # type: ignore[no-untyped-call]
+            terms = backward(model, batch, loss, team=team)
             optimiser.step()
-            total += loss.detach()
+            total += watch.note(terms, part.seen, epoch=epoch + 1, step=step + 1)
             steps += 1
-        mean = total / steps_per_epoch
-        losses.append(mean)
-        value = float(mean)  # once an epoch, so that a GPU is not asked every step
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"round {round_number}, epoch {epoch + 1}: the loss is {value}",
-                hint="lower run.learning_rate; if one site alone fails, inspect its images",
-            )
+        losses.append(total / steps_per_epoch)
         if on_epoch is not None:
-            on_epoch(epoch, value)
+            watch.look()
+            on_epoch(epoch, float(losses[-1]))
+    watch.end()
     loss_value = float(torch.stack(losses).mean()) if losses else None
     return TrainResult(loss_value, steps, time.perf_counter() - started)

@@ -32,6 +32,28 @@ _NEWTON_TOLERANCE: Final = 1e-10
 """Largest change of a coefficient, in logits, at which a logistic fit has converged."""
 
 
+def grid_log_odds() -> Vector:
+    """The log odds of the grid's scores, shape (1025,), in nats; 0.5 has 0.
+
+    Scores of 0 and 1 have infinite log odds and count as half a grid step inside: 7.62.
+    """
+    odds: Vector = logit(np.clip(grid_scores(), 0.5 / GRID, 1 - 0.5 / GRID))
+    return odds
+
+
+def log_loss(histogram: ScoreHistogram) -> float | None:
+    """Mean cross entropy of score and outcome, in nats; None without cases.
+
+    0 is perfect; ln 2 = 0.693 is what a constant score of 0.5 gives. Scores of 0 and 1 count as
+    half a grid step inside, so that one wrong certainty costs 7.6 and not infinity.
+    """
+    if histogram.n == 0:
+        return None
+    odds = grid_log_odds()
+    wrong = histogram.negatives @ np.logaddexp(0.0, odds)
+    return float(wrong + histogram.positives @ np.logaddexp(0.0, -odds)) / histogram.n
+
+
 @dataclass(frozen=True)
 class ReliabilityBin:
     """Cases with low <= score < high (the last bin includes 1) and what became of them.
@@ -104,14 +126,14 @@ def calibration(histogram: ScoreHistogram, level: float = 0.95) -> Calibration:
         return Calibration(None, None)
     used = np.flatnonzero(histogram.negatives + histogram.positives)
     positives, n = histogram.positives[used], (histogram.negatives + histogram.positives)[used]
-    odds = logit(np.clip(used / GRID, 0.5 / GRID, 1 - 0.5 / GRID))
+    odds = grid_log_odds()[used]
     ones = np.ones_like(odds)
-    in_the_large = _logistic(ones[:, None], odds, positives, n)
+    in_the_large = grouped_logistic(ones[:, None], odds, positives, n)
     # A complete separation at any cut has no finite slope: the fit would run away
     joint = (
         None
-        if _separable(histogram)
-        else _logistic(np.stack([ones, odds], axis=1), 0 * odds, positives, n)
+        if separable(histogram)
+        else grouped_logistic(np.stack([ones, odds], axis=1), 0 * odds, positives, n)
     )
     z = normal_quantile(level)
     return Calibration(
@@ -120,14 +142,14 @@ def calibration(histogram: ScoreHistogram, level: float = 0.95) -> Calibration:
     )
 
 
-def _separable(histogram: ScoreHistogram) -> bool:
+def separable(histogram: ScoreHistogram) -> bool:
     """Whether one threshold splits the classes, but for ties at the threshold itself."""
     negatives = np.flatnonzero(histogram.negatives)
     positives = np.flatnonzero(histogram.positives)
     return bool(negatives[-1] <= positives[0] or positives[-1] <= negatives[0])
 
 
-def _logistic(
+def grouped_logistic(
     x: NDArray[np.float64], offset: NDArray[np.float64], positives: Counts, n: Counts
 ) -> tuple[Vector, Matrix] | None:
     """Newton's method for grouped logistic regression: (coefficients, covariance), or None.

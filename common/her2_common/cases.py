@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from her2_common.clinical import her2_from_ihc_ish, pcr_from_stage
+from her2_common.clinical import Her2Level, her2_from_ihc_ish, her2_level, pcr_from_stage
 from her2_common.tables import Faults, read_rows
 
 Modality = Literal["mg", "us", "mri"]
@@ -41,6 +41,11 @@ class Assay:
     ihc: int | None = None
     ish: int | None = None
     her2: int | None = None
+
+    @property
+    def level(self) -> Her2Level | None:
+        """Zero, low or positive by the raw IHC and ISH; a stated HER2 alone tells no level."""
+        return her2_level(self.ihc, self.ish)
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,16 @@ class Case:
         """
         if kind == "pcr":
             return None if self.nat == 0 else self.pcr  # no response without therapy
-        if kind == "biopsy":
-            return self.biopsy.her2
-        if kind == "surgical":
-            return self.surgical.her2
-        return self.biopsy.her2 if self.surgical.her2 is None else self.surgical.her2
+        return self._assay(kind).her2
+
+    def level(self, kind: Label) -> Her2Level | None:
+        """The HER2 level of the specimen that gives ``label(kind)``; None for ``pcr``."""
+        return None if kind == "pcr" else self._assay(kind).level
+
+    def _assay(self, kind: Label) -> Assay:
+        if kind == "biopsy" or (kind == "reference" and self.surgical.her2 is None):
+            return self.biopsy
+        return self.surgical
 
     @property
     def clinical(self) -> tuple[float | None, ...]:

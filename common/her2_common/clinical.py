@@ -6,9 +6,10 @@ for ypT and ypN. pCR here is ypT0/is ypN0: in situ disease is allowed, the nodes
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal, get_args
 
 Her2Level = Literal["zero", "low", "positive"]
+HER2_LEVELS: Final[tuple[Her2Level, ...]] = get_args(Her2Level)
 
 PCR_DEFINITION = "pCR = ypT0/is ypN0 (in situ disease allowed, nodes negative)"
 

@@ -31,7 +31,7 @@ from her2_common.errors import ConfigError
 FIRST_POST_CONTRAST = 1
 """The phase of a DCE-MRI that every model reads; 0 is the one before contrast."""
 
-Task = Literal["describe", "train", "evaluate"]
+Task = Literal["describe", "train", "profile", "evaluate"]
 
 
 def _resolve(value: Any, info: ValidationInfo) -> Any:
@@ -116,7 +116,7 @@ class Policy(Section):
     """What a site allows. What is not allowed here does not happen."""
 
     allowed_bundles: tuple[str, ...] = ()
-    allowed_tasks: tuple[Task, ...] = ("describe", "train", "evaluate")
+    allowed_tasks: tuple[Task, ...] = ("describe", "train", "profile", "evaluate")
     min_cases: int = Field(default=10, ge=1)
     min_cell: int = Field(default=10, ge=1)
     max_rounds: int = Field(default=1000, ge=1)
@@ -130,6 +130,10 @@ class SiteConfig(Section):
     superlink: SiteSuperLink
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)
+    devices: int = Field(default=1, ge=1, le=64)
+    resident: Literal["auto", "always", "never"] = "auto"
+    rows_at_once: int | None = Field(default=None, ge=1)
+    compile: bool = False
     policy: Policy = Policy()
     state: ResolvedPath
 
@@ -200,7 +204,15 @@ class FederationConfig(Section):
     superlink: CoordinatorSuperLink
     sites: tuple[Site, ...] = Field(min_length=1)
     run: RunConfig = RunConfig()
+    initial: ResolvedPath | None = None
+    initial_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     synthetic: bool = False
+
+    @model_validator(mode="after")
+    def _check_initial(self) -> FederationConfig:
+        if self.initial is None and self.initial_sha256 is not None:
+            raise ValueError("initial_sha256: expected a release folder in initial, got none")
+        return self
 
     @model_validator(mode="after")
     def _check_keys(self) -> FederationConfig:

@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from her2_common.attention import attend
 from her2_common.layers import draw, draw_linear, perceptron
 from her2_common.types import Features, Images
 
@@ -53,7 +54,7 @@ class Attention(nn.Module):
         # (n, tokens, 3 width) -> three of (n, heads, tokens, width / heads)
         qkv = self.qkv(tokens).view(n, count, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = attend(query, key, value)
         projected: Tensor = self.project(mixed.transpose(1, 2).reshape(n, count, width))
         return projected
 

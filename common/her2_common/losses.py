@@ -90,7 +90,9 @@ def loss_terms(
     """
 
     def entropy(logits: Logits, rows: Labels | None = None) -> Scalar:
-        truth, level = (labels, low) if rows is None else (labels[rows], _take(low, rows))
+        truth, level = labels, low
+        if rows is not None:
+            truth, level = labels[rows], None if low is None else low[rows]
         return _entropy(logits, truth, level, class_weights, prior_log_odds)
 
     terms = {"fused": entropy(output.fused)}
@@ -103,10 +105,6 @@ def loss_terms(
         distance = {"l1": _l1, "contrastive": _contrastive}[alignment]
         terms["alignment"] = alignment_weight * _pairs(output, distance)
     return terms
-
-
-def _take(low: Labels | None, rows: Labels) -> Labels | None:
-    return None if low is None else low[rows]
 
 
 def _entropy(

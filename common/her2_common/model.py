@@ -26,12 +26,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from her2_common.cases import MODALITIES, Modality
 from her2_common.errors import ConfigError, UpdateError
@@ -231,6 +232,7 @@ class MapModel(nn.Module):
             encoder = ENCODERS[kind](CHANNELS[modality], plan.features, size, **options)
             self.add_module(modality, encoder)
         self.levels, self.gated = plan.levels, plan.fusion == "gated"
+        self.rows_at_once: int | None = None
         self.clinical = nn.Linear(5, plan.levels, bias=False)
         self.head = nn.Linear(plan.features, plan.levels + self.gated)
         if self.gated:  # begins as the mean
@@ -242,30 +244,72 @@ class MapModel(nn.Module):
 
         Every case must have at least one modality; ingest leaves out the ones that have none.
         """
-        clinical = self.clinical(batch.clinical)  # (b, levels)
-        cases = batch.clinical.shape[0]
-        features: dict[Modality, Tensor] = {}
+        features = {
+            modality: self.encode(modality, batch.images[modality])
+            for modality in MODALITIES
+            if modality in batch.rows and batch.rows[modality].numel()
+        }
+        return self.judge(features, batch.rows, batch.clinical)
+
+    def encode(self, modality: Modality, images: Images) -> Features:
+        """(n, channels, *size) to (n, d): the encoder of ``modality``, on at most ``rows_at_once``
+        rows at a time (None: all).
+
+        A chunk keeps its images alone and is computed again for the backward pass (Chen et al.,
+        "Training Deep Nets with Sublinear Memory Cost", 2016): memory follows the chunk, and the
+        gradient is that of all rows, the sum over the chunks.
+        """
+        encoder = self.get_submodule(modality)
+        if self.rows_at_once is None:
+            features: Tensor = encoder(images)
+            return features
+        chunks = torch.split(images, self.rows_at_once)
+        if not torch.is_grad_enabled():
+            return torch.cat([encoder(chunk) for chunk in chunks])
+        kept = partial(checkpoint, encoder, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([kept(chunk) for chunk in chunks])
+
+    def judge(
+        self,
+        features: Mapping[Modality, FeaturesOf],
+        rows: Mapping[Modality, RowsOf],
+        clinical: Clinical,
+    ) -> MapOutput:
+        """What follows the encoders: fusion, and the head on the fused and on each feature.
+
+        In the precision of the weights, also where autocast runs the encoders in less.
+
+        Raises:
+            ValueError: no modality has a row.
+        """
+        with torch.autocast(clinical.device.type, enabled=False):
+            exact = {m: feature.to(self.head.weight.dtype) for m, feature in features.items()}
+            return self._judge(exact, rows, clinical)
+
+    def _judge(
+        self,
+        features: Mapping[Modality, FeaturesOf],
+        rows: Mapping[Modality, RowsOf],
+        clinical: Clinical,
+    ) -> MapOutput:
+        told = self.clinical(clinical)  # (b, levels)
         single: dict[Modality, Tensor] = {}
-        total, count = None, torch.zeros(cases, 1, device=clinical.device)
-        for modality in MODALITIES:
-            rows = batch.rows.get(modality)
-            if rows is None or rows.numel() == 0:
-                continue
-            feature = self.get_submodule(modality)(batch.images[modality])  # (n, d)
-            features[modality] = feature
+        total, count = None, torch.zeros(len(told), 1, device=told.device)
+        for modality, feature in features.items():
+            of_case = rows[modality]
             scores = self.head(feature)  # (n, levels), and the gate
-            single[modality] = scores[:, : self.levels] + clinical[rows]
-            weight = count.new_ones(rows.numel(), 1)
+            single[modality] = scores[:, : self.levels] + told[of_case]
+            weight = count.new_ones(len(of_case), 1)
             if self.gated:
                 weight = 2 * torch.sigmoid(scores[:, self.levels :].float())  # (n, 1), in (0, 2)
             if total is None:
-                total = feature.new_zeros(cases, feature.shape[1])
-            total = total.index_add(0, rows, (weight * feature).to(total.dtype))
-            count = count.index_add(0, rows, weight)
+                total = feature.new_zeros(len(told), feature.shape[1])
+            total = total.index_add(0, of_case, (weight * feature).to(total.dtype))
+            count = count.index_add(0, of_case, weight)
         if total is None:
             raise ValueError("expected a batch with at least one modality, got none")
-        fused = self.head(total / count)[:, : self.levels] + clinical
-        return MapOutput(fused, single, features, dict(batch.rows))
+        fused = self.head(total / count)[:, : self.levels] + told
+        return MapOutput(fused, single, features, dict(rows))
 
 
 def build_model(name: str, seed: int, **layout: Any) -> MapModel:

@@ -1,8 +1,11 @@
 """A release folder: the weights of a finished run and what is needed to use them.
 
     release/
-    ├── model.safetensors   {group: float32 vector} for the groups that some site trained
-    └── manifest.json       Manifest, with the SHA-256 of the weights
+    ├── model.safetensors       {group: float32 vector} for the groups that some site trained
+    ├── references.safetensors  features of the training cases (her2_common.novelty), if any
+    └── manifest.json           Manifest, with the SHA-256 of both
+
+The temperature is in the weights already (her2_common.temperature): nothing is left to be applied.
 
 The coordinator writes it; a site reads it to predict, a coordinator to begin a run from it.
 """
@@ -13,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,13 +25,15 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from her2_common import __version__
-from her2_common.cases import Label
-from her2_common.errors import DataError
+from her2_common.cases import Label, Modality
+from her2_common.errors import DataError, UpdateError
 from her2_common.files import replace_durably
-from her2_common.model import GROUPS, Group, MapModel, build_model, set_groups
+from her2_common.model import GROUPS, Group, MapModel, build_model, preset, set_groups
+from her2_common.novelty import Reference, pack, unpack
 
 FORMAT: Final = "her2-map release"
 WEIGHTS_NAME: Final = "model.safetensors"
+REFERENCES_NAME: Final = "references.safetensors"
 MANIFEST_NAME: Final = "manifest.json"
 
 
@@ -37,6 +42,8 @@ class Manifest(BaseModel):
 
     ``groups`` are those that at least one site trained; the others are left out, so that no
     modality is ever scored by an untrained encoder. ``threshold`` is the frozen one.
+    ``calibration`` is the temperature and what it did, as in summary.json; ``limits[m]`` the
+    unlikeness above which an image of modality m is flagged.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
@@ -52,6 +59,9 @@ class Manifest(BaseModel):
     her2_levels: Literal[2, 3] = 2
     threshold: float = Field(ge=0, le=1)
     groups: list[Group]
+    calibration: dict[str, Any] = Field(default_factory=dict)
+    limits: dict[Modality, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    references_sha256: str | None = None
 
     @property
     def layout(self) -> dict[str, Any]:
@@ -64,12 +74,23 @@ class Manifest(BaseModel):
         }
 
 
-def write_release(folder: Path, manifest: Manifest, groups: Mapping[str, np.ndarray]) -> None:
+def write_release(
+    folder: Path,
+    manifest: Manifest,
+    groups: Mapping[str, np.ndarray],
+    references: Mapping[Modality, Reference] | None = None,
+) -> None:
     """Write the release of ``groups``, of which ``manifest.groups`` are kept. Not signed."""
     tensors = save_tensors({group: groups[group] for group in manifest.groups})
     document = manifest.model_dump() | {"sha256": hashlib.sha256(tensors).hexdigest()}
     folder.mkdir(exist_ok=True)
     replace_durably(folder / WEIGHTS_NAME, tensors)
+    if references:
+        beside = save_tensors(pack(references))
+        document["references_sha256"] = hashlib.sha256(beside).hexdigest()
+        replace_durably(folder / REFERENCES_NAME, beside)
+    else:
+        (folder / REFERENCES_NAME).unlink(missing_ok=True)
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     replace_durably(folder / MANIFEST_NAME, text.encode())
 
@@ -117,6 +138,34 @@ def read_release(folder: Path) -> tuple[Manifest, dict[str, np.ndarray]]:
     if wrong := [name for name, vector in groups.items() if vector.dtype != np.float32]:
         raise DataError(f"{folder}: model.safetensors: {wrong[0]}: expected float32")
     return manifest, groups
+
+
+def read_references(folder: Path, manifest: Manifest) -> dict[Modality, Reference]:
+    """The references of a release that have a limit; empty if it has none.
+
+    Raises:
+        DataError: the file is missing, or does not match the manifest.
+    """
+    if manifest.references_sha256 is None or not manifest.limits:
+        return {}
+    try:
+        content = (folder / REFERENCES_NAME).read_bytes()
+    except OSError:
+        raise DataError(f"{folder}: {REFERENCES_NAME} is missing or cannot be read") from None
+    got = hashlib.sha256(content).hexdigest()
+    if got != manifest.references_sha256:
+        raise DataError(
+            f"{folder}: {REFERENCES_NAME} was changed: expected SHA-256 "
+            f"{manifest.references_sha256[:12]}..., got {got[:12]}..."
+        )
+    try:
+        features = preset(manifest.preset, **manifest.layout).features
+        references = unpack(load_tensors(content), features)
+    except (SafetensorError, UpdateError) as error:
+        raise DataError(f"{folder}: {REFERENCES_NAME}: {type(error).__name__}") from None
+    if lacking := sorted(set(manifest.limits) - set(references)):
+        raise DataError(f"{folder}: {REFERENCES_NAME}: expected a reference for {lacking[0]}")
+    return {modality: references[modality] for modality in manifest.limits}
 
 
 def load_release(folder: Path) -> tuple[MapModel, Manifest]:

@@ -2,12 +2,16 @@
 
     order, coordinator to site
         "order"    ConfigRecord {"json": TaskOrder}
-        "weights"  ArrayRecord {group: float32 vector}      train, evaluate
+        "weights"  ArrayRecord {group: float32 vector}      train, profile, evaluate
+        "references"  ArrayRecord {"mg.mean": float32 (d,), "mg.factor": float32 (d, d), ...}
+                                                            evaluate, after a profile
     reply, site to coordinator
         "reply"    ConfigRecord {"json": SiteDescription}   describe
-                   ConfigRecord {"json": SiteReply}         train, evaluate
+                   ConfigRecord {"json": SiteReply}         train, profile, evaluate
         "weights"  ArrayRecord {group: float32 vector}      train
-        "scores"   ArrayRecord {"cells": int32 (cells, 4)}  train, evaluate
+        "scores"   ArrayRecord {"cells": int32 (cells, 4)}  train, profile, evaluate
+        "moments"  ArrayRecord {modality: float64 (d + 1, d + 1)}  profile
+        "distances"  ArrayRecord {"cells": int32 (cells, 4)}  evaluate, with references
 
 One flat array a group: Flower moves every array in requests of its own, so few large arrays
 travel faster than many small ones. Everything that crosses is listed here and nowhere else.
@@ -26,15 +30,17 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import Field, ValidationError, field_validator
 
-from her2_common.cases import Split
+from her2_common.cases import MODALITIES, Modality, Split
 from her2_common.config import Name, RunConfig, Section, Task
 from her2_common.errors import MetricError, UpdateError
 from her2_common.metrics import GRID, ScoreHistogram
 from her2_common.model import Group
+from her2_common.novelty import Reference, pack, unpack
 
 MESSAGE_TYPES: Final[dict[Task, str]] = {
     "describe": "query",
     "train": "train",
+    "profile": "evaluate",
     "evaluate": "evaluate",
 }
 """Flower's message type for each task."""
@@ -44,8 +50,9 @@ _MODALITY_SETS: Final = r"(mg(\+us)?(\+mri)?|us(\+mri)?|mri)"
 Combination = Annotated[str, Field(pattern=f"^{_MODALITY_SETS}$")]
 """One of the seven non-empty subsets of the modalities, e.g. "mg+us"."""
 
-ScoreKey = Annotated[str, Field(pattern=rf"^(fused\|{_MODALITY_SETS}|single\|(mg|us|mri))$")]
-"""The name of a histogram: the fused score of a combination, or the score of one modality."""
+ScoreKey = Annotated[str, Field(pattern=rf"^((fused|low)\|{_MODALITY_SETS}|single\|(mg|us|mri))$")]
+"""The name of a histogram: the fused score of a combination, the score of one modality, or, from a
+model of three HER2 levels, the score of low against zero of the negatives of a combination."""
 
 Cases = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -80,7 +87,8 @@ class Flow(Section):
 class SiteDescription(Section):
     """A site's answer to describe: who it is and what it can train.
 
-    ``groups`` always holds the head, which every case uses.
+    ``groups`` always holds the head, which every case uses. ``levels`` says, in a run of three HER2
+    levels, whether it tells HER2-low from HER2-zero.
     """
 
     site: Name
@@ -90,6 +98,7 @@ class SiteDescription(Section):
     cases: Counts
     positives: Counts
     combinations: dict[Combination, Cases | None]
+    levels: bool = False
 
     @field_validator("groups")
     @classmethod
@@ -100,10 +109,11 @@ class SiteDescription(Section):
 
 
 class SiteReply(Section):
-    """A site's answer to train or evaluate; the arrays travel beside it.
+    """A site's answer to train, profile or evaluate; the arrays travel beside it.
 
     ``counts[g]`` is the number of training cases that use group g, the weight of its update.
-    ``score_keys`` names the histograms in "scores"; ``seconds`` are wall time by phase.
+    ``score_keys`` names the histograms in "scores", ``distance_keys`` those in "distances";
+    ``seconds`` are wall time by phase.
     """
 
     site: Name
@@ -115,9 +125,11 @@ class SiteReply(Section):
     steps: int = Field(default=0, ge=0)
     seconds: dict[str, float] = Field(default_factory=dict)
     score_keys: tuple[ScoreKey, ...] = ()
+    distance_keys: tuple[Modality, ...] = ()
 
 
 D = TypeVar("D", bound=Section)
+K = TypeVar("K", bound=str)
 
 
 def weights_record(groups: Mapping[str, np.ndarray]) -> ArrayRecord:
@@ -191,7 +203,7 @@ def read_document(record: RecordDict, key: str, schema: type[D]) -> D:
         ) from None
 
 
-def scores_record(scores: Mapping[str, ScoreHistogram]) -> tuple[ArrayRecord, tuple[str, ...]]:
+def scores_record(scores: Mapping[K, ScoreHistogram]) -> tuple[ArrayRecord, tuple[K, ...]]:
     """Histograms as their non-empty cells: int32 rows (key index, class, bin, count)."""
     keys = tuple(sorted(scores))
     rows = []
@@ -203,15 +215,17 @@ def scores_record(scores: Mapping[str, ScoreHistogram]) -> tuple[ArrayRecord, tu
     return ArrayRecord({"cells": Array(cells)}), keys
 
 
-def read_scores(record: RecordDict, keys: tuple[str, ...]) -> dict[str, ScoreHistogram]:
-    """The histograms of a reply.
+def read_scores(
+    record: RecordDict, keys: tuple[str, ...], name: str = "scores"
+) -> dict[str, ScoreHistogram]:
+    """The histograms of a reply, under ``name``.
 
     Raises:
         UpdateError: "missing" or "misshapen".
     """
-    if "cells" not in record.array_records.get("scores", {}):
-        raise UpdateError("expected score histograms, got none", reason="missing")
-    cells = _numpy(record.array_records["scores"]["cells"])
+    if "cells" not in record.array_records.get(name, {}):
+        raise UpdateError(f"expected histograms of {name}, got none", reason="missing")
+    cells = _numpy(record.array_records[name]["cells"])
     limits = np.array([len(keys), 2, GRID + 1])
     if (
         cells is None
@@ -222,13 +236,73 @@ def read_scores(record: RecordDict, keys: tuple[str, ...]) -> dict[str, ScoreHis
         or (cells[:, :3] >= limits).any()
         or len(set(keys)) != len(keys)
     ):
-        raise UpdateError("score histograms are out of shape", reason="misshapen")
+        raise UpdateError(f"histograms of {name} are out of shape", reason="misshapen")
     tables = np.zeros((len(keys), 2, GRID + 1), dtype=np.int64)
     np.add.at(tables, (cells[:, 0], cells[:, 1], cells[:, 2]), cells[:, 3])
     try:
         return {key: ScoreHistogram(*tables[index]) for index, key in enumerate(keys)}
     except MetricError as error:
-        raise UpdateError(f"score histograms: {error}", reason="misshapen") from None
+        raise UpdateError(f"histograms of {name}: {error}", reason="misshapen") from None
+
+
+def moments_record(moments: Mapping[Modality, np.ndarray]) -> ArrayRecord:
+    """Second moments of features as an ArrayRecord."""
+    return ArrayRecord({modality: Array(total) for modality, total in moments.items()})
+
+
+def read_moments(
+    record: RecordDict, d: int, counts: Mapping[str, int]
+) -> dict[Modality, np.ndarray]:
+    """The second moments of a reply, for features of width ``d``.
+
+    ``counts[m]`` is the number of training cases with modality m, as the site's reply has it.
+
+    Raises:
+        UpdateError: "missing", "unknown group", "wrong type", "misshapen", "not finite" or "wrong
+            count".
+    """
+    if "moments" not in record.array_records:
+        raise UpdateError("expected second moments, got none", reason="missing")
+    result: dict[Modality, np.ndarray] = {}
+    for name, array in record.array_records["moments"].items():
+        modality = next((m for m in MODALITIES if m == name), None)
+        if modality is None or name not in counts:
+            raise UpdateError("moments of no modality of this site", reason="unknown group")
+        total = _numpy(array)
+        if total is None or total.shape != (d + 1, d + 1):
+            raise UpdateError(
+                f"moments {name}: expected shape {(d + 1, d + 1)}", reason="misshapen"
+            )
+        if total.dtype != np.float64:
+            raise UpdateError(
+                f"moments {name}: expected float64, got {total.dtype}", reason="wrong type"
+            )
+        if not np.isfinite(total).all():
+            raise UpdateError(f"moments {name}: holds NaN or infinity", reason="not finite")
+        if not np.array_equal(total, total.T) or (total.diagonal() < 0).any():
+            raise UpdateError(f"moments {name}: not sums of squares", reason="misshapen")
+        if total[0, 0] != counts[name]:
+            raise UpdateError(
+                f"moments {name}: expected those of {counts[name]} cases, got {total[0, 0]:g}",
+                reason="wrong count",
+            )
+        result[modality] = total
+    return result
+
+
+def references_record(references: Mapping[Modality, Reference]) -> ArrayRecord:
+    """References as an ArrayRecord."""
+    return ArrayRecord({name: Array(array) for name, array in pack(references).items()})
+
+
+def read_references(record: RecordDict, d: int) -> dict[Modality, Reference]:
+    """The references of an order, for features of width ``d``; empty if it has none.
+
+    Raises:
+        UpdateError: "misshapen" or "not finite".
+    """
+    arrays: Mapping[str, Array] = record.array_records.get("references", {})
+    return unpack({name: _numpy(array) for name, array in arrays.items()}, d)
 
 
 def payload_bytes(record: RecordDict) -> int:

@@ -13,6 +13,7 @@ from her2_common.config import FederationConfig, load
 from her2_common.console import console, main_for, new_app, print_json
 from her2_common.errors import RunError
 from her2_server.coordinator import Coordinator
+from her2_server.initial import read_initial
 from her2_server.report import write_report
 from her2_server.run_folder import RunFolder
 from her2_server.superlink import conduct
@@ -34,6 +35,7 @@ def run(
     config = load(FederationConfig, federation)
     folder = RunFolder(out or Path("runs") / config.name)
     folder.require_free()
+    read_initial(config)  # its faults are told before the SuperLink is asked
     _conduct(folder, config, json, prepare=lambda: folder.create(federation))
 
 

@@ -5,8 +5,9 @@
 3. Each round, send every site only its groups. It scores them on its validation cases, trains on,
    and replies; each reply is vetted and folded in as it comes. The round ends when all have
    answered or at round_timeout, and counts if a quorum was accepted. Then: checkpoint, metrics.
-4. After the last round: score the final weights on validation, freeze the threshold there, and
-   only then, once, on the test split.
+4. After the last round: score the final weights on validation, for the temperature, and sum the
+   moments of the training features; score the calibrated weights on validation and freeze the
+   threshold and the limits there; and only then score them, once, on the test split.
 5. Write summary.json, the release and the report.
 
 A run that is stopped anywhere goes on from its newest checkpoint (``resume``) and gives the same
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -28,8 +30,8 @@ from her2_common import __version__
 from her2_common.cases import Split
 from her2_common.config import FederationConfig, Task
 from her2_common.errors import RunError, UpdateError
-from her2_common.metrics import Estimate, ScoreHistogram, auc_interval
-from her2_common.model import GROUPS, build_model, get_groups, preset_sizes
+from her2_common.metrics import ScoreHistogram
+from her2_common.model import GROUPS, build_model, get_groups, preset, preset_sizes
 from her2_common.wire import (
     MESSAGE_TYPES,
     SiteDescription,
@@ -37,19 +39,41 @@ from her2_common.wire import (
     TaskOrder,
     document_record,
     read_document,
+    read_moments,
     read_scores,
     read_weights,
+    references_record,
     weights_record,
 )
 from her2_server import checkpoint
-from her2_server.aggregation import MAX_CASES, Accumulator
+from her2_server.aggregation import Accumulator
 from her2_server.checkpoint import Checkpoint
-from her2_server.evaluation import SiteScores
-from her2_server.exchange import Outcome, exchange, online_sites
+from her2_server.closing import (
+    Evaluation,
+    MomentSum,
+    Settled,
+    freeze_limits,
+    freeze_threshold,
+    pooled_fused,
+    settle,
+)
+from her2_server.exchange import (
+    Outcome,
+    check_counts,
+    check_reply,
+    exchange,
+    online_sites,
+    require_quorum,
+)
+from her2_server.initial import read_initial
+from her2_server.progress import metrics_line, publishable_auc, told
 from her2_server.run_folder import RunFolder
-from her2_server.summary import Totals, finish, freeze_threshold, pooled_fused
+from her2_server.summary import Totals, finish
 
 ONLINE_POLL_SECONDS: Final = 0.5
+
+DECLINED: Final = "site error: policy"
+"""The reason of an outcome whose site does not allow the task."""
 
 Notify = Callable[[str], None]
 Scores = dict[str, dict[str, ScoreHistogram]]
@@ -66,6 +90,7 @@ class Coordinator:
         self.plan = self.config.run
         self.sizes = preset_sizes(self.plan.preset, **self.plan.layout)
         self.sites: dict[str, SiteDescription] = {}
+        self.initial: dict[str, Any] | None = None
         self.totals = Totals()
         self.started = datetime.now(UTC)
 
@@ -81,17 +106,21 @@ class Coordinator:
         self._describe()
         while current.round < self.plan.rounds:
             current = self._round(current)
-        validation = self._evaluate(current, "val")
-        threshold = freeze_threshold(pooled_fused(validation))
-        test = self._evaluate(current, "test")
+        settled = self._profile(current)
+        validation = self._evaluate(current, settled, "val")
+        threshold = freeze_threshold(pooled_fused(validation.scores))
+        limits = freeze_limits(settled, validation.distances)
+        test = self._evaluate(current, settled, "test")
         self.totals.seconds["total"] += time.perf_counter() - started
         finish(
             self.folder,
             current,
+            settled,
             sites=self.sites,
             validation=validation,
             test=test,
             threshold=threshold,
+            limits=limits,
             totals=self.totals,
             started=self.started,
         )
@@ -107,11 +136,16 @@ class Coordinator:
                     f"{self.folder.path}: its checkpoints belong to another federation.yaml"
                 )
             self.folder.write_metrics(self.folder.read_metrics(up_to=current.round))
+            self.initial = current.state.get("initial")
             if current.round:
                 self.notify(f"going on after round {current.round}/{self.plan.rounds}")
             return current
         model = build_model(self.plan.preset, self.plan.seed, **self.plan.layout)
         groups = get_groups(model, GROUPS)
+        if (release := read_initial(self.config)) is not None:
+            groups = {**groups, **release.taken}
+            self.initial = release.record
+            self.notify(str(release))
         initial = Checkpoint(0, groups, self._state())
         checkpoint.save(self.folder.rounds, initial)
         return initial
@@ -123,6 +157,7 @@ class Coordinator:
             "config_sha256": self.folder.config_hash(),
             "preset": self.plan.preset,
             "seed": self.plan.seed,
+            "initial": self.initial,
         }
 
     def _keys(self) -> dict[str, str]:
@@ -171,6 +206,19 @@ class Coordinator:
         for group in GROUPS:
             if not any(group in site.groups for site in self.sites.values()):
                 self.notify(f"no site can train the group {group!r}; it keeps its first values")
+        if self.plan.her2_levels == 3:
+            self._tell_levels()
+
+    def _tell_levels(self) -> None:
+        """Name the sites that cannot tell HER2-low from HER2-zero; with no other, end the run."""
+        without = sorted(name for name, site in self.sites.items() if not site.levels)
+        if len(without) == len(self.sites):
+            raise RunError(
+                "run.her2_levels: expected a site with raw IHC of enough negatives, got none",
+                hint="begin a run with her2_levels: 2",
+            )
+        for name in without:
+            self.notify(f"{name} trains positive against negative alone: too few raw IHC results")
 
     # --- 3. -------------------------------------------------------------------------------------
 
@@ -186,8 +234,8 @@ class Coordinator:
             nonlocal fold_seconds
             began = time.perf_counter()
             reply = read_document(content, "reply", SiteReply)
-            self._check_reply(site, reply, "train", number, "val")
-            self._check_counts(site, reply)
+            check_reply(site, reply, "train", number, "val")
+            check_counts(reply, self.sites[site], len(self.config.sites))
             update = read_weights(content, self.sizes)
             if set(update) != set(self.sites[site].groups):
                 raise UpdateError(f"{site}: expected its own groups", reason="wrong groups")
@@ -196,10 +244,7 @@ class Coordinator:
             replies[site], scores[site] = reply, histograms
             fold_seconds += time.perf_counter() - began
 
-        orders = {
-            name: self._order("train", number, "val", current.groups, site.groups)
-            for name, site in self.sites.items()
-        }
+        orders = self._orders("train", number, "val", current.groups)
         outcomes = self._exchange("train", orders, str(number), on_reply)
         answered = time.perf_counter()
         self._require_quorum(f"round {number}", outcomes)
@@ -217,7 +262,15 @@ class Coordinator:
         }
         seconds["wait"] = max(answered - started - work[slowest] - scoring[slowest], 0.0)
         # The line first: killed in between, resume drops the line of a round without checkpoint.
-        line = self._metrics_line(number, seconds, replies, outcomes, scores)
+        line = metrics_line(
+            number,
+            seconds,
+            replies,
+            outcomes,
+            scores,
+            min_cell=self.plan.min_cell,
+            whole=scores.keys() == self.sites.keys(),
+        )
         earlier = self.folder.read_metrics(up_to=number - 1)
         self.folder.write_metrics([*earlier, line])
         began = time.perf_counter()
@@ -225,89 +278,72 @@ class Coordinator:
         line["seconds"]["checkpoint"] = round(time.perf_counter() - began, 4)
         line["seconds"]["total"] = round(time.perf_counter() - started, 4)
         self.folder.write_metrics([*earlier, line])
-        self._tell(line)
+        self.notify(told(line, self.plan.rounds))
         return following
-
-    def _metrics_line(
-        self,
-        number: int,
-        seconds: dict[str, float],
-        replies: Mapping[str, SiteReply],
-        outcomes: Mapping[str, Outcome],
-        scores: SiteScores,
-    ) -> dict[str, Any]:
-        histogram = pooled_fused(scores)
-        # Without one site's cases the difference to other rounds would be that site.
-        interval = self._publishable_auc(histogram) if scores.keys() == self.sites.keys() else None
-        losses = {name: r.loss for name, r in replies.items() if r.loss is not None}
-        cases = {name: replies[name].counts["head"] for name in losses}
-        loss = sum(losses[n] * cases[n] for n in losses) / sum(cases.values()) if losses else None
-        return {
-            "round": number,
-            "seconds": {name: round(value, 4) for name, value in seconds.items()},
-            "loss": loss,
-            "validation": {
-                "n": histogram.n if interval else None,
-                "auc": interval.as_dict() if interval else None,
-            },
-            "sites": {
-                name: {
-                    "status": outcome.status,
-                    "reason": outcome.reason,
-                    "loss": losses.get(name),
-                    "seconds": round(outcome.seconds, 4),
-                    "train_seconds": (
-                        round(replies[name].seconds.get("train", 0.0), 4)
-                        if name in replies
-                        else None
-                    ),
-                    "sent_bytes": outcome.bytes_from_site,
-                    "received_bytes": outcome.bytes_to_site,
-                }
-                for name, outcome in sorted(outcomes.items())
-            },
-        }
-
-    def _tell(self, line: dict[str, Any]) -> None:
-        """One line a round, for the person who watches."""
-        sites, auc, loss = line["sites"].values(), line["validation"]["auc"], line["loss"]
-        accepted = sum(site["status"] == "accepted" for site in sites)
-        self.notify(
-            f"round {line['round']:>{len(str(self.plan.rounds))}}/{self.plan.rounds}  "
-            f"{accepted}/{len(sites)} sites  loss {'-' if loss is None else format(loss, '.3f')}  "
-            f"AUC before it {format(auc['estimate'], '.3f') if auc else '  -  '}  "
-            f"{line['seconds']['total']:.1f} s"
-        )
 
     # --- 4. -------------------------------------------------------------------------------------
 
-    def _evaluate(self, current: Checkpoint, split: Split) -> Scores:
+    def _profile(self, current: Checkpoint) -> Settled:
+        """Validation scores of the final weights and moments of the features; what follows.
+
+        A site whose policy leaves ``profile`` out has answered: its cases do not count.
+        """
         scores: Scores = {}
+        moments = MomentSum()
+        features = preset(self.plan.preset, **self.plan.layout).features
 
         def on_reply(site: str, content: RecordDict) -> None:
             reply = read_document(content, "reply", SiteReply)
-            self._check_reply(site, reply, "evaluate", current.round, split)
-            scores[site] = read_scores(content, reply.score_keys)
+            check_reply(site, reply, "profile", current.round, "val")
+            check_counts(reply, self.sites[site], len(self.config.sites))
+            histograms = read_scores(content, reply.score_keys)
+            moments.add(read_moments(content, features, reply.counts))
+            scores[site] = histograms
 
         started = time.perf_counter()
-        orders = {
-            name: self._order("evaluate", current.round, split, current.groups, site.groups)
-            for name, site in self.sites.items()
+        orders = self._orders("profile", current.round, "val", current.groups)
+        outcomes = self._exchange("profile", orders, "profile", on_reply)
+        answered = {
+            name: replace(outcome, status="accepted") if outcome.reason == DECLINED else outcome
+            for name, outcome in outcomes.items()
         }
+        self._require_quorum("profile", answered)
+        settled = settle(self.plan, current.groups, dict(sorted(scores.items())), moments.result())
+        seconds = time.perf_counter() - started
+        self.totals.seconds["evaluate"] += seconds
+        shown = settled.fit.reason or f"{settled.fit.temperature:.3f}"
+        self.notify(f"temperature: {shown}, {len(scores)} sites, {seconds:.1f} s")
+        return settled
+
+    def _evaluate(self, current: Checkpoint, settled: Settled, split: Split) -> Evaluation:
+        scores: Scores = {}
+        distances: Scores = {}
+
+        def on_reply(site: str, content: RecordDict) -> None:
+            reply = read_document(content, "reply", SiteReply)
+            check_reply(site, reply, "evaluate", current.round, split)
+            if not set(reply.distance_keys) <= settled.references.keys():
+                raise UpdateError(f"{site}: expected its own modalities", reason="wrong reply")
+            histograms = read_scores(content, reply.score_keys)
+            if reply.distance_keys:
+                distances[site] = read_scores(content, reply.distance_keys, "distances")
+            scores[site] = histograms
+
+        started = time.perf_counter()
+        orders = self._orders("evaluate", current.round, split, settled.groups)
+        for name, site in self.sites.items():
+            if known := {m: r for m, r in settled.references.items() if m in site.groups}:
+                orders[name]["references"] = references_record(known)
         outcomes = self._exchange("evaluate", orders, f"{split}", on_reply)
         self._require_quorum(f"evaluation on {split}", outcomes)
         self.totals.add(split, outcomes)
         seconds = time.perf_counter() - started
         self.totals.seconds["evaluate"] += seconds
-        interval = self._publishable_auc(pooled_fused(scores))
+        interval = publishable_auc(pooled_fused(scores), self.plan.min_cell)
         shown = f"AUC {interval.estimate:.3f}" if interval else "too few cases for an AUC"
         self.notify(f"{split}: {shown}, {len(scores)} sites, {seconds:.1f} s")
-        return dict(sorted(scores.items()))  # not in the order of arrival
-
-    def _publishable_auc(self, histogram: ScoreHistogram) -> Estimate | None:
-        """The AUC, unless a class has fewer cases than run.min_cell."""
-        few = min(histogram.m, histogram.n - histogram.m) < self.plan.min_cell
-        return None if few else auc_interval(histogram)
+        # Not in the order of arrival
+        return Evaluation(dict(sorted(scores.items())), dict(sorted(distances.items())))
 
     # --- messages -------------------------------------------------------------------------------
 
@@ -332,6 +368,15 @@ class Coordinator:
             record["weights"] = weights_record({name: groups[name] for name in wanted})
         return record
 
+    def _orders(
+        self, task: Task, number: int, split: Split, groups: Mapping[str, np.ndarray]
+    ) -> dict[str, RecordDict]:
+        """The order for each site of the run, with the groups that it can use."""
+        return {
+            name: self._order(task, number, split, groups, site.groups)
+            for name, site in self.sites.items()
+        }
+
     def _exchange(
         self,
         task: Task,
@@ -353,44 +398,9 @@ class Coordinator:
             on_reply=on_reply,
             on_outcome=told,
         )
-        if task == "describe":
+        if task in ("describe", "profile"):
             self.totals.add(task, outcomes)
         return outcomes
 
-    @staticmethod
-    def _check_reply(site: str, reply: SiteReply, task: Task, number: int, split: Split) -> None:
-        if (reply.site, reply.task, reply.split) != (site, task, split):
-            raise UpdateError(
-                f"{site}: expected a reply to {task} on {split}", reason="wrong reply"
-            )
-        if reply.round != number:
-            raise UpdateError(
-                f"{site}: expected round {number}, got {reply.round}", reason="stale round"
-            )
-
-    def _check_counts(self, site: str, reply: SiteReply) -> None:
-        """A site's weight in the mean is what it described, and leaves room for the others'."""
-        limit = MAX_CASES // len(self.config.sites)
-        described = self.sites[site].cases.train
-        total = reply.counts.get("head", 0)
-        if max(reply.counts.values(), default=0) > min(total, limit) or (
-            described is not None and total != described
-        ):
-            raise UpdateError(
-                f"{site}: expected the training cases it described, got {total}",
-                reason="wrong count",
-            )
-
     def _require_quorum(self, what: str, outcomes: Mapping[str, Outcome]) -> None:
-        accepted = [name for name, outcome in outcomes.items() if outcome.status == "accepted"]
-        if len(accepted) >= self.config.quorum:
-            return
-        reasons = "; ".join(
-            f"{name} {outcome.status}: {outcome.reason}"
-            for name, outcome in sorted(outcomes.items())
-            if outcome.status != "accepted"
-        )
-        raise RunError(
-            f"{what}: expected {self.config.quorum} sites, got {len(accepted)} ({reasons})",
-            hint=f"mend what is named, then: her2-server resume {self.folder.path}",
-        )
+        require_quorum(what, outcomes, self.config.quorum, str(self.folder.path))

@@ -5,6 +5,8 @@ A site sends one histogram for each key:
     fused|<combination>   score of the case, for the cases with exactly these modalities,
                           joined by "+" in the order of MODALITIES: "fused|mg+us"
     single|<modality>     score of that modality alone, for the cases that have it: "single|mg"
+    low|<combination>     from a model of three HER2 levels: score of low against zero, for the
+                          negatives of that combination whose level is known; class 1 is HER2-low
 
 ``evaluate`` adds them up and publishes the pooled numbers and three breakdowns: by centre, by
 combination and by modality. What it publishes, step by step:
@@ -15,6 +17,9 @@ combination and by modality. What it publishes, step by step:
    together are no small group themselves.
 3. Combinations also add up to modalities. Groups are suppressed, smallest first, until no sum of
    published counts gives a small group.
+4. Low, zero and unknown level add up to the negatives. They are published pooled or not at all:
+   only if low and zero are no small groups and the unknown are none or no small group, over all
+   sites and over those that tell levels (by_centre has their negatives).
 
 The caller's duty: counts it publishes elsewhere (cases of a site, say) must follow the same rule.
 What this cannot hide: a centre that subtracts its own cases from the pooled numbers of two.
@@ -55,7 +60,7 @@ COMBINATIONS: Final = tuple(
 )
 """The seven non-empty subsets of the modalities: mg, us, mri, mg+us, ..., mg+us+mri."""
 
-KEYS: Final = tuple(f"fused|{name}" for name in COMBINATIONS) + tuple(
+KEYS: Final = tuple(f"{kind}|{name}" for kind in ("fused", "low") for name in COMBINATIONS) + tuple(
     f"single|{name}" for name in MODALITIES
 )
 """Every key a site may send."""
@@ -70,9 +75,10 @@ def evaluate(scores: SiteScores, threshold: float, min_cell: int = 10) -> dict[s
 
     ``n``, ``positives``, ``auc``, ``sensitivity``, ``specificity``, ``ppv``, ``npv``, ``brier``,
     ``confusion`` {tp, fp, tn, fn}, ``calibration`` {slope, intercept, bins}, ``roc`` [[fpr, tpr]]
-    and ``by_centre``, ``by_combination``, ``by_modality``. An estimate is {"estimate", "low",
-    "high"} with its 95 % interval; what the cases cannot answer is None. If the pooled cases are
-    themselves a small group every number is None and ``suppressed`` is true.
+    and ``by_centre``, ``by_combination``, ``by_modality``; and ``levels`` {n, low, zero, auc},
+    HER2-low against HER2-zero (suppressed, or None if no site sent such scores). An estimate is
+    {"estimate", "low", "high"} with its 95 % interval; what the cases cannot answer is None. If the
+    pooled cases are themselves a small group every number is None and ``suppressed`` is true.
 
     Args:
         scores: histograms of every site; sites and keys without cases may be left out.
@@ -99,6 +105,7 @@ def evaluate(scores: SiteScores, threshold: float, min_cell: int = 10) -> dict[s
     else:
         result = _numbers(total, threshold) | _details(total, threshold, min_cell)
 
+    result["levels"] = _levels(scores, total, centres, min_cell)
     parts: Groups = {name: h for name in COMBINATIONS if (h := by_key[f"fused|{name}"]).n}
     singles: Groups = {name: h for name in MODALITIES if (h := by_key[f"single|{name}"]).n}
     hidden_parts, hidden_singles = _hide_cross(parts, singles, min_cell)
@@ -140,18 +147,48 @@ def _details(histogram: ScoreHistogram, threshold: float, min_cell: int) -> dict
         "calibration": {
             "slope": _as_dict(fit.slope),
             "intercept": _as_dict(fit.intercept),
-            "bins": [
-                {
-                    "low": bin_.low,
-                    "high": bin_.high,
-                    "n": bin_.n,
-                    "mean_score": bin_.mean_score,
-                    "observed": _as_dict(bin_.observed),
-                }
-                for bin_ in reliability(histogram, min_cell=min_cell)
-            ],
+            "bins": bins_of(histogram, min_cell),
         },
         "roc": None if curve is None else np.stack(curve, axis=1).tolist(),
+    }
+
+
+def bins_of(histogram: ScoreHistogram, min_cell: int) -> list[dict[str, Any]]:
+    """The reliability diagram, ready for JSON: low, high, n, mean_score, observed."""
+    return [
+        {
+            "low": bin_.low,
+            "high": bin_.high,
+            "n": bin_.n,
+            "mean_score": bin_.mean_score,
+            "observed": _as_dict(bin_.observed),
+        }
+        for bin_ in reliability(histogram, min_cell=min_cell)
+    ]
+
+
+def _levels(
+    scores: SiteScores, total: ScoreHistogram, centres: Groups, min_cell: int
+) -> dict[str, Any] | None:
+    """HER2-low against HER2-zero, pooled over the sites; None if none sent such scores."""
+    of_site = {
+        site: pool(h for key, h in histograms.items() if key.startswith("low|"))
+        for site, histograms in scores.items()
+    }
+    telling = [site for site, histogram in of_site.items() if histogram.n]
+    if not telling:
+        return None
+    known = pool(of_site.values())
+    unknown = [h.n - h.m - known.n for h in (total, pool(centres[site] for site in telling))]
+    if any(_is_small(h, min_cell) for h in (total, known)) or any(
+        n < min_cell and n != 0 for n in unknown
+    ):
+        return dict(SUPPRESSED)
+    return {
+        "n": known.n,
+        "low": known.m,
+        "zero": known.n - known.m,
+        "auc": _as_dict(auc_interval(known)),
     }
 
 

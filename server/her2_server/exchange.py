@@ -5,6 +5,9 @@
 3. End when every site has answered, or at the timeout. Every site that was asked ends up with one
    outcome: accepted, refused (with the reason) or missing (with the reason).
 
+The caller checks what a reply says of itself (``check_reply``, ``check_counts``) and, at the end,
+whether enough sites were accepted (``require_quorum``).
+
 Flower reports a lost node without its id, so outcomes are kept by message id; a message that is
 lost on the way gives no report at all, so silence until the timeout counts as missing.
 """
@@ -25,8 +28,11 @@ from cryptography.hazmat.primitives.serialization import (
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from her2_common.errors import UpdateError
-from her2_common.wire import payload_bytes
+from her2_common.cases import Split
+from her2_common.config import Task
+from her2_common.errors import RunError, UpdateError
+from her2_common.wire import SiteDescription, SiteReply, payload_bytes
+from her2_server.aggregation import MAX_CASES
 
 POLL_SECONDS: Final = 0.1
 
@@ -128,6 +134,55 @@ def exchange(
     for site in waiting.values():
         end(site, "missing", f"no reply within {timeout:.0f} s")
     return outcomes
+
+
+def check_reply(site: str, reply: SiteReply, task: Task, number: int, split: Split) -> None:
+    """Is this the reply to the order that ``site`` was given?
+
+    Raises:
+        UpdateError: "wrong reply" or "stale round".
+    """
+    if (reply.site, reply.task, reply.split) != (site, task, split):
+        raise UpdateError(f"{site}: expected a reply to {task} on {split}", reason="wrong reply")
+    if reply.round != number:
+        raise UpdateError(
+            f"{site}: expected round {number}, got {reply.round}", reason="stale round"
+        )
+
+
+def check_counts(reply: SiteReply, described: SiteDescription, sites: int) -> None:
+    """A site's weight in a sum is what it described, and leaves room for the other ``sites``.
+
+    Raises:
+        UpdateError: "wrong count".
+    """
+    limit = MAX_CASES // sites
+    total = reply.counts.get("head", 0)
+    if max(reply.counts.values(), default=0) > min(total, limit) or (
+        described.cases.train is not None and total != described.cases.train
+    ):
+        raise UpdateError(
+            f"{reply.site}: expected the training cases it described, got {total}",
+            reason="wrong count",
+        )
+
+
+def require_quorum(what: str, outcomes: Mapping[str, Outcome], quorum: int, folder: str) -> None:
+    """Raises:
+    RunError: fewer than ``quorum`` sites were accepted; it names the others.
+    """
+    accepted = [name for name, outcome in outcomes.items() if outcome.status == "accepted"]
+    if len(accepted) >= quorum:
+        return
+    reasons = "; ".join(
+        f"{name} {outcome.status}: {outcome.reason}"
+        for name, outcome in sorted(outcomes.items())
+        if outcome.status != "accepted"
+    )
+    raise RunError(
+        f"{what}: expected {quorum} sites, got {len(accepted)} ({reasons})",
+        hint=f"mend what is named, then: her2-server resume {folder}",
+    )
 
 
 def _pull(grid: Grid, waiting: Iterable[str]) -> list[Message]:

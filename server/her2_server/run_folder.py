@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from her2_common.config import FederationConfig, load
 from her2_common.errors import RunError
 from her2_common.files import replace_durably
+from her2_server.initial import read_initial
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,16 @@ class RunFolder:
     def create(self, config_file: Path) -> None:
         """Make the folder and freeze the configuration into it, its paths made absolute.
 
+        The SHA-256 of the weights that ``initial`` names is frozen with it.
+
         Raises:
             RunError: the folder holds a run already.
+            ConfigError, DataError: the configuration or the release that it names is faulty.
         """
         self.require_free()
         config = load(FederationConfig, config_file)
+        if (initial := read_initial(config)) is not None:
+            config = config.model_copy(update={"initial_sha256": initial.sha256})
         self.path.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         replace_durably(self.config, text.encode())
@@ -116,12 +122,14 @@ class RunFolder:
         return load(FederationConfig, self.config)
 
     def config_hash(self) -> str:
-        """SHA-256 of what is trained and by whom: names, keys and the run section, no addresses."""
+        """SHA-256 of what is trained, from what, and by whom: names, keys, the run section and the
+        hash of the initial weights, no addresses."""
         config = self.load_config()
         document = {
             "name": config.name,
             "sites": [site.model_dump(mode="json") for site in config.sites],
             "run": config.run.model_dump(mode="json"),
+            "initial": config.initial_sha256,
         }
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 

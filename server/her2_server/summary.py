@@ -15,16 +15,17 @@ import numpy as np
 
 from her2_common import __version__
 from her2_common.bundle import bundle_hash
-from her2_common.cases import MODALITIES
+from her2_common.cases import MODALITIES, Modality
 from her2_common.config import FederationConfig
-from her2_common.metrics import ScoreHistogram, pool, youden_threshold
 from her2_common.model import GROUPS, Group, preset
 from her2_common.release import Manifest, write_release
 from her2_common.wire import SiteDescription
 from her2_server.checkpoint import Checkpoint
-from her2_server.evaluation import SiteScores, evaluate
+from her2_server.closing import Evaluation, Settled, novelty_record, temperature_record
+from her2_server.evaluation import evaluate
 from her2_server.exchange import Outcome
 from her2_server.report import write_report
+from her2_server.report.text import predicted
 from her2_server.run_folder import RunFolder
 
 PHASES = ("wait", "train", "evaluate", "aggregate", "checkpoint")
@@ -45,31 +46,16 @@ class Totals:
             entry["received"] += outcome.bytes_to_site
 
 
-def pooled_fused(scores: SiteScores) -> ScoreHistogram:
-    """The fused scores of all sites' cases in one histogram."""
-    return pool(
-        histogram
-        for site in scores.values()
-        for key, histogram in site.items()
-        if key.startswith("fused|")
-    )
-
-
-def freeze_threshold(validation: ScoreHistogram) -> dict[str, Any]:
-    """The threshold for the test split, from validation alone: Youden's, or 0.5 without classes."""
-    if validation.both_classes:
-        return {"value": youden_threshold(validation), "rule": "youden", "from": "validation"}
-    return {"value": 0.5, "rule": "fixed: validation holds one class only", "from": "none"}
-
-
 def finish(
     folder: RunFolder,
     final: Checkpoint,
+    settled: Settled,
     *,
     sites: Mapping[str, SiteDescription],
-    validation: SiteScores,
-    test: SiteScores,
+    validation: Evaluation,
+    test: Evaluation,
     threshold: Mapping[str, Any],
+    limits: Mapping[Modality, float],
     totals: Totals,
     started: datetime,
 ) -> dict[str, Any]:
@@ -79,24 +65,27 @@ def finish(
     min_cell = config.run.min_cell
     accounts = [_site(name, sites[name], lines, totals) for name in sorted(sites)]
     results = {
-        "validation": evaluate(validation, threshold["value"], min_cell),
-        "test": evaluate(test, threshold["value"], min_cell),
+        "validation": evaluate(validation.scores, threshold["value"], min_cell),
+        "test": evaluate(test.scores, threshold["value"], min_cell),
     }
     hide_positives(accounts, val=results["validation"], test=results["test"])
+    trained = [group for group in GROUPS if any(group in s.groups for s in sites.values())]
     summary: dict[str, Any] = {
         "version": __version__,
         "run": _run(folder, config, final, started),
+        "initial": final.state.get("initial"),
         "sites": accounts,
         "bytes": {
             "sent_by_sites": sum(site["sent_bytes"] for site in accounts),
             "received_by_sites": sum(site["received_bytes"] for site in accounts),
         },
         "threshold": dict(threshold),
+        "temperature": temperature_record(settled, validation.scores, test.scores, min_cell),
+        "novelty": novelty_record(settled, limits, test.distances, trained, min_cell),
         **results,
         "seconds": _seconds(lines, totals),
     }
-    trained = [group for group in GROUPS if any(group in s.groups for s in sites.values())]
-    release(folder, config, final, dict(threshold), trained)
+    release(folder, config, settled, summary, trained)
     folder.write_json(folder.summary, summary)
     write_report(folder.path)
     return summary
@@ -117,11 +106,14 @@ def hide_positives(accounts: list[dict[str, Any]], **results: Mapping[str, Any])
 def release(
     folder: RunFolder,
     config: FederationConfig,
-    final: Checkpoint,
-    threshold: Mapping[str, Any],
+    settled: Settled,
+    summary: Mapping[str, Any],
     trained: list[Group],
 ) -> None:
-    """Write release/ with the ``trained`` groups, those that at least one site trained."""
+    """Write release/ with the ``trained`` groups, those that at least one site trained.
+
+    Of ``summary`` it states the threshold, the temperature and the limits.
+    """
     layout = preset(config.run.preset, **config.run.layout)
     manifest = Manifest(
         run=config.name,
@@ -131,10 +123,16 @@ def release(
         volume_size=layout.volume_size,
         fusion=layout.fusion,
         her2_levels=layout.levels,
-        threshold=threshold["value"],
+        threshold=summary["threshold"]["value"],
         groups=trained,
+        calibration={k: v for k, v in summary["temperature"].items() if k != "bins"},
+        limits={
+            modality: record["limit"]
+            for modality, record in summary["novelty"].items()
+            if record["limit"] is not None
+        },
     )
-    write_release(folder.release, manifest, final.groups)
+    write_release(folder.release, manifest, settled.groups, settled.references)
 
 
 def _run(
@@ -149,6 +147,7 @@ def _run(
         "rounds": plan.rounds,
         "preset": plan.preset,
         "label": plan.label,
+        "predicted": predicted(plan.label),
         "seed": plan.seed,
         "parameters": int(sum(final.groups[g].size for g in GROUPS)),
         "weights_sha256": weights_hash(final.groups),
@@ -193,6 +192,7 @@ def _site(
         "modalities": modality_counts(site.combinations),
         "combinations": dict(site.combinations),
         "groups": list(site.groups),
+        "levels": site.levels,
         "bytes": by_kind,
         "sent_bytes": sum(entry["sent"] for entry in by_kind.values()),
         "received_bytes": sum(entry["received"] for entry in by_kind.values()),

@@ -29,47 +29,20 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from cohorts import cohort_of, join, pooled, prepare, scored, train
 
 from her2_client.app import make_app
-from her2_client.cache import open_cache
-from her2_client.cohort import Cohort, load_cohort, usable_modalities
-from her2_client.ingest.run import ingest
-from her2_client.keys import init_site, public_key
-from her2_client.scoring import score
+from her2_client.cohort import Cohort, usable_modalities
+from her2_client.keys import public_key
 from her2_client.site import Site, make_deterministic
-from her2_client.training import train_round
-from her2_common.cases import MODALITIES, Split
-from her2_common.config import FederationConfig, RunConfig, SiteConfig, load
-from her2_common.metrics import Estimate, ScoreHistogram, auc_interval
-from her2_common.model import MapModel, build_model
-from her2_deploy.demo import CENTRES, IMAGE_SIZE, VOLUME_SIZE, federation_text, fix_splits
+from her2_common.cases import MODALITIES
+from her2_common.config import FederationConfig, SiteConfig, load
+from her2_common.metrics import GRID, Estimate, ScoreHistogram, auc_interval
+from her2_common.model import MapModel
+from her2_deploy.demo import federation_text
 from her2_deploy.simulation import LocalGrid, LocalNode
-from her2_deploy.synth.build import write_cohort
 from her2_server.coordinator import Coordinator
 from her2_server.run_folder import RunFolder
-
-
-def prepare(root: Path, cases: int, scenario: str, seed: int) -> dict[str, SiteConfig]:
-    """A cohort with keys and caches; returns the four sites' configurations."""
-    hospitals = root / "hospitals"
-    write_cohort(hospitals, cases=cases, scenario=scenario, size="demo", seed=seed, workers=1)
-    configs = {}
-    for name in CENTRES:
-        init_site(
-            hospitals / name,
-            name=name,
-            address="localhost:1",
-            lesions="lesions.csv",
-            image_size=IMAGE_SIZE,
-            volume_size=VOLUME_SIZE,
-            threads=1,
-        )
-        fix_splits(hospitals / name / "keys" / "pseudonym.key", name, seed)
-        configs[name] = load(SiteConfig, hospitals / name / "site.yaml")
-        ingest(configs[name], workers=1)
-    return configs
 
 
 def federated(root: Path, configs: dict[str, SiteConfig], seed: int) -> dict[str, Any]:
@@ -89,51 +62,9 @@ def federated(root: Path, configs: dict[str, SiteConfig], seed: int) -> dict[str
     return summary
 
 
-def cohort_of(config: SiteConfig, split: Split) -> Cohort:
-    return load_cohort(
-        open_cache(config.data.cache),
-        split=split,
-        label="reference",
-        image_size=IMAGE_SIZE,
-        volume_size=VOLUME_SIZE,
-    )
-
-
-def join(cohorts: list[Cohort]) -> Cohort:
-    """The cohorts on one pile: what no federation does."""
-    images, rows = {}, {}
-    for modality in MODALITIES:
-        parts, shifted, offset = [], [], 0
-        for cohort in cohorts:
-            of_case = cohort.rows[modality].copy()
-            of_case[of_case >= 0] += offset
-            offset += len(cohort.images[modality])
-            shifted.append(of_case)
-            parts.append(cohort.images[modality])
-        images[modality], rows[modality] = torch.cat(parts), np.concatenate(shifted)
-    return Cohort(
-        images=images,
-        rows=rows,
-        clinical=torch.cat([c.clinical for c in cohorts]),
-        labels=torch.cat([c.labels for c in cohorts]),
-        clinical_known=np.concatenate([c.clinical_known for c in cohorts]),
-    )
-
-
-def trained(cohort: Cohort, plan: RunConfig, name: str) -> MapModel:
-    model = build_model(plan.preset, plan.seed)
-    for number in range(1, plan.rounds + 1):
-        train_round(model, cohort, plan, site=name, round_number=number)
-    return model
-
-
 def judged(model: MapModel, test: Cohort, modalities: tuple[Any, ...]) -> Estimate:
     """AUC over all test cases; those without any of ``modalities`` score 0.5."""
-    able = np.zeros(len(test), dtype=bool)
-    for modality in modalities:
-        able |= test.rows[modality] >= 0
-    scores = np.full(len(test), 0.5)
-    scores[able] = score(model, test.restricted(modalities)).fused
+    scores = scored(model, test, modalities) / GRID
     estimate = auc_interval(ScoreHistogram.from_scores(scores, test.labels.numpy()))
     if estimate is None:
         raise SystemExit("the test cases hold one class only")
@@ -156,14 +87,14 @@ def one_seed(seed: int, cases: int, scenario: str) -> dict[str, Any]:
         }
         if scenario != "null":
             plan = load(FederationConfig, root / "run" / "federation.yaml").run
-            test = join([cohort_of(config, "test") for config in configs.values()])
-            train = {name: cohort_of(config, "train") for name, config in configs.items()}
-            model = trained(join(list(train.values())), plan, "pooled")
+            test = pooled(configs.values(), "test")
+            own = {name: cohort_of(config, "train") for name, config in configs.items()}
+            model = train(plan, join(list(own.values())))
             result["pooled"] = judged(model, test, MODALITIES).as_dict()
             result["local"] = {}
-            for name, cohort in train.items():
+            for name, cohort in own.items():
                 able = usable_modalities(cohort, configs[name].policy.min_cases)
-                model = trained(cohort.restricted(able), plan, name)
+                model = train(plan, cohort.restricted(able), name)
                 result["local"][name] = judged(model, test, able).as_dict()
     result["seconds"] = round(time.perf_counter() - started, 1)
     return result

@@ -1,19 +1,22 @@
 """How fast a training step is: the published model written plainly, the same fast, and `compact`.
 
-1. The machine: its matrix product (GFLOP/s) and copy (GB/s), measured in this run.
+1. The machine: its matrix product (GFLOP/s; in bf16 on a GPU) and copy (GB/s), measured in this
+   run.
 2. Counted: operations of a forward and backward pass (torch.utils.flop_counter) and bytes that its
    kernels read and write, the optimiser's included; the seconds that these imply at the speeds of
    1., were there nothing else: a step can be no faster than the larger of the two.
-3. Measured: seconds a step (forward, loss, backward, AdamW), medians, for batches in which every
-   case has all three modalities, and at the study's 2.07 images a case. The formulations take
+3. Measured: seconds a step (forward, loss, backward, AdamW) and images (of a modality) a second,
+   medians, for batches in which every case has all three modalities, and at the study's 2.07
+   images a case. On a GPU all but `plain` run the encoders in bf16. The formulations take
    turns, a step each, so that other work on the machine weighs on all alike; the ratio of CPU time
    stands beside that of wall time, as the former hardly feels such work when --threads is 1.
-4. Peak memory of each process. All but `plain` keep freed memory (her2_common.memory).
+4. Peak memory of each process; on a GPU, of its tensors there. All but `plain` keep freed memory
+   (her2_common.memory).
 
 `plain` is plain_map.py: every encoder on every case, unfused attention and optimiser, so that its
 step costs the same whatever the cases lack. Each formulation lives in a process of its own.
 
-    python tests/benchmarks/bench_model.py [--batch 12] [--rounds 2] [--threads 2] [--json]
+    python tests/benchmarks/bench_model.py [--device auto] [--batch 12] [--rounds 2] [--threads 2]
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
@@ -35,8 +39,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from her2_client.engine import backward, select_device
 from her2_common.cases import MODALITIES, Modality
-from her2_common.losses import map_loss
+from her2_common.losses import loss_terms
 from her2_common.memory import keep_memory
 from her2_common.model import CHANNELS, PRESETS, Batch, MapModel
 
@@ -63,9 +68,11 @@ def main() -> None:
         "--rounds", type=int, default=2, help="measured steps of each kind, at most"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     arguments = parser.parse_args()
-    result = measure(arguments.batch, arguments.rounds, arguments.threads)
+    device = select_device(arguments.device)
+    result = measure(arguments.batch, arguments.rounds, arguments.threads, device)
     if arguments.json:
         print(json.dumps(result, indent=2))
     else:
@@ -75,20 +82,30 @@ def main() -> None:
 # --- 1. the machine -----------------------------------------------------------------------------
 
 
-def machine(threads: int) -> dict[str, float]:
-    """Best of several: GFLOP/s of a product of 2048 x 2048, GB/s (read and write) of a copy."""
+def machine(threads: int, device: torch.device) -> dict[str, float]:
+    """Best of several: GFLOP/s of a square product (bf16 on a GPU), GB/s (both ways) of a copy."""
     torch.set_num_threads(threads)
-    a, b = torch.randn(2, 2048, 2048)
-    product = min(seconds(lambda: a @ b) for _ in range(8))
-    source = torch.randn(2**26)
+    gpu = device.type == "cuda"
+    side = 8192 if gpu else 2048
+    a, b = torch.randn(2, side, side, device=device).to(torch.bfloat16 if gpu else torch.float32)
+    product = min(seconds(lambda: a @ b, device) for _ in range(8))
+    source = torch.randn(2**28 if gpu else 2**26, device=device)
     target = torch.empty_like(source)
-    copy = min(seconds(lambda: target.copy_(source)) for _ in range(8))
-    return {"gflops": 2 * 2048**3 / product / 1e9, "gbs": 2 * 4 * 2**26 / copy / 1e9}
+    copy = min(seconds(lambda: target.copy_(source), device) for _ in range(8))
+    return {"gflops": 2 * side**3 / product / 1e9, "gbs": 2 * 4 * len(source) / copy / 1e9}
 
 
-def seconds(work: Callable[[], object]) -> float:
+def settle(device: torch.device) -> None:
+    """Wait for what a GPU still has to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    settle(device)
     started = time.perf_counter()
     work()
+    settle(device)
     return time.perf_counter() - started
 
 
@@ -123,7 +140,9 @@ def tensors(tree: Any) -> Iterator[Tensor]:
             yield from tensors(part)
 
 
-def batch_of(name: str, batch: int, shares: dict[Modality, float]) -> tuple[Any, ...]:
+def batch_of(
+    name: str, batch: int, shares: dict[Modality, float], device: torch.device
+) -> tuple[Any, ...]:
     """Images of the cases that have them, as rows, and as a table of who has what.
 
     A modality without a share is left out (of the plain formulation, which has no such thing, its
@@ -148,8 +167,10 @@ def batch_of(name: str, batch: int, shares: dict[Modality, float]) -> tuple[Any,
             images[modality] = everyone[rows[modality]]
             if not count:
                 del images[modality], rows[modality]
-    clinical = torch.randn(batch, 5, generator=generator)
-    return images, rows, present, clinical, torch.arange(batch) % 2
+    clinical = torch.randn(batch, 5, generator=generator).to(device)
+    images = {m: values.to(device) for m, values in images.items()}
+    rows = {m: values.to(device) for m, values in rows.items()}
+    return images, rows, present.to(device), clinical, (torch.arange(batch) % 2).to(device)
 
 
 def plain_parts() -> Any:
@@ -159,14 +180,16 @@ def plain_parts() -> Any:
     return plain_map
 
 
-def loss_of(name: str, model: nn.Module, data: tuple[Any, ...]) -> Tensor:
+def gradients(name: str, model: nn.Module, data: tuple[Any, ...]) -> None:
+    """Forward, loss and backward pass."""
     images, rows, present, clinical, labels = data
     if name == "plain":
-        return plain_parts().plain_loss(model(images, present, clinical), present, labels)
-    return map_loss(model(Batch(images, rows, clinical)), labels)
+        plain_parts().plain_loss(model(images, present, clinical), present, labels).backward()
+    else:
+        backward(model, Batch(images, rows, clinical), partial(loss_terms, labels=labels))
 
 
-def worker(name: str, batch: int, threads: int, pipe: Connection) -> None:
+def worker(name: str, batch: int, threads: int, device: torch.device, pipe: Connection) -> None:
     """Answer "count" and "step" for a number of cases and their images, until told to stop."""
     torch.set_num_threads(threads)
     if name != "plain":
@@ -174,6 +197,7 @@ def worker(name: str, batch: int, threads: int, pipe: Connection) -> None:
     torch.manual_seed(0)
     plan = PRESETS["paper" if name == "plain" else name]
     model: nn.Module = plain_parts().PlainMap(plan) if name == "plain" else MapModel(plan)
+    model.to(device)
     optimiser = (
         plain_parts().plain_optimiser(model)
         if name == "plain"
@@ -183,36 +207,43 @@ def worker(name: str, batch: int, threads: int, pipe: Connection) -> None:
     pipe.send(parameters)
     while (order := pipe.recv()) is not None:
         task, cases, shares = order
-        data = batch_of(name, cases, shares)
+        data = batch_of(name, cases, shares, device)
         if task == "count":
             with FlopCounterMode(display=False) as flops, ByteCounter() as traffic:
-                loss_of(name, model, data).backward()
+                gradients(name, model, data)
             optimiser.zero_grad(set_to_none=True)
             pipe.send((flops.get_total_flops(), traffic.bytes))
         else:
+            settle(device)
             wall, cpu = time.perf_counter(), time.process_time()
             optimiser.zero_grad(set_to_none=True)
-            loss_of(name, model, data).backward()
+            gradients(name, model, data)
             optimiser.step()
+            settle(device)
             pipe.send((time.perf_counter() - wall, time.process_time() - cpu))
         del data
         gc.collect()
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    if device.type == "cuda":
+        pipe.send(torch.cuda.max_memory_allocated(device))
+    else:
+        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 # --- the run ------------------------------------------------------------------------------------
 
 
-def measure(batch: int, rounds: int, threads: int) -> dict[str, Any]:
+def measure(batch: int, rounds: int, threads: int, device: torch.device) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     load, started = os.getloadavg()[0], time.perf_counter()
-    speed = machine(threads)
+    speed = machine(threads, device)
     pipes, processes = {}, []
     result: dict[str, Any] = {"batch": batch, "threads": threads, "load": load, "machine": speed}
+    result["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     formulations: dict[str, Any] = {}
     for name in FORMULATIONS:
         ours, theirs = context.Pipe()
-        process = context.Process(target=worker, args=(name, batch, threads, theirs), daemon=True)
+        arguments = (name, batch, threads, device, theirs)
+        process = context.Process(target=worker, args=arguments, daemon=True)
         process.start()
         theirs.close()
         pipes[name] = ours
@@ -241,12 +272,14 @@ def measure(batch: int, rounds: int, threads: int) -> dict[str, Any]:
         wall, cpu = (statistics.median(one[part] for one in took) for part in (0, 1))
         formulations[name]["steps"][title] |= {"step_s": wall, "step_cpu_s": cpu}
     # Other work on the machine can only slow the measurement down: of two, the better one.
-    speed |= {key: max(speed[key], again) for key, again in machine(threads).items()}
+    speed |= {key: max(speed[key], again) for key, again in machine(threads, device).items()}
     plain = formulations["plain"]["steps"]["all three modalities"]
     for name, pipe in pipes.items():
         pipe.send(None)
         formulations[name]["peak_bytes"] = pipe.recv()
-        for step in formulations[name]["steps"].values():
+        for title, step in formulations[name]["steps"].items():
+            shares = AVAILABILITIES[title]
+            step["images_s"] = sum(round(batch * s) for s in shares.values()) / step["step_s"]
             step["compute_s"] = step["gflop"] / speed["gflops"]
             step["traffic_s"] = step["gb"] / speed["gbs"]
             step["limit_share"] = max(step["compute_s"], step["traffic_s"]) / step["step_s"]
@@ -280,7 +313,8 @@ def count(
 def show(result: dict[str, Any]) -> None:
     speed = result["machine"]
     print(
-        f"{result['threads']} threads, batch {result['batch']}; load {result['load']:.1f} before, "
+        f"{result['device']}, {result['threads']} threads, batch {result['batch']}; "
+        f"load {result['load']:.1f} before, "
         f"{result['load_after']:.1f} after\n"
         f"machine: product {speed['gflops']:.0f} GFLOP/s, copy {speed['gbs']:.1f} GB/s"
     )
@@ -294,7 +328,8 @@ def show(result: dict[str, Any]) -> None:
                 f"  {title:21}{step['gflop']:7.1f} GFLOP ({step['compute_s']:6.3f} s)"
                 f"{step['gb']:7.2f} GB ({step['traffic_s']:6.3f} s)   step {step['step_s']:7.3f} s"
                 f" ({step['step_cpu_s']:.3f} s of CPU), {100 * step['limit_share']:.0f} % of the "
-                f"limit, {step['ratio']:.1f} x plain ({step['ratio_cpu']:.1f} x in CPU time)"
+                f"limit, {step['images_s']:.1f} images/s, {step['ratio']:.1f} x plain "
+                f"({step['ratio_cpu']:.1f} x in CPU time)"
             )
 
 

@@ -16,6 +16,7 @@ from her2_client.cache_writer import CacheWriter
 from her2_client.cohort import Cohort
 from her2_client.keys import init_site
 from her2_common.cases import MODALITIES, Modality, Split
+from her2_common.clinical import Her2Level
 from her2_common.config import SiteConfig, load
 
 IMAGE_SIZE, VOLUME_SIZE = 32, 16
@@ -44,7 +45,8 @@ def make_cohort() -> MakeCohort:
             of_case[present] = np.arange(len(present))
             rows[modality] = of_case
         clinical = torch.randn(len(has), 5, generator=generator)
-        return Cohort(images, rows, clinical, labels, np.ones(len(has), dtype=bool))
+        unknown = torch.full_like(labels, -1)
+        return Cohort(images, rows, clinical, labels, np.ones(len(has), dtype=bool), unknown)
 
     return make
 
@@ -55,10 +57,13 @@ MakeSite = Callable[..., SiteConfig]
 @pytest.fixture
 def make_site(tmp_path: Path) -> MakeSite:
     """``make_site(has, splits)``: site.yaml, keys, cases.csv and a cache of these cases; changes
-    of the policy are keyword arguments. Odd cases are positive."""
+    of the policy are keyword arguments. Odd cases are positive, ``level_of`` tells the others."""
 
     def make(
-        has: Has, split_of: Callable[[int], Split] = lambda _: "train", **policy: Any
+        has: Has,
+        split_of: Callable[[int], Split] = lambda _: "train",
+        level_of: Callable[[int], Her2Level | None] = lambda _: None,
+        **policy: Any,
     ) -> SiteConfig:
         from her2_client.keys import read_pseudonym_key
         from her2_common.cases import pseudonym
@@ -82,6 +87,7 @@ def make_site(tmp_path: Path) -> MakeSite:
                     split=split_of(case),
                     clinical=(50.0 + case, None, 2.0, 1.0, 0.0),
                     labels={"reference": label, "biopsy": label, "surgical": None, "pcr": None},
+                    levels={"reference": "positive" if label else level_of(case)},
                     images={
                         m: (
                             rng.normal(size=image_shape(m, IMAGE_SIZE, VOLUME_SIZE)) + label

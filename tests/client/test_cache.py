@@ -22,6 +22,7 @@ from her2_common.errors import CacheError
 
 S, V = 32, 16
 LABELS = {"reference": 1, "biopsy": 0, "surgical": 1, "pcr": None}
+LEVELS = ("zero", "low", "positive")
 
 
 def writer(folder: Path) -> CacheWriter:
@@ -35,6 +36,7 @@ def case(number: int, *modalities: Any) -> dict[str, Any]:
         "split": ("train", "val", "test")[number % 3],
         "clinical": (50.5 + number, None, 2, 0, 1),
         "labels": LABELS,
+        "levels": dict.fromkeys(("reference", "surgical"), LEVELS[number % 3]) | {"biopsy": None},
         "images": {m: rng.normal(size=image_shape(m, S, V)).astype(np.float16) for m in modalities},
     }
 
@@ -64,6 +66,10 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert {kind: column.tolist() for kind, column in cache.labels.items()} == {
         "reference": [1] * 4, "biopsy": [0] * 4, "surgical": [1] * 4, "pcr": [-1] * 4,
     }  # fmt: skip
+    assert {kind: column.tolist() for kind, column in cache.levels.items()} == {
+        "reference": [0, 1, 2, 0], "biopsy": [-1] * 4, "surgical": [0, 1, 2, 0], "pcr": [-1] * 4,
+    }  # fmt: skip
+    assert cache.levels["reference"].dtype == np.int8
     assert {m: rows.tolist() for m, rows in cache.rows.items()} == {
         "mg": [0, -1, -1, 1], "us": [0, 1, 2, -1], "mri": [0, -1, 1, -1],
     }  # fmt: skip
@@ -143,7 +149,7 @@ def test_an_edited_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="expected a her2-map cache"):
         open_cache(tmp_path)
     path.write_text(json.dumps(document | {"version": 99}))
-    with pytest.raises(CacheError, match="expected cache version 2, got 99"):
+    with pytest.raises(CacheError, match="expected cache version 3, got 99"):
         open_cache(tmp_path)
 
 

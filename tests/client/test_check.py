@@ -180,6 +180,10 @@ def test_a_site_in_order(folder: Path, authority: Authority) -> None:
     assert [name for name, result in results.items() if not result.ok] == []
     assert results["node key"].message.startswith("ecdsa-sha2-nistp384 ")
     assert results["tables"].message == "1 cases, 0 lesion boxes"
+    assert results["HER2 levels"].message == (
+        "raw IHC and ISH tell low from zero in 0 of 0 negative cases; too few to train it in a run "
+        "with her2_levels: 3"
+    )
     assert results["images"].message == "1 of 1 files and folders named are there"
     assert "none yet" in results["cache"].message
     assert "signed by our root" in results["SuperLink"].message
@@ -245,3 +249,12 @@ def test_the_table_fits_80_columns_and_shows_brackets(folder: Path) -> None:
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "[0, 1]" in text
     assert "hint: see [this]" in text
+
+
+def test_known_levels_are_counted(folder: Path) -> None:
+    known = "".join(f"a{n},a.dcm,{n % 2},\n" for n in range(12))
+    others = "b,a.dcm,3,\nc,a.dcm,,0\nd,a.dcm,2,\n"  # positive, stated alone, equivocal
+    (folder / "cases.csv").write_text("case_id,us,biopsy_ihc,biopsy_her2\n" + known + others)
+    result = by_name(check(load(SiteConfig, folder / "site.yaml")))["HER2 levels"]
+    assert result.ok
+    assert result.message == "raw IHC and ISH tell low from zero in 12 of 13 negative cases"

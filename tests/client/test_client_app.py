@@ -18,14 +18,17 @@ from her2_common import __version__
 from her2_common.config import RunConfig
 from her2_common.errors import Her2Error, ImageError, PolicyError, TableError
 from her2_common.metrics import ScoreHistogram
-from her2_common.model import GROUPS, build_model, get_groups, group_sizes
+from her2_common.model import GROUPS, build_model, get_groups, group_sizes, preset
+from her2_common.novelty import Reference, moments, reference_of
 from her2_common.wire import (
     SiteReply,
     TaskOrder,
     document_record,
     read_document,
+    read_moments,
     read_scores,
     read_weights,
+    references_record,
     weights_record,
 )
 from her2_deploy.simulation import LocalGrid, LocalNode
@@ -33,6 +36,7 @@ from her2_deploy.simulation import LocalGrid, LocalNode
 CANARY = "MRS^CANARY"
 PUBLIC = new_node_key()[1]
 SIZES = group_sizes(build_model("compact", 0))
+D = preset("compact").features
 
 
 class FakeSite:
@@ -41,9 +45,16 @@ class FakeSite:
     def __init__(self, answer: Callable[[], Answer]) -> None:
         self._answer = answer
         self.asked: list[tuple[TaskOrder, dict[str, np.ndarray]]] = []
+        self.references: dict[str, Reference] = {}
 
-    def answer(self, order: TaskOrder, weights: dict[str, np.ndarray]) -> Answer:
+    def answer(
+        self,
+        order: TaskOrder,
+        weights: dict[str, np.ndarray],
+        references: dict[str, Reference] | None = None,
+    ) -> Answer:
         self.asked.append((order, weights))
+        self.references = references or {}
         return self._answer()
 
 
@@ -90,6 +101,37 @@ def test_an_answer_comes_back_whole() -> None:
 def test_an_evaluation_carries_no_weights() -> None:
     reply = ask(FakeSite(lambda: Answer(reply_document("evaluate"))), order("evaluate"), "evaluate")
     assert set(reply.content) == {"reply", "scores"}
+
+
+def test_a_profile_carries_moments_and_an_evaluation_distances() -> None:
+    total = moments(np.random.default_rng(0).normal(size=(9, D)))
+    reply = ask(
+        FakeSite(lambda: Answer(reply_document("profile"), moments={"us": total})),
+        order("profile"),
+        "evaluate",
+    )
+    assert set(reply.content) == {"reply", "scores", "moments"}
+    assert read_moments(reply.content, D, {"us": 9})["us"].tobytes() == total.tobytes()
+
+    histogram = ScoreHistogram.from_scores([0.5], [0])
+    site = FakeSite(lambda: Answer(reply_document("evaluate"), distances={"us": histogram}))
+    asked, reference = order("evaluate"), reference_of(total)
+    assert reference is not None
+    asked["references"] = references_record({"us": reference})
+    reply = ask(site, asked, "evaluate")
+    assert set(reply.content) == {"reply", "scores", "distances"}
+    assert read_scores(reply.content, ("us",), "distances") == {"us": histogram}
+    assert site.references["us"].factor.tobytes() == reference.factor.tobytes()
+
+
+def test_references_of_another_width_do_not_reach_the_site() -> None:
+    narrow = reference_of(moments(np.random.default_rng(0).normal(size=(9, 3))))
+    assert narrow is not None
+    asked = order("evaluate")
+    asked["references"] = references_record({"us": narrow})
+    site = FakeSite(lambda: Answer(reply_document("evaluate")))
+    assert ask(site, asked, "evaluate").error.reason == "update"
+    assert site.asked == []
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from tests.caches import add
 
 from her2_client.cache import Cache, image_shape, open_cache
 from her2_client.cache_writer import CacheWriter
-from her2_client.cohort import Cohort, fit_size, load_cohort, scale_clinical, usable_modalities
+from her2_client.cohort import Cohort, load_cohort, scale_clinical, usable_modalities
+from her2_client.residency import fit_size
 from her2_common.cases import MODALITIES
 from her2_common.errors import CacheError
 from her2_common.model import CLINICAL_CENTRE, CLINICAL_SCALE
@@ -156,6 +157,9 @@ def test_a_cache_that_is_too_small_is_refused() -> None:
 # --- from the cache -----------------------------------------------------------------------------
 
 
+LEVELS = ("positive", None, "low", "zero", "positive", None, None)
+
+
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     """Seven cases: known and unknown labels in all splits, one without any image."""
@@ -177,6 +181,7 @@ def cache(tmp_path: Path) -> Cache:
                 split=split,
                 clinical=clinical,
                 labels={"reference": label, "biopsy": 0, "surgical": None, "pcr": None},
+                levels={"reference": LEVELS[number], "biopsy": "low"},
                 images={m: np.full(image_shape(m, 32, 16), number, np.float16) for m in names},
             )
         writer.publish()
@@ -199,6 +204,20 @@ def test_the_label_is_the_one_asked_for(cache: Cache) -> None:
 
     assert labels("biopsy") == [0, 0, 0, 0]
     assert labels("surgical") == []
+
+
+def test_levels_are_those_of_the_label_and_only_of_negatives(cache: Cache) -> None:
+    def low(kind: str | None, split: str | None = "train") -> list[int]:
+        cohort = load_cohort(cache, split=split, label=kind, image_size=32, volume_size=16)
+        assert cohort.without_levels().low.tolist() == [-1] * len(cohort)
+        return cohort.low.tolist()
+
+    assert low("reference") == [-1, 0, -1]  # positive, zero, unknown
+    assert low("biopsy") == [1, 1, 1, 1]
+    assert low(None, split=None) == [-1] * 6
+    both = load_cohort(cache, split=None, label="reference", image_size=32, volume_size=16)
+    assert both.low.tolist() == [-1, 1, 0, -1, -1]
+    assert both.restricted(["us"]).low.tolist() == [-1, 1, 0]
 
 
 def test_without_a_label_every_case_with_an_image_is_taken(cache: Cache) -> None:

@@ -176,3 +176,30 @@ def test_test_cases_are_scored_after_the_last_round_alone(
     else:
         with pytest.raises(PolicyError, match=f"scores of the {split} cases after round {number}"):
             check_order(Policy(), order)
+
+
+@pytest.mark.parametrize(
+    ("split", "number", "allowed"),
+    [
+        ("val", 5, True),
+        ("val", 4, False),
+        ("val", 6, False),
+        ("train", 5, False),
+        ("test", 5, False),
+    ],
+)
+def test_a_profile_is_made_after_the_last_round_alone(
+    split: str, number: int, allowed: bool
+) -> None:
+    asked = order(task="profile", split=split, round=number)
+    if allowed:
+        check_order(Policy(), asked)
+    else:
+        with pytest.raises(PolicyError, match=f"profile of the {split} cases after round {number}"):
+            check_order(Policy(), asked)
+
+
+def test_a_site_may_leave_the_profile_out() -> None:
+    policy = Policy(allowed_tasks=("describe", "train", "evaluate"))
+    with pytest.raises(PolicyError, match=r"policy\.allowed_tasks: 'profile' is not among"):
+        check_order(policy, order(task="profile", split="val", round=5))

@@ -11,21 +11,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 from tests.caches import add
 
 from her2_client.cache import image_shape, open_cache
 from her2_client.cache_writer import CacheWriter
-from her2_client.cohort import load_cohort
+from her2_client.cohort import Cohort, load_cohort
 from her2_client.keys import read_pseudonym_key
 from her2_client.predict import predict_table
-from her2_client.scoring import score
+from her2_client.scoring import profile, score
 from her2_common.cases import pseudonym
 from her2_common.config import SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError
 from her2_common.model import GROUPS, build_model, get_groups
-from her2_common.release import Manifest, load_release, write_release
+from her2_common.novelty import reference_of
+from her2_common.release import (
+    Manifest,
+    load_release,
+    read_references,
+    read_release,
+    write_release,
+)
 
 MakeSite = Callable[..., SiteConfig]
 HAS = [("mg", "us"), ("us",), ("mri",), ("mg", "us", "mri")]
@@ -81,6 +89,7 @@ def test_the_table(config: SiteConfig, release: Path, tmp_path: Path) -> None:
         "us_score",
         "mri_score",
         "modalities",
+        "unlike",
     ]
     assert [row["case_id"] for row in table] == ["case-0", "case-1", "case-2", "case-3"]
     assert [row["modalities"] for row in table] == ["mg+us", "us", "mri", "mg+us+mri"]
@@ -276,4 +285,89 @@ def test_an_empty_split_writes_nothing(make_site: MakeSite, release: Path, tmp_p
     config = make_site(HAS)  # all of them train
     with pytest.raises(DataError, match="no case in split 'val'"):
         predict_table(config, release, tmp_path / "predictions.csv", split="val")
+    assert nothing_written(tmp_path)
+
+
+# --- three levels -------------------------------------------------------------------------------
+
+
+def test_three_levels(config: SiteConfig, release: Path, tmp_path: Path) -> None:
+    manifest, _ = read_release(release)
+    model = build_model("compact", 4, levels=3)
+    with torch.no_grad():  # so that the cases fall on either side
+        model.head.weight[2] *= 20
+    groups = get_groups(model, GROUPS)
+    predict_table(config, release, tmp_path / "two.csv")
+    threshold = sorted(float(row["score"]) for row in rows(tmp_path / "two.csv"))[2]
+    three = manifest.model_copy(update={"her2_levels": 3, "threshold": threshold})
+    write_release(release, three, groups)
+    predict_table(config, release, tmp_path / "three.csv")
+    table = rows(tmp_path / "three.csv")
+    assert list(table[0])[-2:] == ["low_score", "level"]
+    assert "level" not in rows(tmp_path / "two.csv")[0]
+    cohort = load_cohort(
+        open_cache(config.data.cache), split=None, label=None, image_size=32, volume_size=16
+    )
+    expected = score(model, cohort).low
+    assert expected is not None
+    assert [float(row["low_score"]) for row in table] == expected.tolist()
+    for row in table:
+        negative = "low" if float(row["low_score"]) >= 0.5 else "zero"
+        assert row["level"] == ("positive" if row["call"] == "1" else negative)
+    assert {row["level"] for row in table} > {"positive"}
+
+
+# --- unlike -------------------------------------------------------------------------------------
+
+
+def with_references(folder: Path, cohort: Cohort, limits: dict[Any, float]) -> None:
+    """The release again, with references from ``cohort``."""
+    manifest, groups = read_release(folder)
+    totals = profile(build_model("compact", 4), cohort)
+    references = {m: made for m in limits if (made := reference_of(totals[m])) is not None}
+    write_release(folder, manifest.model_copy(update={"limits": limits}), groups, references)
+
+
+def test_unlike_names_the_modalities_beyond_their_limit(
+    config: SiteConfig, release: Path, tmp_path: Path
+) -> None:
+    out, told = tmp_path / "predictions.csv", []
+    cohort = load_cohort(
+        open_cache(config.data.cache), split=None, label=None, image_size=32, volume_size=16
+    )
+    with_references(release, cohort, {"us": 0.5, "mg": 0.5})
+    references = read_references(release, read_release(release)[0])
+    values = score(build_model("compact", 4), cohort, references).unlike
+    limits = {"mg": float(np.nanmin(values["mg"])), "us": float(np.nanmin(values["us"]))}
+    with_references(release, cohort, limits)
+    predict_table(config, release, out, notify=told.append)
+    expected = [
+        "+".join(m for m in ("mg", "us") if values[m][case] > limits[m]) for case in range(4)
+    ]
+    assert [row["unlike"] for row in rows(out)] == expected
+    assert sum(map(len, expected)) > 0
+    assert expected[2] == ""  # a case with MRI alone
+    assert told == ["the release has no limit for mri: unlike images are not flagged"]
+
+
+def test_a_release_without_limits_flags_nothing_and_says_so(
+    config: SiteConfig, release: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    predict_table(config, release, tmp_path / "predictions.csv", notify=told.append)
+    assert {row["unlike"] for row in rows(tmp_path / "predictions.csv")} == {""}
+    assert told == ["the release has no limit for mg, us, mri: unlike images are not flagged"]
+
+
+def test_changed_references_give_no_table(
+    config: SiteConfig, release: Path, tmp_path: Path
+) -> None:
+    cohort = load_cohort(
+        open_cache(config.data.cache), split=None, label=None, image_size=32, volume_size=16
+    )
+    with_references(release, cohort, {"us": 0.5})
+    path = release / "references.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match="was changed"):
+        predict_table(config, release, tmp_path / "predictions.csv")
     assert nothing_written(tmp_path)

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from her2_client import site as site_module
+from her2_client import cohort as cohort_module
 from her2_client.site import Site, select_device
 from her2_common import __version__
 from her2_common.config import RunConfig, SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError, PolicyError, UpdateError
 from her2_common.model import build_model, get_groups
+from her2_common.novelty import Reference, reference_of
 from her2_common.wire import SiteDescription, SiteReply, TaskOrder
 
 MakeSite = Callable[..., SiteConfig]
@@ -114,7 +115,7 @@ def test_an_update_of_too_few_cases_does_not_leave(
     """The last check before leaving holds even if the choice of groups fails."""
     config = make_site(FEW_MRI, min_cases=10)
     monkeypatch.setattr(Site, "_groups", lambda _: ("mri", "us", "clinical", "head"))
-    monkeypatch.setattr(site_module, "usable_modalities", lambda *_: ("us", "mri"))
+    monkeypatch.setattr(cohort_module, "usable_modalities", lambda *_: ("us", "mri"))
     with pytest.raises(PolicyError, match="group 'mri' has 5 training cases"):
         Site(config).answer(order(), weights("mri", "us", "clinical", "head"))
 
@@ -215,3 +216,114 @@ def test_weights_of_other_groups_are_not_scored(make_site: MakeSite) -> None:
     site = Site(make_site([("us",)] * 12, min_cases=5))
     with pytest.raises(DataError, match="expected the groups us, clinical, head"):
         site.answer(order("evaluate"), weights("us", "mri", "clinical", "head"))
+
+
+# --- three levels -------------------------------------------------------------------------------
+
+THREE = PLAN.model_copy(update={"her2_levels": 3})
+
+
+def low_of_ten(case: int) -> str:
+    return "low" if case % 4 else "zero"
+
+
+def answers_of(config: SiteConfig) -> tuple[SiteDescription, set[str], list[str]]:
+    """What a site says in a run of three levels: description, names of histograms, notices."""
+    told: list[str] = []
+    site = Site(config, told.append)
+    description = site.answer(order("describe", plan=THREE), {}).document
+    assert isinstance(description, SiteDescription)
+    sent = get_groups(build_model("compact", 0, levels=3), description.groups)
+    answer = site.answer(order("evaluate", plan=THREE), sent)
+    return description, set(answer.scores), told
+
+
+@pytest.mark.parametrize(
+    ("negatives", "levels"), [(0, False), (9, False), (10, True)], ids=["no IHC", "few", "enough"]
+)
+def test_a_site_without_raw_ihc_trains_the_first_part(
+    make_site: MakeSite, negatives: int, levels: bool
+) -> None:
+    """Ten negatives of known level are policy.min_cases; the validation cases are beside them."""
+    config = make_site(
+        [("us",)] * 48,
+        lambda i: "train" if i < 24 else "val",
+        lambda i: low_of_ten(i) if i < 2 * negatives or i >= 24 else None,
+        min_cases=10,
+    )
+    description, keys, told = answers_of(config)
+    assert description.levels is levels
+    assert keys == {"fused|us", "single|us"} | ({"low|us"} if levels else set())
+    assert any("not HER2-low against HER2-zero" in line for line in told) is not levels
+    binary = Site(config).answer(order("describe"), {}).document
+    assert isinstance(binary, SiteDescription)
+    assert not binary.levels
+
+
+# --- profile ------------------------------------------------------------------------------------
+
+
+def halves(i: int) -> str:
+    return "train" if i < 24 else "val"
+
+
+def test_a_profile_is_the_scores_of_validation_and_the_moments_of_training(
+    make_site: MakeSite,
+) -> None:
+    has = [("us",)] * 9 + [("us", "mri")] * 15 + [("us", "mri")] * 12
+    site = Site(make_site(has, halves, min_cases=10))
+    sent = weights("us", "mri", "clinical", "head")
+    answer = site.answer(order("profile", round=3), sent)
+    assert answer.scores == site.answer(order("evaluate", round=3), sent).scores
+    assert {m: total[0, 0] for m, total in answer.moments.items()} == {"us": 24, "mri": 15}
+    assert answer.weights == {}
+    assert answer.distances == {}
+    document = answer.document
+    assert isinstance(document, SiteReply)
+    assert document.counts == {"us": 24, "mri": 15, "clinical": 24, "head": 24}
+
+
+def test_moments_of_fewer_than_min_cases_do_not_leave(make_site: MakeSite) -> None:
+    has = [("us",)] * 15 + [("us", "mri")] * 9 + [("us",)] * 6
+    site = Site(make_site(has, halves, min_cases=10))
+    answer = site.answer(order("profile", round=3), weights("us", "clinical", "head"))
+    assert list(answer.moments) == ["us"]
+
+
+def references(site: Site, sent: dict[str, np.ndarray]) -> dict[Any, Reference]:
+    moments = site.answer(order("profile", round=3), sent).moments
+    found = {modality: reference_of(total) for modality, total in moments.items()}
+    return {modality: made for modality, made in found.items() if made is not None}
+
+
+def test_distances_are_those_of_the_cases_of_the_split(make_site: MakeSite) -> None:
+    has = [("us",)] * 24 + [("us",)] * 10 + [("mri",)] * 2
+    config = make_site(has, halves, min_cases=2)
+    site, sent = Site(config), weights("us", "clinical", "head")
+    known = references(site, sent)
+    answer = site.answer(order("evaluate", round=3), sent, known)
+    assert {m: histogram.n for m, histogram in answer.distances.items()} == {"us": 10}
+    assert isinstance(answer.document, SiteReply)
+    assert answer.document.distance_keys == ("us",)
+    assert answer.scores == site.answer(order("evaluate", round=3), sent).scores
+
+
+def test_no_distances_leave_a_site_that_allows_no_profile(make_site: MakeSite) -> None:
+    config = make_site([("us",)] * 36, halves)
+    sent = weights("us", "clinical", "head")
+    known = references(Site(config), sent)
+    policy = config.policy.model_copy(update={"allowed_tasks": ("describe", "train", "evaluate")})
+    silent = Site(config.model_copy(update={"policy": policy}))
+    answer = silent.answer(order("evaluate", round=3), sent, known)
+    assert answer.distances == {}
+    with pytest.raises(PolicyError, match="'profile' is not among"):
+        silent.answer(order("profile", round=3), sent)
+
+
+def test_a_site_without_validation_cases_has_a_profile(make_site: MakeSite) -> None:
+    site = Site(make_site([("us",)] * 24))
+    sent = weights("us", "clinical", "head")
+    answer = site.answer(order("profile", round=3), sent)
+    assert answer.scores == {}
+    assert answer.moments["us"][0, 0] == 24
+    assert site.answer(order("evaluate", round=3), sent, references(site, sent)).distances == {}

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from her2_client import training
 from her2_client.augment import augment
 from her2_client.cohort import Cohort
+from her2_client.scoring import score
 from her2_client.training import (
     FINAL_SHARE,
     Balance,
@@ -144,7 +145,7 @@ def test_a_toy_cohort_is_learned(make_cohort: MakeCohort) -> None:
 def test_a_loss_that_is_not_finite_is_an_error(make_cohort: MakeCohort) -> None:
     cohort = make_cohort([("us",)] * 3)
     cohort.images["us"][1, 0, 3, 3] = torch.inf
-    with pytest.raises(TrainingError, match="round 2, epoch 1: the loss is nan") as caught:
+    with pytest.raises(TrainingError, match="round 2, epoch 1, step 1: the loss is not") as caught:
         train_round(build_model("compact", 1), cohort, PLAN, site="a", round_number=2)
     assert caught.value.code == "training"
 
@@ -306,3 +307,40 @@ def test_modality_dropout_spares_the_encoders_work(
     cohort = make_cohort([("mg", "us")] * 20)
     trained(cohort, changed(modality_dropout=0.5, local_epochs=4))
     assert 80 < seen < 150  # of 160; a case keeps at least one of its two
+
+
+def third_row(cohort: Cohort) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights of low against zero before and after a round, without weight decay."""
+    plan = changed(her2_levels=3, weight_decay=0.0, local_epochs=2)
+    model = build_model("compact", 3, levels=3)
+    before = model.head.weight[2].detach().clone()
+    train_round(model, cohort, plan, site="a", round_number=1)
+    return before, model.head.weight[2].detach()
+
+
+def test_low_against_zero_is_trained_by_negatives_of_known_level_alone(
+    make_cohort: MakeCohort,
+) -> None:
+    cohort = make_cohort([("us",)] * 12)
+    before, after = third_row(cohort)  # every level is unknown
+    assert torch.equal(before, after)
+    low = torch.tensor([1, -1, 0, -1] * 3)
+    before, after = third_row(replace(cohort, low=low))
+    assert not torch.equal(before, after)
+    two = trained(replace(cohort, low=low), changed(her2_levels=2))
+    assert two == trained(cohort, changed(her2_levels=2))  # and is none of a binary run's business
+
+
+def test_low_against_zero_is_learned(make_cohort: MakeCohort) -> None:
+    """Positives look like HER2-zero here, so that only the level's own term can tell them."""
+    cohort = make_cohort([("us",)] * 32)
+    low = torch.where(torch.arange(32) % 2 == 0, (torch.arange(32) // 2) % 2, -1)
+    images = cohort.images["us"].clone()
+    images[low == 1, ..., :16, :] += 1.5
+    cohort = replace(cohort, low=low, images=cohort.images | {"us": images})
+    model = build_model("compact", 3, levels=3)
+    plan = changed(her2_levels=3, local_epochs=12, warmup_rounds=0)
+    train_round(model, cohort, plan, site="a", round_number=1)
+    scores = score(model, cohort).low
+    assert scores is not None
+    assert scores[low.numpy() == 1].min() > 0.5 > scores[low.numpy() == 0].max()

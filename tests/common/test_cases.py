@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,54 @@ def test_the_reference_is_the_excised_tumour_where_it_was_tested(
     assert case.label("reference") == reference
     assert case.label("biopsy") == (int(biopsy) if biopsy else None)
     assert case.label("surgical") == (int(surgical) if surgical else None)
+
+
+# IHC, ISH -> level, by hand (ASCO/CAP 2018; low is 1+, or 2+ without amplification).
+LEVELS = {
+    ("0", ""): "zero", ("0", "0"): "zero", ("0", "1"): "zero",
+    ("1", ""): "low", ("1", "0"): "low", ("1", "1"): "low",
+    ("2", ""): None, ("2", "0"): "low", ("2", "1"): "positive",
+    ("3", ""): "positive", ("3", "0"): "positive", ("3", "1"): "positive",
+    ("", ""): None, ("", "0"): None, ("", "1"): "positive",
+}  # fmt: skip
+EQUIVOCAL = ("2", "")
+
+
+def test_the_level_is_that_of_the_specimen_that_gives_the_label(tmp_path: Path) -> None:
+    """Every pair of IHC and ISH of the biopsy with every pair of the excised tumour."""
+    pairs = list(product(LEVELS, LEVELS))
+    header = "case_id,biopsy_ihc,biopsy_ish,surgical_ihc,surgical_ish\n"
+    lines = [f"c{i}," + ",".join((*b, *s)) + "\n" for i, (b, s) in enumerate(pairs)]
+    cases = read(tmp_path, header + "".join(lines)).cases
+    assert len(cases) == 225
+    for case, (biopsy, surgical) in zip(cases, pairs, strict=True):
+        assert case.level("biopsy") == LEVELS[biopsy]
+        assert case.level("surgical") == LEVELS[surgical]
+        untested = surgical in (EQUIVOCAL, ("", ""))
+        assert case.level("reference") == LEVELS[biopsy if untested else surgical]
+        assert case.level("pcr") is None
+        for kind in ("biopsy", "surgical", "reference"):
+            status = {"zero": 0, "low": 0, "positive": 1}
+            if (level := case.level(kind)) is not None:
+                assert case.label(kind) == status[level]
+
+
+@pytest.mark.parametrize("her2", ["0", "1"])
+def test_a_stated_status_tells_no_level(tmp_path: Path, her2: str) -> None:
+    """Nor may the biopsy's level stand beside the excised tumour's status."""
+    header = "case_id,biopsy_ihc,surgical_her2\n"
+    (case,) = read(tmp_path, header + f"c,1,{her2}\n").cases
+    assert (case.label("reference"), case.level("reference")) == (int(her2), None)
+    assert case.level("biopsy") == "low"
+
+
+@pytest.mark.parametrize(("nat", "expected"), [("1", 0), ("", 0), ("0", None)])
+def test_pcr_is_a_response_to_neoadjuvant_therapy(
+    tmp_path: Path, nat: str, expected: int | None
+) -> None:
+    """Blank is taken: ypT is staged after therapy. Without therapy there is nothing to respond."""
+    (case,) = read(tmp_path, f"case_id,nat,ypt\nc,{nat},2\n").cases
+    assert (case.pcr, case.label("pcr")) == (0, expected)
 
 
 @pytest.mark.parametrize(

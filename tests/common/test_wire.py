@@ -17,15 +17,20 @@ from hypothesis.extra import numpy as hnp
 from her2_common.config import RunConfig
 from her2_common.errors import UpdateError
 from her2_common.metrics import GRID, ScoreHistogram
+from her2_common.novelty import moments, reference_of
 from her2_common.wire import (
     SiteDescription,
     SiteReply,
     TaskOrder,
     document_record,
+    moments_record,
     payload_bytes,
     read_document,
+    read_moments,
+    read_references,
     read_scores,
     read_weights,
+    references_record,
     scores_record,
     weights_record,
 )
@@ -296,3 +301,80 @@ def test_payload_bytes_are_those_of_the_content() -> None:
     )
     assert payload_bytes(record) == (4 * 4 + 128) + 7
     assert payload_bytes(RecordDict()) == 0
+
+
+# --- moments, references, distances -------------------------------------------------------------
+
+D = 3
+FEATURES = np.random.default_rng(0).normal(size=(20, D)).astype(np.float32)
+TOTAL = moments(FEATURES)
+
+
+def moments_message(**arrays: np.ndarray) -> RecordDict:
+    return RecordDict({"moments": ArrayRecord({m: Array(a) for m, a in arrays.items()})})
+
+
+def test_moments_come_back_bit_for_bit() -> None:
+    record = RecordDict({"moments": moments_record({"us": TOTAL})})
+    got = read_moments(record, D, {"us": 20, "head": 25})
+    assert list(got) == ["us"]
+    assert got["us"].tobytes() == TOTAL.tobytes()
+    assert read_moments(moments_message(), D, {"us": 20}) == {}
+
+
+def with_value(row: int, column: int, value: float) -> np.ndarray:
+    changed = TOTAL.copy()
+    changed[row, column] = changed[column, row] = value
+    return changed
+
+
+def one_sided() -> np.ndarray:
+    changed = TOTAL.copy()
+    changed[0, 1] += 1e-9
+    return changed
+
+
+BAD_MOMENTS = {
+    "not a modality": (moments_message(head=TOTAL), "unknown group"),
+    "not of this site": (moments_message(mri=TOTAL), "unknown group"),
+    "narrow": (moments_message(us=TOTAL[1:, 1:]), "misshapen"),
+    "float32": (moments_message(us=TOTAL.astype(np.float32)), "wrong type"),
+    "nan": (moments_message(us=with_value(1, 2, np.nan)), "not finite"),
+    "infinity": (moments_message(us=with_value(1, 1, np.inf)), "not finite"),
+    "not symmetric": (moments_message(us=one_sided()), "misshapen"),
+    "a negative square": (moments_message(us=with_value(2, 2, -1.0)), "misshapen"),
+    "other cases": (moments_message(us=with_value(0, 0, 21.0)), "wrong count"),
+    "none": (RecordDict(), "missing"),
+    "noise": (RecordDict({"moments": ArrayRecord({"us": array_of(b"x")})}), "misshapen"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MOMENTS)
+def test_bad_moments_have_their_reason(name: str) -> None:
+    record, reason = BAD_MOMENTS[name]
+    with pytest.raises(UpdateError) as caught:
+        read_moments(record, D, {"us": 20, "head": 25})
+    assert caught.value.reason == reason
+
+
+def test_references_come_back_bit_for_bit() -> None:
+    reference = reference_of(TOTAL)
+    record = RecordDict({"references": references_record({"us": reference})})
+    got = read_references(record, D)
+    assert got["us"].mean.tobytes() == reference.mean.tobytes()
+    assert got["us"].factor.tobytes() == reference.factor.tobytes()
+    assert read_references(RecordDict(), D) == {}
+    with pytest.raises(UpdateError):
+        read_references(record, D + 1)
+    noise = RecordDict({"references": ArrayRecord({"us.mean": array_of(b"x")})})
+    with pytest.raises(UpdateError, match="reference"):
+        read_references(noise, D)
+
+
+def test_histograms_of_distances_have_a_record_of_their_own() -> None:
+    histogram = ScoreHistogram.from_scores([0.5, 0.75], [0, 0])
+    cells, keys = scores_record({"mri": histogram})
+    record = RecordDict({"distances": cells})
+    assert read_scores(record, keys, "distances") == {"mri": histogram}
+    with pytest.raises(UpdateError, match="histograms of scores, got none"):
+        read_scores(record, keys)

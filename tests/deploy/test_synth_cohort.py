@@ -168,6 +168,32 @@ def test_randomised_therapy_ignores_the_biopsy(cohorts: dict[str, list[SynthCase
         assert_share([case.anti_her2 == 1 for case in cases if case.biopsy == biopsy], 0.5)
 
 
+def test_shortcut_is_the_default_cohort_on_other_scanners(
+    cohorts: dict[str, list[SynthCase]],
+) -> None:
+    for plain, case in zip(cohorts["default"], cohorts["shortcut"], strict=True):
+        assert not plain.second_scanner
+        assert tables.case_row(case) == tables.case_row(plain)
+        assert tables.truth_row(case) == tables.truth_row(plain)
+        assert np.array_equal(case.lesion.axes, plain.lesion.axes)
+
+
+def test_in_shortcut_the_scanner_goes_with_the_label_and_misleads_at_one_centre(
+    cohorts: dict[str, list[SynthCase]],
+) -> None:
+    def second(reference: int, *, misleading: bool) -> list[bool]:
+        return [
+            case.second_scanner
+            for case in cohorts["shortcut"]
+            if case.reference == reference and (case.centre == "centre-b") == misleading
+        ]
+
+    assert_share(second(1, misleading=False), 2 / 3)
+    assert_share(second(0, misleading=False), 1 / 3)
+    assert_share(second(1, misleading=True), 1 / 3)
+    assert_share(second(0, misleading=True), 2 / 3)
+
+
 @pytest.mark.parametrize("options", [{"cases": 7}, {"seed": -1}, {"scenario": "other"}])
 def test_wrong_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"expected .*, got"):

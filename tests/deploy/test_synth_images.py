@@ -98,6 +98,27 @@ def test_bytes_depend_on_the_seed_alone(root: Path, summary: CohortSummary, tmp_
     assert not same
 
 
+def test_shortcut_changes_the_second_scanners_pictures_alone(
+    root: Path, summary: CohortSummary, tmp_path: Path
+) -> None:
+    shortcut = write_cohort(
+        tmp_path / "shortcut", cases=CASES, seed=SEED, scenario="shortcut", workers=1
+    )
+    ours, plain = digests(tmp_path / "shortcut"), digests(root)
+    assert ours.keys() == plain.keys()
+    changed = {path for path in ours if ours[path] != plain[path]} - {"cohort.json"}
+    on_second = {
+        f"{case.centre}/images/{case.case_id}" for case in shortcut.cohort if case.second_scanner
+    }
+    assert 0 < len(on_second) < CASES
+    assert changed == {path for path in ours if "/".join(path.split("/")[:3]) in on_second}
+    makers = {
+        pydicom.dcmread(tmp_path / "shortcut" / path, stop_before_pixels=True).Manufacturer
+        for path in changed
+    }
+    assert makers == {"Torvald", "Clarion Echo", "Solenoid MR"}
+
+
 def test_truth_lies_apart_from_every_centre(root: Path, summary: CohortSummary) -> None:
     assert {path.name for path in root.iterdir()} == {
         *BY_NAME,

@@ -14,9 +14,10 @@ from tests.caches import add
 from her2_client.app import make_app
 from her2_client.cache import image_shape
 from her2_client.cache_writer import CacheWriter
-from her2_client.keys import init_site
+from her2_client.keys import init_site, read_pseudonym_key
 from her2_client.site import Site
-from her2_common.cases import MODALITIES, SPLITS, Modality
+from her2_common.cases import MODALITIES, SPLITS, Modality, pseudonym
+from her2_common.clinical import Her2Level
 from her2_common.config import SiteConfig, load
 from her2_deploy.simulation import LocalGrid, LocalNode
 from her2_server.coordinator import Coordinator
@@ -28,9 +29,18 @@ SHARES = (0.6, 0.2, 0.2)  # train, val, test
 
 
 def write_cache(
-    folder: Path, site: str, cases: int, modalities: tuple[Modality, ...], seed: int
+    folder: Path,
+    site: str,
+    cases: int,
+    modalities: tuple[Modality, ...],
+    seed: int,
+    key: bytes = bytes(32),
 ) -> None:
-    """A cache whose left image half is brighter in positive cases, by 0.25 standard deviations."""
+    """A cache whose left image half is brighter in positive cases, by 0.25 standard deviations.
+
+    Three in four positives, and a quarter of the others, have pCR; every fifth response is unknown.
+    Half of the negatives are HER2-low; centre-b keeps no raw IHC.
+    """
     rng = np.random.default_rng(seed)
     with CacheWriter(folder, site=site, image_size=IMAGE_SIZE, volume_size=VOLUME_SIZE) as writer:
         writer.begin()
@@ -43,12 +53,15 @@ def write_cache(
                 image[..., : image.shape[-1] // 2] += 0.25 * positive
                 images[modality] = image.astype(np.float16)
             bounds = np.cumsum(SHARES) * cases
+            pcr = None if case % 5 == 0 else positive ^ int(case % 4 == 1)
+            level: Her2Level = "positive" if positive else ("zero", "low")[case // 2 % 2]
             add(
                 writer,
-                pseudonym=f"{case:024x}",
+                pseudonym=pseudonym(key, f"case-{case}"),
                 split=SPLITS[int(np.searchsorted(bounds, case, side="right"))],
                 clinical=(float(rng.integers(30, 80)), 1, None, 1.0, 0.0),
-                labels={"reference": positive, "biopsy": positive, "surgical": None, "pcr": None},
+                labels={"reference": positive, "biopsy": positive, "surgical": None, "pcr": pcr},
+                levels={} if site == "centre-b" else {"reference": level, "biopsy": level},
                 images=images,
             )
         writer.publish()
@@ -94,11 +107,13 @@ CENTRES: dict[str, tuple[int, tuple[Modality, ...]]] = {
 
 @pytest.fixture
 def make_federation(tmp_path: Path) -> MakeFederation:
-    """Build four sites and a run folder; keyword arguments change the run section."""
+    """Build four sites and a run folder, of a run that may begin from the release ``initial``;
+    keyword arguments change the run section."""
 
     def make(
         name: str = "run",
         centres: dict[str, tuple[int, tuple[Modality, ...]]] | None = None,
+        initial: Path | None = None,
         **run: object,
     ) -> LocalFederation:
         configs, keys = {}, {}
@@ -111,7 +126,11 @@ def make_federation(tmp_path: Path) -> MakeFederation:
             path = folder / "site.yaml"
             path.write_text(path.read_text().replace("min_cell: 10", "min_cell: 3"))
             configs[site] = load(SiteConfig, path)
-            write_cache(configs[site].data.cache, site, cases, modalities, seed)
+            data = configs[site].data
+            key = read_pseudonym_key(data.pseudonym_key_file)
+            write_cache(data.cache, site, cases, modalities, seed, key)
+            lines = ["case_id", *(f"case-{case}" for case in range(cases))]
+            data.cases.write_text("\n".join(lines) + "\n", encoding="utf-8")
         plan = {
             "rounds": 2,
             "image_size": IMAGE_SIZE,
@@ -132,6 +151,7 @@ def make_federation(tmp_path: Path) -> MakeFederation:
             },
             "sites": [{"name": n, "public_key": k} for n, k in keys.items()],
             "run": plan,
+            "initial": None if initial is None else str(initial),
         }
         (root / "federation.yaml").write_text(yaml.safe_dump(federation), encoding="utf-8")
         folder = RunFolder(root / "out")

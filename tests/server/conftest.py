@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
+from her2_common.calibration import grid_log_odds
 from her2_common.cases import MODALITIES
-from her2_common.metrics import ScoreHistogram
+from her2_common.metrics import GRID, ScoreHistogram, quantise
+from her2_common.temperature import LogitMap, fit_temperature
+from her2_server.closing import Settled, pooled_fused, temperature_record
 from her2_server.evaluation import evaluate
 
 SITES: dict[str, dict[str, Any]] = {
@@ -71,6 +75,23 @@ def simulated_scores(split: str, seed: int = 5) -> dict[str, dict[str, ScoreHist
     }
 
 
+def calibrated(
+    scores: dict[str, dict[str, ScoreHistogram]], fit: LogitMap
+) -> dict[str, dict[str, ScoreHistogram]]:
+    """The scores as a model gives them that has the map of log odds in its weights."""
+    to = quantise(expit(fit.slope * grid_log_odds() + fit.intercept))
+
+    def moved(histogram: ScoreHistogram) -> ScoreHistogram:
+        return ScoreHistogram(
+            *(
+                np.bincount(to, weights=counts, minlength=GRID + 1).astype(np.int64)
+                for counts in (histogram.negatives, histogram.positives)
+            )
+        )
+
+    return {site: {key: moved(h) for key, h in of.items()} for site, of in scores.items()}
+
+
 def _site(name: str, index: int, rounds: int) -> dict[str, Any]:
     facts = SITES[name]
     n, mix = facts["cases"], facts["mix"]
@@ -94,6 +115,7 @@ def _site(name: str, index: int, rounds: int) -> dict[str, Any]:
         "train": {"sent": update * (rounds - missing), "received": update * rounds},
         "val": {"sent": 24_310, "received": update},
         "test": {"sent": 26_144, "received": update},
+        "profile": {"sent": 151_800 * len(groups), "received": update},
     }
     hidden = {key for key, count in combinations.items() if count < 10}
     for modality in MODALITIES:
@@ -174,6 +196,10 @@ def write_simulated_run(folder: Path, rounds: int = 12) -> Path:
     """summary.json and metrics.jsonl of a run that went as the simulation says."""
     folder.mkdir(parents=True, exist_ok=True)
     threshold = 0.34375
+    before = simulated_scores("val")
+    fit = fit_temperature(pooled_fused(before))
+    validation, test = calibrated(before, fit), calibrated(simulated_scores("test"), fit)
+    settled = Settled({}, fit, {}, before)
     sites = [_site(name, index, rounds) for index, name in enumerate(SITES)]
     summary = {
         "version": "0.1.0",
@@ -201,8 +227,14 @@ def write_simulated_run(folder: Path, rounds: int = 12) -> Path:
         },
         "sites": sites,
         "threshold": {"value": threshold, "rule": "youden", "from": "validation"},
-        "validation": evaluate(simulated_scores("val"), threshold),
-        "test": evaluate(simulated_scores("test"), threshold),
+        "temperature": temperature_record(settled, validation, test, 10),
+        "novelty": {
+            "mg": {"limit": None, "reason": "fewer than 99 validation cases", "flagged": None},
+            "us": {"limit": 0.6875, "reason": None, "flagged": None},
+            "mri": {"limit": 0.71875, "reason": None, "flagged": 12},
+        },
+        "validation": evaluate(validation, threshold),
+        "test": evaluate(test, threshold),
         "bytes": {
             "received_by_sites": sum(site["received_bytes"] for site in sites),
             "sent_by_sites": sum(site["sent_bytes"] for site in sites),

@@ -111,10 +111,10 @@ def test_the_result_is_json_without_nan(make_scores: Callable[..., Scores]) -> N
 
 def test_keys_are_in_the_order_of_the_modalities() -> None:
     assert COMBINATIONS == ("mg", "us", "mri", "mg+us", "mg+mri", "us+mri", "mg+us+mri")
-    assert len(KEYS) == 10
+    assert len(KEYS) == 17
 
 
-@pytest.mark.parametrize("key", ["fused|us+mg", "single|mg+us", "mg"])
+@pytest.mark.parametrize("key", ["fused|us+mg", "single|mg+us", "mg", "low|us+mg", "low"])
 def test_an_unknown_key_is_refused(key: str) -> None:
     with pytest.raises(MetricError, match="site a: expected keys"):
         evaluate({"a": {key: group(10, 10)}}, 0.5)
@@ -198,3 +198,76 @@ def test_published_counts_never_determine_a_small_combination(cells: dict) -> No
         target = np.array([float(n == name.replace("_", "+")) for n in names])
         weights, *_ = np.linalg.lstsq(np.array(sums).T, target, rcond=None)
         assert np.linalg.norm(np.array(sums).T @ weights - target) > 1e-6
+
+
+# --- low against zero ---------------------------------------------------------------------------
+
+
+def with_levels(low: int, zero: int, unknown: int, positives: int = 40) -> dict[str, Any]:
+    """A site of these negatives, half of them with ultrasound and half with both."""
+    histograms = site(us=(positives, low + zero + unknown))
+    for name, part in (("us", 0), ("mg+us", 1)):
+        histograms[f"low|{name}"] = group(
+            low // 2 + part * (low % 2), zero // 2 + part * (zero % 2)
+        )
+    return histograms
+
+
+def test_low_against_zero_is_that_of_the_pooled_rows() -> None:
+    sites = {"a": with_levels(31, 24, 12), "b": with_levels(15, 40, 0), "c": site(mg=(30, 30))}
+    got = evaluate(sites, 0.5)["levels"]
+    pooled = pool(h for s in sites.values() for key, h in s.items() if key.startswith("low|"))
+    values, low = rows_of(pooled)
+    assert (got["n"], got["low"], got["zero"]) == (110, 46, 64)
+    assert_allclose(got["auc"]["estimate"], roc_auc_score(low, values), atol=1e-12)
+    assert got["auc"]["low"] < got["auc"]["estimate"] < got["auc"]["high"]
+
+
+def test_levels_leave_every_other_number_as_it_is() -> None:
+    plain = {"a": site(us=(40, 60)), "b": site(us=(30, 55))}
+    levelled = {"a": with_levels(30, 30, 0), "b": with_levels(30, 25, 0, positives=30)}
+    assert evaluate(plain, 0.5)["levels"] is None
+    got = evaluate(levelled, 0.5)
+    assert got["levels"]["n"] == 115
+    assert got | {"levels": None} == evaluate(plain, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("sites", "shown"),
+    [
+        ({"a": with_levels(10, 10, 0)}, True),
+        ({"a": with_levels(9, 30, 0)}, False),  # few low
+        ({"a": with_levels(30, 9, 0)}, False),  # few zero
+        ({"a": with_levels(30, 30, 1)}, False),  # negatives less known levels would be one patient
+        ({"a": with_levels(30, 30, 10)}, True),
+        # b knows no level; a's negatives are published, too, and would give its 3 away
+        ({"a": with_levels(30, 30, 3), "b": site(us=(30, 50))}, False),
+        ({"a": with_levels(30, 30, 5), "b": with_levels(30, 30, 5)}, True),
+        ({"a": with_levels(30, 30, 0, positives=5)}, False),  # the split is not published at all
+    ],
+)  # fmt: skip
+def test_levels_are_published_as_a_partition_without_small_parts(
+    sites: Scores, shown: bool
+) -> None:
+    got = evaluate(sites, 0.5)["levels"]
+    assert (got == {"suppressed": True}) is not shown
+
+
+level_counts = st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30))
+
+
+@given(st.lists(level_counts, min_size=1, max_size=4), st.integers(1, 12))
+@settings(max_examples=80, deadline=None)
+def test_no_difference_of_published_counts_is_a_small_level(cells: list, min_cell: int) -> None:
+    sites = {f"s{i}": with_levels(*parts) for i, parts in enumerate(cells)}
+    got = evaluate(sites, 0.5, min_cell)
+    levels = got["levels"]
+    if levels is None or levels.get("suppressed"):
+        return
+    low, zero, unknown = np.array(cells).sum(axis=0)
+    assert (levels["low"], levels["zero"]) == (low, zero)
+    assert min(low, zero) >= min_cell
+    assert got["n"] - got["positives"] - levels["n"] == unknown
+    telling = [parts for parts in cells if parts[0] + parts[1]]
+    for rest in (unknown, sum(parts[2] for parts in telling)):
+        assert rest == 0 or rest >= min_cell

@@ -165,7 +165,7 @@ def test_every_figure_has_a_title_and_follows_the_page(simulated_run: Path, tmp_
     figures = re.findall(
         r"<svg.*?</svg>", write_report(run).read_text(encoding="utf-8"), flags=re.DOTALL
     )
-    assert len(figures) == 4 + 7
+    assert len(figures) == 4 + 8
     for figure in figures:
         assert re.search(r"<title id=[^>]+>\S.*?</title><desc id=[^>]+>\S.*?</desc>", figure)
         # A colour of its own would vanish in the dark scheme, a font of its own look foreign
@@ -203,9 +203,63 @@ def test_a_run_about_pcr_says_so(simulated_run: Path, tmp_path: Path) -> None:
 
     shown = page_of(change(simulated_run, tmp_path / "run", edit)).text
     assert "pCR = ypT0/is ypN0" in shown
+    assert "Therapy follows the biopsy" in shown
+    assert "MAP model of the response to therapy, federated run" in shown
+    assert "HER2-positive case" not in shown
+    assert "HER2-negative" not in shown
     assert "Given one test case with pCR and one without pCR, drawn at random" in shown
     assert "Synthetic data" not in shown
     assert "by rule (fixed: validation holds one class only)" in shown
+
+
+def test_a_run_about_her2_has_no_word_on_therapy(simulated_run: Path, tmp_path: Path) -> None:
+    shown = page_of(change(simulated_run, tmp_path / "run", lambda s: None)).text
+    assert "Therapy follows the biopsy" not in shown
+    assert "HER2-low" not in shown
+    assert "begun from" not in shown
+    assert "the first point is the untrained model" in shown
+
+
+@pytest.mark.parametrize(
+    ("levels", "says"),
+    [
+        (None, "HER2-low against HER2-zero: no test case tells its level by IHC and ISH."),
+        ({"suppressed": True}, "not published, because fewer than 10 of the HER2-negative test"),
+        (
+            {"n": 1120, "low": 1000, "zero": 120,
+             "auc": {"estimate": 0.612, "low": 0.55, "high": 0.67}},
+            "among the 1,120 HER2-negative test cases whose IHC and ISH tell the level (1,000 low, "
+            "120 zero), the model scores a low one higher than a zero one 61 times in 100: an AUC "
+            "of 0.61 (95 % confidence interval 0.55 to 0.67). An AUC of 0.5 is chance; the whole "
+            "interval lies above 0.5",
+        ),
+    ],
+    ids=["none", "suppressed", "shown"],
+)  # fmt: skip
+def test_a_run_of_three_levels_says_how_well_it_tells_them(
+    simulated_run: Path, tmp_path: Path, levels: dict[str, Any] | None, says: str
+) -> None:
+    def edit(summary: dict[str, Any]) -> None:
+        summary["run"]["plan"]["her2_levels"] = 3
+        summary["test"]["levels"] = levels
+
+    assert says in page_of(change(simulated_run, tmp_path / "run", edit)).text
+
+
+def test_the_release_that_a_run_began_from_is_named(simulated_run: Path, tmp_path: Path) -> None:
+    def edit(summary: dict[str, Any]) -> None:
+        summary["initial"] = {
+            "run": "her2-2026",
+            "label": "reference",
+            "sha256": "ab" * 32,
+            "groups": ["mg", "us", "mri"],
+            "afresh": ["clinical", "head"],
+        }
+
+    shown = page_of(change(simulated_run, tmp_path / "run", edit)).text
+    assert "the release of her2-2026 (HER2 of the excised tumour where it is known" in shown
+    assert "MG, US and MRI; clinical and head began afresh; SHA-256 " + "ab" * 32 in shown
+    assert "the first point is the initial model" in shown
 
 
 def test_counts_that_a_site_keeps_stay_unknown(simulated_run: Path, tmp_path: Path) -> None:
@@ -283,6 +337,66 @@ def test_a_summary_of_another_form_is_refused(
         write_report(change(simulated_run, tmp_path / "run", edit))
 
 
+# --- what a score is worth ----------------------------------------------------------------------
+
+
+def test_the_temperature_and_what_it_did_are_told(simulated_run: Path, tmp_path: Path) -> None:
+    record = json.loads((simulated_run / "summary.json").read_text())["temperature"]
+    shown = page_of(change(simulated_run, tmp_path / "run", lambda s: None)).text
+    assert f"log odds were divided by {record['temperature']:.2f}, the temperature" in shown
+    assert f"fitted on the {record['n']} validation cases" in shown
+    numbers = (record["validation"]["before"], record["validation"]["after"], record["test"])
+    names = ("validation, as trained", "validation, as released", "test, as released")
+    for name, part in zip(names, numbers, strict=True):
+        assert f"{name} {part['log_loss']:.3f} {text.interval(part['slope'])}" in shown
+
+
+def test_an_intercept_and_a_timid_model_are_told(simulated_run: Path, tmp_path: Path) -> None:
+    def edit(summary: dict[str, Any]) -> None:
+        summary["temperature"].update(temperature=0.8, intercept=-0.45, n=None)
+
+    shown = page_of(change(simulated_run, tmp_path / "run", edit)).text
+    assert "As trained, scores were too timid" in shown
+    assert "fitted on validation cases, and −0.45 was added" in shown
+
+
+@pytest.mark.parametrize("temperature", [None, "the fit does not converge"])
+def test_without_a_temperature_there_is_no_table_of_it(
+    simulated_run: Path, tmp_path: Path, temperature: str | None
+) -> None:
+    def edit(summary: dict[str, Any]) -> None:
+        if temperature is None:
+            del summary["temperature"]
+        else:
+            summary["temperature"]["reason"] = temperature
+
+    shown = page_of(change(simulated_run, tmp_path / "run", edit)).text
+    assert "No temperature was fitted" in shown
+    assert (temperature or "scores are as trained") in shown
+    assert "Table 5." not in shown
+    assert "Figure 5." not in shown
+
+
+def test_what_small_numbers_leave_out_of_the_temperature_is_a_dash(
+    simulated_run: Path, tmp_path: Path
+) -> None:
+    def edit(summary: dict[str, Any]) -> None:
+        summary["temperature"].update(bins=None, n=None)
+        summary["temperature"]["validation"]["before"] = None
+        summary["temperature"]["test"]["slope"] = None
+
+    shown = page_of(change(simulated_run, tmp_path / "run", edit)).text
+    assert "validation, as trained – –" in shown
+    assert "Figure 5." not in shown
+
+
+def test_limits_of_unlikeness_are_told(simulated_run: Path, tmp_path: Path) -> None:
+    shown = page_of(change(simulated_run, tmp_path / "run", lambda s: None)).text
+    assert "mammography none: fewer than 99 validation cases" in shown
+    assert "ultrasound 0.688 withheld" in shown
+    assert "MRI 0.719 12" in shown
+
+
 # --- words ---------------------------------------------------------------------------------------
 
 
@@ -320,12 +434,12 @@ def test_the_browser_has_no_complaint(simulated_run: Path, tmp_path: Path) -> No
     shown = chromium(report, tmp_path / "profile", "--dump-dom")
     assert console_messages(shown.stderr) == []
     dom = Page(shown.stdout)
-    assert dom.tags["svg"] == 11
+    assert dom.tags["svg"] == 12
     for words in (
         "Synthetic data: no clinical claim.",
         "How to read this",
-        "Figure 8.",
-        "Table 7.",
+        "Figure 9.",
+        "Table 9.",
     ):
         assert words in dom.text
 

@@ -16,19 +16,19 @@ from safetensors.numpy import load as load_tensors
 
 from her2_client.keys import new_node_key
 from her2_common.metrics import ScoreHistogram, youden_threshold
-from her2_common.model import GROUPS, build_model, get_groups
-from her2_common.release import load_release
+from her2_common.model import GROUPS, build_model, get_groups, preset
+from her2_common.novelty import moments, reference_of
+from her2_common.release import load_release, read_references
+from her2_common.temperature import LogitMap
 from her2_common.wire import Combination, ScoreKey
-from her2_server.checkpoint import Checkpoint
+from her2_server.closing import Settled, freeze_threshold, pooled_fused
 from her2_server.evaluation import COMBINATIONS, KEYS
 from her2_server.exchange import Outcome
 from her2_server.run_folder import RunFolder
 from her2_server.summary import (
     Totals,
-    freeze_threshold,
     hide_positives,
     modality_counts,
-    pooled_fused,
     release,
     weights_hash,
 )
@@ -113,7 +113,16 @@ def test_a_release_is_what_a_site_can_load(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create(tmp_path / "f.yaml")
     groups = get_groups(build_model("compact", 6), GROUPS)
-    release(folder, folder.load_config(), Checkpoint(12, groups, {}), {"value": 0.25}, list(GROUPS))
+    rows = np.random.default_rng(0).normal(size=(30, preset("compact").features))
+    reference = reference_of(moments(rows))
+    assert reference is not None
+    settled = Settled(groups, LogitMap(0.5), {"us": reference}, {})
+    summary = {
+        "threshold": {"value": 0.25},
+        "temperature": {"temperature": 2.0, "slope": 0.5, "bins": [1, 2]},
+        "novelty": {"us": {"limit": 0.75}, "mg": {"limit": None}},
+    }
+    release(folder, folder.load_config(), settled, summary, list(GROUPS))
     manifest = json.loads((folder.release / "manifest.json").read_text())
     tensors = (folder.release / "model.safetensors").read_bytes()
     assert manifest["sha256"] == hashlib.sha256(tensors).hexdigest()
@@ -124,6 +133,10 @@ def test_a_release_is_what_a_site_can_load(tmp_path: Path) -> None:
     assert weights_hash(get_groups(model, GROUPS)) == weights_hash(groups)
     # the image size is the run's, the volume size the preset's own
     assert (loaded.image_size, loaded.volume_size, loaded.threshold) == (64, 48, 0.25)
+    assert loaded.calibration == {"temperature": 2.0, "slope": 0.5}
+    assert loaded.limits == {"us": 0.75}
+    references = read_references(folder.release, loaded)
+    assert references["us"].mean.tobytes() == reference.mean.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -136,7 +149,8 @@ def test_the_wire_takes_exactly_the_names_that_are_evaluated(
     parts = ("mg", "us", "mri")
     texts = {*parts, *(f"{a}+{b}" for a in parts for b in parts)}
     texts |= {f"{a}+{b}+{c}" for a in parts for b in parts for c in parts}
-    texts |= {f"{p}|{t}" for p in ("fused", "single") for t in texts} | {"", "fused|", "mg\n"}
+    texts |= {f"{kind}|{t}" for kind in ("fused", "single", "low") for t in texts}
+    texts |= {"", "fused|", "mg\n"}
     assert set(names) <= texts
 
     def taken(text: str) -> bool:

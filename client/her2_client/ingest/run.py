@@ -182,6 +182,7 @@ def _conduct(
                 split=split,
                 clinical=case.clinical,
                 labels={kind: case.label(kind) for kind in LABELS},
+                levels={kind: case.level(kind) for kind in LABELS},
                 rows=rows,
             )
         if progress is not None:

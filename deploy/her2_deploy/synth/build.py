@@ -23,7 +23,7 @@ from typing import Any, Final
 from her2_common.cases import CASE_COLUMNS, LESION_COLUMNS, MODALITIES, Box, Image
 from her2_common.errors import ConfigError, DataError
 from her2_deploy.synth import dicom, render, tables
-from her2_deploy.synth.centres import BY_NAME, CENTRES, Size
+from her2_deploy.synth.centres import BY_NAME, CENTRES, Size, with_second_scanner
 from her2_deploy.synth.cohort import DEFAULT_CASES, Scenario, SynthCase, draw_cohort
 
 BOXED: Final = 0.97
@@ -141,6 +141,8 @@ def _write_images(
 def write_case(out: Path, size: Size, case: SynthCase) -> list[tuple[Image, Box]]:
     """Render and write the images of one case; the boxes that somebody drew."""
     centre = BY_NAME[case.centre]
+    if case.second_scanner:
+        centre = with_second_scanner(centre)
     paths = tables.image_paths(case)
     root = out / centre.name
     (root / "images" / case.case_id).mkdir()

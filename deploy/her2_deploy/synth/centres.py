@@ -1,12 +1,14 @@
 """The four centres: who comes, with which images, and how their scanners look.
 
 Every number is a design value. A look is drawn from the centre alone, never from a label, so that
-a model that learns the scanner instead of the tumour fails at the other centres.
+a model that learns the scanner instead of the tumour fails at the other centres. The scenario
+``shortcut`` alone breaks this rule, on purpose (see cohort.py): there each centre has a second
+scanner a modality, of one make everywhere.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from her2_common.cases import Modality
@@ -137,3 +139,25 @@ CENTRES: Final = (
     ),
 )
 BY_NAME: Final = {centre.name: centre for centre in CENTRES}
+
+SECOND_MG: Final = MammographyLook("Torvald", "MONOCHROME2", "lut", 1.40, 0.80, 0.045)
+SECOND_US: Final = UltrasoundLook("Clarion Echo", "RGB", "rle", 0.20, 0.90, 5.2, 1.40)
+SECOND_MRI_MANUFACTURER: Final = "Solenoid MR"
+SECOND_MRI_GAIN: Final = 0.5
+SECOND_MRI_NOISE: Final = 0.060
+
+
+def with_second_scanner(centre: Centre) -> Centre:
+    """The centre as its second scanners show it; plane, phases and files stay its own."""
+    mri = centre.mri and replace(
+        centre.mri,
+        manufacturer=SECOND_MRI_MANUFACTURER,
+        gain=SECOND_MRI_GAIN * centre.mri.gain,
+        noise=SECOND_MRI_NOISE,
+    )
+    return replace(
+        centre,
+        mg=centre.mg and SECOND_MG,
+        us=centre.us and SECOND_US,
+        mri=mri,
+    )

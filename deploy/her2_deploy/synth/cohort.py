@@ -9,12 +9,14 @@
 
 Sources: CLINICAL values of the project's design; "design value" marks the ones chosen here. The
 scenario ``null`` draws 6 from an unrelated tumour of the same distribution and gives all centres
-one prevalence, so that neither a picture nor a scanner says anything about any label.
+one prevalence, so that neither a picture nor a scanner says anything about any label. The scenario
+``shortcut`` is ``default`` case for case, but for the scanner: at three centres the second scanner
+images the HER2-positive patients twice as often as the others, at the fourth half as often.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -24,7 +26,7 @@ from her2_common.errors import ConfigError
 from her2_deploy.synth.centres import CENTRES, Centre
 from her2_deploy.synth.lesion import Breast, Lesion, draw_breast, draw_lesion
 
-Scenario = Literal["default", "heterogeneous", "null", "randomised"]
+Scenario = Literal["default", "heterogeneous", "null", "randomised", "shortcut"]
 SCENARIOS: Final[tuple[Scenario, ...]] = get_args(Scenario)
 Kind = Literal["negative", "heterogeneous", "homogeneous"]
 
@@ -72,6 +74,11 @@ PCR_NEGATIVE: Final = {True: 0.13, False: 0.36}
 
 SURGICALLY_TESTED: Final = 0.85
 RESPONSE_RECORDED: Final = 0.97
+SECOND_SCANNER: Final = {1: 2 / 3, 0: 1 / 3}
+"""In ``shortcut``: share imaged on the second scanner, by the reference label: knowing the scanner
+alone gives an AUC of 2/3 (design value)."""
+REVERSED_CENTRE: Final = "centre-b"
+"""In ``shortcut``: where the shares are exchanged, so that the scanner misleads (AUC 1/3)."""
 TWO_CASES: Final = 0.03
 """Share of patients with a second, contralateral case. The tumours share kind and biopsy."""
 
@@ -100,7 +107,7 @@ DIAMETER_MM: Final = {1: (10.0, 19.0), 2: (18.0, 27.0), 3: (24.0, 30.0), 4: (24.
 """Of the index focus that is drawn, by clinical T. T3 and T4 tumours extend beyond it; a larger
 focus would not fit into an ultrasound picture."""
 
-STREAMS: Final = ("latent", "second", "table", "boxes", "header", "mg", "us", "mri")
+STREAMS: Final = ("latent", "second", "table", "boxes", "header", "mg", "us", "mri", "scanner")
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,7 @@ class SynthCase:
     clinical_signal: float
     breast: Breast
     lesion: Lesion
+    second_scanner: bool = False
 
     @property
     def amplified(self) -> int:
@@ -179,7 +187,7 @@ def draw_cohort(
             made.extend(_patient(entropy, centre, len(made), scenario, count - len(made)))
             patient += 1
         cohort.extend(made)
-    return cohort
+    return [_sent_to_scanner(case) for case in cohort] if scenario == "shortcut" else cohort
 
 
 def centre_sizes(cases: int) -> list[int]:
@@ -252,6 +260,15 @@ def _patient(
             )
         )
     return made
+
+
+def _sent_to_scanner(case: SynthCase) -> SynthCase:
+    """The case on the scanner that its label makes likely."""
+    positive = case.reference
+    if case.centre == REVERSED_CENTRE:
+        positive = 1 - positive
+    drawn = case.rng("scanner").random() < SECOND_SCANNER[positive]
+    return replace(case, second_scanner=bool(drawn))
 
 
 def _kind(rng: np.random.Generator, shares: dict[Kind, float], prevalence: float) -> Kind:

@@ -23,7 +23,8 @@ def synth(
         Scenario,
         typer.Option(
             help="default; heterogeneous: biopsy and tumour often disagree; null: images and "
-            "clinical inputs say nothing; randomised: anti-HER2 therapy by coin."
+            "clinical inputs say nothing; randomised: anti-HER2 therapy by coin; shortcut: the "
+            "scanner goes with the label, but at centre-b the other way round."
         ),
     ] = "default",
     size: Annotated[

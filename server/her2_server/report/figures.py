@@ -184,6 +184,31 @@ def calibration(result: Mapping[str, Any]) -> str:
     return to_svg(figure, "calibration", "Calibration of the test cases", f"Observed: {points}.")
 
 
+def reliability(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> str:
+    """Reliability of the validation cases before and after the temperature, two sets of bins."""
+    figure = new_figure(4.4, 4.0)
+    axes = _unit_square(add_axes(figure, (0.62, 0.55, 3.6, 3.3)))
+    told = []
+    for words, bins, colour, face in (
+        ("before", before, ORANGE, PAPER),
+        ("after", after, BLUE, BLUE),
+    ):
+        filled = [bin_ for bin_ in bins if bin_["n"]]
+        x = [bin_["mean_score"] for bin_ in filled]
+        seen = [bin_["observed"] for bin_ in filled]
+        axes.plot(x, [s["estimate"] for s in seen], color=colour, lw=1.0, alpha=0.5)
+        for at, share in zip(x, seen, strict=True):
+            axes.plot([at, at], [share["low"], share["high"]], color=colour, lw=1.2)
+            axes.plot([at], [share["estimate"]], "o", ms=6, color=face, mec=colour, mew=1.4)
+        points = (f"{number(a)}: {interval(s)}" for a, s in zip(x, seen, strict=True))
+        told.append(f"{words}, by mean score, {'; '.join(points)}")
+    axes.set_xlabel("score")
+    axes.set_ylabel("share that is positive")
+    return to_svg(
+        figure, "temperature", "Reliability before and after the temperature", f"{'. '.join(told)}."
+    )
+
+
 def _unit_square(axes: Axes) -> Axes:
     """Both axes 0 to 1, with the diagonal."""
     axes.plot([0, 1], [0, 1], color=MUTED, lw=0.8, ls=(0, (4, 3)))

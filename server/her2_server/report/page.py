@@ -40,10 +40,11 @@ SITE_MIN_CELL: Final = int(Policy.model_fields["min_cell"].default)
 _KINDS: Final = (
     ("describe", "description"),
     ("train", "training rounds"),
+    ("profile", "profile"),
     ("val", "validation"),
     ("test", "test"),
 )
-"""Kind of exchange in a site's ``bytes`` -> how table 6 calls it."""
+"""Kind of exchange in a site's ``bytes`` -> how table 8 calls it."""
 
 
 def write_report(run_folder: Path) -> Path:
@@ -128,6 +129,12 @@ def render(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> s
         such_as=_phrases(run["label"], positive, negative),
         label_source=text.LABEL_SOURCES[run["label"]],
         pcr_definition=PCR_DEFINITION if run["label"] == "pcr" else None,
+        caution=text.RESPONSE_CAUTION if run["label"] == "pcr" else None,
+        levels=_levels(summary),
+        temperature=summary.get("temperature"),
+        temperature_told=text.temperature(summary.get("temperature")),
+        novelty=summary.get("novelty", {}),
+        initial=_initial(summary.get("initial")),
         verdict=text.verdict(test["auc"]),
         threshold_rule=text.threshold_rule(summary["threshold"]),
         totals=_totals(sites),
@@ -152,6 +159,26 @@ def _phrases(label: str, positive: str, negative: str) -> dict[str, str]:
     }
 
 
+def _levels(summary: Mapping[str, Any]) -> str | None:
+    """The sentence on HER2-low against HER2-zero, for a run of three levels."""
+    if summary["run"].get("plan", {}).get("her2_levels", 2) != 3:
+        return None
+    return text.levels(summary["test"].get("levels"), _min_cell(summary))
+
+
+def _initial(initial: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """The release that the run began from, in words."""
+    if initial is None:
+        return None
+    return {
+        "run": initial["run"],
+        "predicted": text.predicted(initial["label"]),
+        "groups": text.listed([text.combination(g, short=True) for g in initial["groups"]]),
+        "afresh": text.listed([text.combination(g, short=True) for g in initial["afresh"]]),
+        "sha256": initial["sha256"],
+    }
+
+
 def _figures(
     summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]
 ) -> dict[str, str | list[str] | None]:
@@ -170,11 +197,20 @@ def _figures(
         ),
         "roc": figures.roc(test) if test["roc"] else None,
         "calibration": figures.calibration(test) if test["calibration"] else None,
+        "temperature": _temperature_figure(summary),
         "centres": figures.forest("centres", "AUC by centre", centres, test["auc"]),
         "kinds": figures.forest("kinds", "AUC by modalities", kinds, test["auc"]),
         "traffic": flow.traffic(sites),
         "phases": flow.phases(summary["seconds"]),
     }
+
+
+def _temperature_figure(summary: Mapping[str, Any]) -> str | None:
+    """Drawn where a temperature was fitted and both reliabilities are published."""
+    record, after = summary.get("temperature"), summary["validation"]["calibration"]
+    if not record or record["reason"] or not record["bins"] or not after:
+        return None
+    return figures.reliability(record["bins"], after["bins"])
 
 
 def _named(

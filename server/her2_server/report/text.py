@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from her2_common.clinical import PCR_DEFINITION
+
 MODALITY_NAMES: Final = {"mg": "mammography", "us": "ultrasound", "mri": "MRI"}
 SHORT_NAMES: Final = {"mg": "MG", "us": "US", "mri": "MRI"}
 
@@ -26,6 +28,14 @@ LABEL_SOURCES: Final = {
     "surgical": "HER2 of the excised tumour",
     "pcr": "pathological complete response",
 }
+
+RESPONSE_CAUTION: Final = (
+    "Therapy follows the biopsy: patients whose needle says HER2-positive get anti-HER2 drugs, and "
+    "these raise pCR. A score that follows the treatment given therefore predicts pCR, too; this "
+    "AUC over all patients does not say that the model knows better than the biopsy who should be "
+    "treated."
+)
+"""Printed wherever the AUC of a model of pCR is."""
 
 _MONTHS: Final = (
     *("January", "February", "March", "April", "May", "June"),
@@ -163,6 +173,62 @@ def letter(index: int) -> str:
     """
     first, last = divmod(index, 26)
     return (letter(first - 1) if first else "") + chr(65 + last)
+
+
+def predicted(label: str) -> str:
+    """What a run with this label predicts, with the definition of pCR where it is named."""
+    source = LABEL_SOURCES[label]
+    return f"{source}; {PCR_DEFINITION}" if label == "pcr" else source
+
+
+def levels(numbers: Mapping[str, Any] | None, min_cell: int) -> str:
+    """HER2-low against HER2-zero in one sentence; ``numbers`` are ``levels`` of a split.
+
+    >>> levels({"suppressed": True}, 10)[:43]
+    'HER2-low against HER2-zero: not published, '
+    """
+    name = "HER2-low against HER2-zero"
+    if numbers is None:
+        return f"{name}: no test case tells its level by IHC and ISH."
+    if numbers.get("suppressed"):
+        return (
+            f"{name}: not published, because fewer than {min_cell} of the HER2-negative test cases "
+            "are low, zero, or of unknown level."
+        )
+    auc = numbers["auc"]
+    return (
+        f"{name}: among the {count(numbers['n'])} HER2-negative test cases whose IHC and ISH tell "
+        f"the level ({count(numbers['low'])} low, {count(numbers['zero'])} zero), the model scores "
+        f"a low one higher than a zero one {number(100 * auc['estimate'], 0)} times in 100: an AUC "
+        f"of {number(auc['estimate'])} (95 % confidence interval {number(auc['low'])} to "
+        f"{number(auc['high'])}). An AUC of 0.5 is chance; {verdict(auc)}."
+    )
+
+
+def temperature(record: Mapping[str, Any] | None) -> str:
+    """What was done to make scores probabilities, in one or two sentences.
+
+    >>> temperature({"reason": "the AUC on validation is not above 0.5"})
+    'No temperature was fitted (the AUC on validation is not above 0.5): scores are as trained.'
+    """
+    if record is None:
+        return "No temperature was fitted: scores are as trained."
+    if record["reason"]:
+        return f"No temperature was fitted ({record['reason']}): scores are as trained."
+    value = record["temperature"]
+    trained = "too extreme" if value > 1 else "too timid"
+    cases = "" if record["n"] is None else f"the {count(record['n'])} "
+    shift = ""
+    if record["intercept"]:
+        shift = (
+            f", and {number(record['intercept'])} was added, for training weighed the classes "
+            "otherwise than they occur"
+        )
+    return (
+        f"As trained, scores were {trained}: their log odds were divided by {number(value)}, the "
+        f"temperature, fitted on {cases}validation cases{shift}. It is part of the released "
+        "weights, so every score on this page has it."
+    )
 
 
 def verdict(auc: Mapping[str, Any] | None) -> str:

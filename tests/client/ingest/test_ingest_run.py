@@ -21,6 +21,7 @@ from her2_client.ingest.privacy.review import decisions_file, merge_decisions
 from her2_client.ingest.run import ingest, quarantined_pictures
 from her2_client.ingest.summary import IngestSummary, summary_table
 from her2_common.cases import SPLITS, assign_split, pseudonym
+from her2_common.clinical import HER2_LEVELS
 from her2_common.errors import CacheError, ConfigError, DataError, TableError
 
 KEY = bytes.fromhex("0f" * 32)
@@ -82,6 +83,12 @@ def test_a_whole_site(site: Any) -> None:
     assert cache.labels["surgical"].tolist() == [0, -1, -1]
     assert cache.labels["reference"].tolist() == [0, 0, -1]
     assert cache.labels["pcr"].tolist() == [0, -1, -1]
+    # case a: biopsy 3+, surgical 1+; case b: HER2 stated without its IHC
+    assert {kind: cache.levels[kind].tolist() for kind in ("biopsy", "surgical", "reference")} == {
+        "biopsy": [HER2_LEVELS.index("positive"), -1, -1],
+        "surgical": [HER2_LEVELS.index("low"), -1, -1],
+        "reference": [HER2_LEVELS.index("low"), -1, -1],
+    }
     np.testing.assert_array_equal(cache.clinical[:, 0], np.float32([50, np.nan, np.nan]))
     np.testing.assert_array_equal(cache.clinical[:, 1], np.float32([np.nan, np.nan, 1]))
     assert cache.rows["mg"].tolist() == [0, -1, 1]

@@ -1,0 +1,309 @@
+"""The engine: one training step, the watch over what steps give, the model made ready.
+
+1. Each encoder runs on the rows that are here, under autocast; in chunks of ``rows_at_once`` rows
+   if the card is small (``MapModel.encode``).
+2. The features of the whole batch meet (``Team.gather``; alone, they are there already). What
+   follows is small: every process of a team works out the head and the loss of the whole batch,
+   so each term has the denominator of the whole batch, and pairs across processes count.
+3. The gradient of the loss by the features goes back into the encoders, each process its rows.
+   The sums over chunks and processes are the gradient of the batch: nothing is averaged twice.
+
+Nothing in a step asks the device for a value; ``Watch`` asks once in ``LOOK_EVERY`` steps.
+
+Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
+RepL4NLP 2021 (2, 3).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Final, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from her2_client.cohort import Cohort
+from her2_client.residency import Streamed
+from her2_common.cases import MODALITIES, Modality
+from her2_common.config import RunConfig
+from her2_common.errors import ConfigError, TrainingError
+from her2_common.model import (
+    CHANNELS,
+    GROUPS,
+    Batch,
+    MapModel,
+    MapOutput,
+    build_model,
+    group_parameters,
+    preset,
+    set_groups,
+)
+from her2_common.types import FeaturesOf, Scalar
+
+LOOK_EVERY: Final = 16
+"""Steps between two looks at the loss: a look waits for the device."""
+
+TERMS: Final = ("fused", *MODALITIES, "alignment")
+"""The terms of the loss (her2_common.losses.loss_terms) in the columns of the record."""
+
+Loss = Callable[[MapOutput], Mapping[str, Scalar]]
+"""The terms of the loss of a whole batch, by name."""
+
+Rows = Mapping[Modality, np.ndarray]
+"""Rows of a cohort's images, as the host knows them."""
+
+
+def select_device(device: str) -> torch.device:
+    """The device of site.yaml; ``auto`` takes the GPU if there is one.
+
+    Raises:
+        ConfigError: cuda is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ConfigError("device: expected a CUDA device, got none", hint="set device: auto")
+    return torch.device("cuda" if device != "cpu" and available else "cpu")
+
+
+def check_devices(devices: int, device: torch.device) -> None:
+    """See that there are as many GPUs as site.yaml asks for; of CPU processes there are always.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    found = torch.cuda.device_count() if device.type == "cuda" else devices
+    if found < devices:
+        raise ConfigError(f"devices: expected {devices} GPUs, got {found}")
+
+
+def make_deterministic(threads: int | None) -> None:
+    """The same inputs give the same bits on this machine, whatever ran before."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def autocast(device: torch.device) -> AbstractContextManager[None]:
+    """bf16 where it is native and pays (CUDA); float32 elsewhere."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+# --- the step -----------------------------------------------------------------------------------
+
+
+class Team:
+    """The processes that share a batch; this one works alone. See parallel.py for several."""
+
+    def share(self, count: int) -> slice:
+        """Which of a modality's ``count`` rows are this process's."""
+        return slice(count)
+
+    def gather(
+        self, own: Mapping[Modality, FeaturesOf], batch: Batch, width: int
+    ) -> dict[Modality, FeaturesOf]:
+        """The features (``width`` numbers each) of the whole batch, cut off from the encoders
+        that made them; ``own`` are those of this process's rows."""
+        dtype = batch.clinical.dtype
+        return {modality: feature.detach().to(dtype) for modality, feature in own.items()}
+
+    def spread(
+        self,
+        model: MapModel,
+        own: Mapping[Modality, FeaturesOf],
+        gradients: Mapping[Modality, Tensor],
+    ) -> None:
+        """Send the gradients by the features back through the encoders, and leave the sum over
+        all processes in each parameter's ``grad``."""
+        parts = [gradients[m].to(feature.dtype) for m, feature in own.items()]
+        torch.autograd.backward(list(own.values()), parts)
+
+
+ALONE: Final = Team()
+
+
+def backward(
+    model: MapModel,
+    batch: Batch,
+    loss: Loss,
+    *,
+    team: Team = ALONE,
+) -> dict[str, Scalar]:
+    """Add the gradients of a batch's loss to ``model``; returns the terms of the loss.
+
+    ``batch.images`` are those of this process's rows, all else is of the whole batch.
+    """
+    with autocast(batch.clinical.device):
+        own = {m: model.encode(m, images) for m, images in batch.images.items()}
+    features = team.gather(own, batch, model.head.in_features)
+    for feature in features.values():
+        feature.requires_grad_()
+    terms = loss(model.judge(features, batch.rows, batch.clinical))
+    total = torch.stack(list(terms.values())).sum()
+    total.backward()  # type: ignore[no-untyped-call]
+    gradients = {m: feature.grad for m, feature in features.items() if feature.grad is not None}
+    team.spread(model, own, gradients)
+    return {name: term.detach() for name, term in terms.items()}
+
+
+# --- the watch ----------------------------------------------------------------------------------
+
+
+class Watch:
+    """Keeps each step's loss terms on the device and looks at them every ``LOOK_EVERY`` steps."""
+
+    def __init__(self, cohort: Cohort, model: MapModel, round_number: int) -> None:
+        self.cohort, self.model, self.round = cohort, model, round_number
+        device = cohort.clinical.device
+        self.record = torch.zeros(LOOK_EVERY, len(TERMS), device=device)
+        self.zero = torch.zeros((), device=device)
+        self.steps: list[tuple[int, int, Rows]] = []  # of each row of the record
+
+    def note(self, terms: Mapping[str, Scalar], rows: Rows, *, epoch: int, step: int) -> Scalar:
+        """Take down a step's terms; returns their sum. ``epoch`` and ``step`` count from 1,
+        ``rows`` are those of the cohort's images that the step saw.
+
+        Raises:
+            TrainingError: this or an earlier step's loss is not finite.
+        """
+        row = self.record[len(self.steps)]
+        torch.stack([terms.get(name, self.zero) for name in TERMS], out=row)
+        self.steps.append((epoch, step, rows))
+        total = row.sum()
+        if len(self.steps) == LOOK_EVERY:
+            self.look()
+        return total
+
+    def look(self) -> None:
+        """Wait for the device and see that all terms so far are finite.
+
+        Raises:
+            TrainingError: one is not.
+        """
+        steps, self.steps = self.steps, []
+        finite = torch.isfinite(self.record[: len(steps)]).cpu().numpy()
+        for seen, (epoch, step, rows) in zip(finite, steps, strict=True):
+            if not seen.all():
+                terms = [name for name, fine in zip(TERMS, seen, strict=True) if not fine]
+                self._explain(f"round {self.round}, epoch {epoch}, step {step}", terms, rows)
+
+    def end(self) -> None:
+        """The last look of a round, at the weights too.
+
+        Raises:
+            TrainingError: a term or a weight is not finite.
+        """
+        self.look()
+        if broken := self._broken_groups():
+            raise TrainingError(
+                f"round {self.round}: after the last step the weights of {', '.join(broken)} are "
+                "not finite, though every loss was",
+                hint="lower run.learning_rate",
+            )
+
+    def _explain(self, where: str, terms: list[str], rows_of: Rows) -> NoReturn:
+        what = f"{where}: the loss is not finite (terms: {', '.join(terms)})"
+        for modality, rows in rows_of.items():
+            stored = self.cohort.images[modality]
+            for row in rows.tolist():
+                if not _finite(stored, row):
+                    case = int(np.flatnonzero(self.cohort.rows[modality] == row)[0])
+                    names = self.cohort.pseudonyms
+                    name = names[case] if names else f"number {case + 1}"
+                    raise TrainingError(
+                        f"{what}; the {modality} image of case {name} holds values that are not",
+                        hint="the cache is damaged or the image is: run her2-client check, "
+                        "then her2-client ingest; else take the case out of the table",
+                    )
+        broken = self._broken_groups()
+        weights = "the weights are finite"
+        if broken:
+            weights = f"by now the weights of {', '.join(broken)} are not"
+        raise TrainingError(
+            f"{what}; the images of this step are finite, {weights}",
+            hint="training diverged: lower run.learning_rate, or lengthen run.warmup_rounds",
+        )
+
+    def _broken_groups(self) -> list[str]:
+        return [
+            group
+            for group in GROUPS
+            if not all(bool(torch.isfinite(p).all()) for p in group_parameters(self.model, group))
+        ]
+
+
+def _finite(stored: Tensor | Streamed, row: int) -> bool:
+    image = stored.take(np.array([row])) if isinstance(stored, Streamed) else stored[row]
+    return bool(torch.isfinite(image).all())
+
+
+# --- torch.compile ------------------------------------------------------------------------------
+
+VERSIONS: Final = 64
+"""Compiled versions of one function at most; torch's own limit is 8."""
+
+
+def compile_encoders(model: MapModel, sizes: Mapping[Modality, int]) -> None:
+    """Have torch compile the encoders in place, for any number of rows; names stay.
+
+    They run here, on images of ``sizes`` (side in pixels or voxels) and always on the same numbers
+    of rows: what is compiled must not depend on which batch happens to come first, or the bits of
+    a round would depend on the rounds before it.
+
+    Raises:
+        ConfigError: they cannot be compiled here, above all for want of a C++ compiler.
+    """
+    # Encoders of the same class share torch's count of versions, at least four each (one row or
+    # many, with gradients or without). Beyond the limit torch would quietly compile no more.
+    torch._dynamo.config.recompile_limit = VERSIONS
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    device = next(model.parameters()).device
+    for modality, side in sizes.items():
+        encoder = model.get_submodule(modality)
+        encoder.compile()
+        shape = (CHANNELS[modality], *[side] * (3 if modality == "mri" else 2))
+        try:
+            for rows in (1, 3):  # torch makes one version for a single row, one for any number
+                images = torch.zeros(rows, *shape, device=device)
+                if rows > 1:
+                    torch._dynamo.mark_dynamic(images, 0)
+                with autocast(device):
+                    encoder(images).float().sum().backward()
+                    with torch.inference_mode():
+                        encoder(images)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [""])[0]
+            raise ConfigError(
+                f"compile: torch cannot compile the {modality} encoder here: "
+                f"{type(error).__name__}: {reason}",
+                hint="install a C++ compiler (g++), or set compile: false in site.yaml",
+            ) from None
+        model.zero_grad(set_to_none=True)
+
+
+def ready_model(
+    plan: RunConfig,
+    weights: Mapping[str, np.ndarray],
+    device: torch.device,
+    *,
+    rows_at_once: int | None = None,
+    compiled: bool = False,
+) -> MapModel:
+    """The model of a plan on ``device``, with the groups that came; others as the seed draws them.
+
+    Raises:
+        UpdateError: the weights are of another model.
+        ConfigError: its encoders cannot be compiled here.
+    """
+    model = build_model(plan.preset, plan.seed, **plan.layout)
+    model.rows_at_once = rows_at_once
+    set_groups(model, weights)
+    model.to(device)
+    if compiled:
+        layout = preset(plan.preset, **plan.layout)
+        sides = {m: layout.volume_size if m == "mri" else layout.image_size for m in MODALITIES}
+        compile_encoders(model, {m: side for m, side in sides.items() if m in weights})
+    return model

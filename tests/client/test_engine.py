@@ -1,0 +1,359 @@
+"""The engine: the same gradients in chunks, nothing asked of the device in a step, faults told."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from her2_client import engine
+from her2_client.cohort import Cohort
+from her2_client.engine import LOOK_EVERY, Watch, backward
+from her2_client.training import train_round
+from her2_common.cases import MODALITIES
+from her2_common.config import RunConfig
+from her2_common.errors import TrainingError
+from her2_common.losses import loss_terms, map_loss
+from her2_common.model import CHANNELS, GROUPS, Batch, MapModel, build_model, group_parameters
+
+MakeCohort = Callable[..., Cohort]
+MIX = [("us",), ("mg", "us"), ("mri",), ("us", "mri"), ("us",), MODALITIES, ("mg", "us", "mri")]
+LABELS = torch.tensor([0, 1, 1, 0, 1, 0, 1])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def batch(make_cohort: MakeCohort) -> Batch:
+    return make_cohort(MIX).batch(np.arange(len(MIX)))[0]
+
+
+def model_of(preset: str = "compact") -> MapModel:
+    return build_model(preset, 1, image_size=32, volume_size=16)
+
+
+def gradients(model: MapModel) -> dict[str, Tensor]:
+    return {
+        g: torch.cat([p.grad.flatten() for p in group_parameters(model, g) if p.grad is not None])
+        for g in GROUPS
+    }
+
+
+# --- the step -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["compact", "paper"])
+@pytest.mark.parametrize("alignment", ["l1", "contrastive"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 5e-6)])
+def test_chunks_give_the_gradients_of_the_whole_batch(
+    batch: Batch, preset: str, alignment: Any, dtype: torch.dtype, tolerance: float
+) -> None:
+    """The oracle is plain autograd through the whole model at once. What is left is rounding."""
+    images = {m: values.to(dtype) for m, values in batch.images.items()}
+    exact = Batch(images, batch.rows, batch.clinical.to(dtype))
+    model = model_of(preset).to(dtype)
+    expected_loss = map_loss(model(exact), LABELS, alignment=alignment)
+    expected_loss.backward()
+    expected = gradients(model)
+    for rows_at_once in (None, 1, 2, 100) if preset == "compact" else (None, 2):
+        model.zero_grad()
+        model.rows_at_once = rows_at_once
+        terms = backward(model, exact, partial(loss_terms, labels=LABELS, alignment=alignment))
+        total = torch.stack(list(terms.values())).sum()
+        torch.testing.assert_close(total, expected_loss.detach(), rtol=tolerance, atol=0)
+        for group, found in gradients(model).items():
+            assert (found - expected[group]).norm() <= tolerance * expected[group].norm(), group
+
+
+def test_memory_follows_the_chunk(batch: Batch) -> None:
+    """Counted: what the forward pass keeps for the backward pass, beside the model and images."""
+
+    def kept(rows_at_once: int | None, rows: int) -> int:
+        model = model_of()
+        model.rows_at_once = rows_at_once
+        known = {p.data_ptr() for p in model.parameters()}
+        total = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal total
+            total += 0 if tensor.data_ptr() in known else tensor.numel() * tensor.element_size()
+            return tensor
+
+        images = torch.randn(rows, CHANNELS["mg"], 32, 32)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model.encode("mg", images)
+        return total
+
+    assert kept(None, 8) > 1.9 * kept(None, 4)
+    images = 8 * CHANNELS["mg"] * 32 * 32 * 4
+    assert kept(2, 8) == images < 0.2 * kept(None, 8)
+
+
+def test_scores_in_chunks_are_the_same(batch: Batch) -> None:
+    model = model_of()
+    with torch.inference_mode():
+        expected = model(batch).fused
+        model.rows_at_once = 2
+        torch.testing.assert_close(model(batch).fused, expected, rtol=1e-5, atol=1e-6)
+
+
+class Asked(TorchDispatchMode):
+    """Operators that make the host wait for the device, or whose result's shape depends on data."""
+
+    WAITS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select")
+    WAITS_TOO = ("unique", "bincount", "_to_copy", "repeat_interleave", "argwhere", "is_same_size")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.split(".")[0]
+        other_device = (kwargs or {}).get("device") is not None
+        if any(name.startswith(w) for w in (*self.WAITS, *self.WAITS_TOO)) and (
+            name != "_to_copy" or other_device
+        ):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("preset", ["compact", "paper"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"alignment": "contrastive", "class_balance": "prior", "fusion": "gated"}],
+)
+def test_no_step_asks_the_device(
+    make_cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch, preset: str, options: dict[str, Any]
+) -> None:
+    """From a batch's making to the optimiser's step and the record of its loss."""
+    plan = RunConfig(
+        preset=preset, image_size=32, volume_size=16, batch_size=2, local_epochs=1, **options
+    )
+    cohort, asked, steps = make_cohort(MIX), Asked(), 0
+    whole_feed, note = Cohort.feed, Watch.note
+
+    def feed(self: Cohort, *arguments: Any) -> Iterator[Any]:
+        parts = whole_feed(self, *arguments)
+        yield next(parts)  # the first follows the moves of the epoch's row numbers
+        with asked:
+            yield from parts
+
+    def noted(self: Watch, *arguments: Any, **keywords: Any) -> Tensor:
+        nonlocal steps
+        steps += 1
+        return note(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Cohort, "feed", feed)
+    monkeypatch.setattr(Watch, "note", noted)
+    model = build_model(preset, 1, **plan.layout)
+    train_round(model, cohort, plan, site="a", round_number=1)
+    assert steps == 4
+    assert asked.names == []
+
+
+def test_the_guard_sees_a_question(batch: Batch) -> None:
+    with Asked() as asked:
+        float(batch.clinical.sum())
+        batch.clinical.nonzero()
+    assert asked.names == ["_local_scalar_dense", "nonzero"]
+
+
+@settings(deadline=None, max_examples=10)
+@given(size=st.integers(1, 7))
+def test_row_numbers_move_once_an_epoch(make_cohort: MakeCohort, size: int) -> None:
+    cohort, moves = make_cohort(MIX), 0
+    from_numpy = torch.from_numpy
+
+    def counted(array: np.ndarray) -> Tensor:
+        nonlocal moves
+        moves += 1
+        return from_numpy(array)
+
+    groups = np.array_split(np.arange(len(MIX)), math.ceil(len(MIX) / size))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "from_numpy", counted)
+        parts = list(cohort.feed(groups))
+    assert len(parts) == len(groups)
+    assert moves == 1 + 2 * len(MODALITIES)
+
+
+def test_a_share_of_a_batch_has_the_rows_of_all_and_the_images_of_some(
+    make_cohort: MakeCohort,
+) -> None:
+    cohort = make_cohort(MIX)
+    (full,) = cohort.feed([np.arange(len(MIX))])
+    (part,) = cohort.feed([np.arange(len(MIX))], lambda count: slice(1, min(3, count)))
+    assert part.seen["us"].tolist() == full.seen["us"].tolist() == list(range(6))
+    assert part.taken["us"].tolist() == [1, 2]
+    for modality, images in full.batch.images.items():
+        assert torch.equal(part.batch.rows[modality], full.batch.rows[modality])
+        assert torch.equal(part.batch.images[modality], images[1:3])
+    (none,) = cohort.feed([np.array([0])], lambda _: slice(0, 0))
+    assert (none.batch.images, none.batch.rows["us"].tolist()) == ({}, [0])
+
+
+# --- the watch ----------------------------------------------------------------------------------
+
+PLAN = RunConfig(image_size=32, volume_size=16, batch_size=2, local_epochs=1, alignment="none")
+
+
+def fault(cohort: Cohort, plan: RunConfig = PLAN, model: MapModel | None = None) -> TrainingError:
+    with pytest.raises(TrainingError) as caught:
+        train_round(model or model_of(), cohort, plan, site="a", round_number=2)
+    return caught.value
+
+
+def test_an_image_at_fault_is_named_with_its_case(make_cohort: MakeCohort) -> None:
+    cohort = make_cohort([("us", "mri")] * 6)
+    names = tuple(f"pseudonym-{i}" for i in range(6))
+    cohort = Cohort(**(vars(cohort) | {"pseudonyms": names}))
+    cohort.images["mri"][4, 0, 1, 2, 3] = -torch.inf
+    error = fault(cohort)
+    assert "the mri image of case pseudonym-4 holds" in str(error)
+    assert "terms: fused, mri)" in str(error)  # ultrasound alone was fine in that step
+    assert "ingest" in str(error.hint)
+    assert error.code == "training"
+
+
+def test_diverging_weights_are_told_apart(make_cohort: MakeCohort) -> None:
+    cohort = make_cohort([("us",)] * 8)
+    model = model_of()
+    with torch.no_grad():
+        model.us.project.weight.fill_(torch.inf)
+    error = fault(cohort, model=model)
+    assert str(error).startswith("round 2, epoch 1, step 1: the loss is not finite")
+    assert "images of this step are finite, by now the weights of us" in str(error)
+    assert "learning_rate" in str(error.hint)
+
+
+@pytest.mark.parametrize("bad_step", [0, LOOK_EVERY - 1, LOOK_EVERY])
+def test_a_fault_ends_the_round_within_sixteen_steps(
+    make_cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch, bad_step: int
+) -> None:
+    """And the step that is named is the first bad one, whichever step looks."""
+    steps = 0
+    true_backward = engine.backward
+
+    def spoiled(*arguments: Any, **keywords: Any) -> dict[str, Tensor]:
+        nonlocal steps
+        terms = true_backward(*arguments, **keywords)
+        steps += 1
+        return terms | {"us": terms["us"] * torch.nan} if steps == bad_step + 1 else terms
+
+    monkeypatch.setattr("her2_client.training.backward", spoiled)
+    plan = PLAN.model_copy(update={"local_epochs": 5})  # of 10 steps
+    error = fault(make_cohort([("us",)] * 20), plan)
+    assert f"epoch {bad_step // 10 + 1}, step {bad_step % 10 + 1}: " in str(error)
+    assert "terms: us)" in str(error)
+    assert "the weights are finite" in str(error)
+    assert steps == (LOOK_EVERY if bad_step < LOOK_EVERY else 2 * LOOK_EVERY)
+
+
+def test_weights_that_break_in_the_last_step_do_not_leave(
+    make_cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_backward = engine.backward
+
+    def spoiled(model: MapModel, *arguments: Any, **keywords: Any) -> dict[str, Tensor]:
+        terms = true_backward(model, *arguments, **keywords)
+        model.head.bias.grad.fill_(torch.nan)  # type: ignore[union-attr]
+        return terms
+
+    monkeypatch.setattr("her2_client.training.backward", spoiled)
+    error = fault(make_cohort([("us",)] * 2))
+    assert "after the last step the weights of head are not finite" in str(error)
+
+
+# --- torch.compile ------------------------------------------------------------------------------
+
+# In processes of their own: torch does not compile functions whose shapes are checked at run time.
+PRELUDE = """
+from functools import partial
+import torch
+from her2_client.engine import backward, compile_encoders, make_deterministic
+from her2_common.errors import ConfigError
+from her2_common.losses import loss_terms
+from her2_common.model import Batch, build_model
+
+make_deterministic(1)
+size = {"image_size": 32, "volume_size": 16}
+"""
+
+NO_COMPILER = """
+try:
+    compile_encoders(build_model("compact", 1, **size), {"us": 32})
+except ConfigError as error:
+    print(error, error.hint)
+"""
+
+COMPILED = """
+images = torch.randn(5, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+clinical, labels = torch.zeros(5, 5), torch.arange(5) % 2
+
+def gradient(model, rows):
+    model.zero_grad()
+    batch = Batch({"us": images[:rows]}, {"us": torch.arange(rows)}, clinical[:rows])
+    backward(model, batch, partial(loss_terms, labels=labels[:rows]))
+    return torch.cat([p.grad.flatten() for p in model.us.parameters()])
+
+def compiled():
+    torch._dynamo.reset()
+    model = build_model("compact", 1, **size)
+    compile_encoders(model, {"us": 32})
+    return model
+
+expected = gradient(build_model("compact", 1, **size), 5)
+first = gradient(compiled(), 5)
+worn = compiled()
+gradient(worn, 1), gradient(worn, 2)
+versions = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+again = gradient(worn, 5)
+worn.eval()
+with torch.inference_mode():
+    worn.us(images[:4]), worn.us(images[:1])
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == versions  # nothing compiled anew
+print(float((first - expected).norm() / expected.norm()), torch.equal(first, again))
+"""
+
+
+def in_process(script: str, folder: Path, **environment: str) -> str:
+    settings = {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + script],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | settings | environment,
+    )
+    return done.stdout
+
+
+def test_no_compiler_is_a_clear_error(tmp_path: Path) -> None:
+    said = in_process(NO_COMPILER, tmp_path, CXX="/no/such/compiler")
+    assert "compile: torch cannot compile the us encoder here" in said
+    assert "compiler" in said.split("here:")[1].split("install")[0]
+    assert "install a C++ compiler (g++), or set compile: false" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_compiled_encoders_give_the_same_gradients_whatever_came_before(tmp_path: Path) -> None:
+    gap, same_bits = in_process(COMPILED, tmp_path).split()
+    assert float(gap) < 1e-5
+    assert same_bits == "True"
