@@ -166,7 +166,6 @@ class RunConfig(Section):
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     weight_decay: float = Field(default=0.05, ge=0, le=1)
     warmup_rounds: float = Field(default=1.0, ge=0)
-    fusion: Literal["mean", "gated"] = "mean"
     her2_levels: Literal[2, 3] = 2
     single_weight: float = Field(default=1.0, ge=0)
     alignment: Literal["l1", "contrastive", "none"] = "l1"
@@ -192,7 +191,6 @@ class RunConfig(Section):
         return {
             "image_size": self.image_size,
             "volume_size": self.volume_size,
-            "fusion": self.fusion,
             "levels": self.her2_levels,
         }
 

@@ -152,15 +152,14 @@ here. ``size`` is the side of the images in pixels or voxels. The module maps th
 class Preset:
     """A model as data: input sizes (pixels, voxels), feature width, and an encoder a modality.
 
-    ``encoders[m]`` is a name in ``ENCODERS`` and the options of that function. ``fusion`` and
-    ``levels`` (of HER2) are a run's choice.
+    ``encoders[m]`` is a name in ``ENCODERS`` and the options of that function. ``levels``
+    (of HER2) is a run's choice.
     """
 
     image_size: int
     volume_size: int
     features: int
     encoders: Mapping[Modality, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
-    fusion: Literal["mean", "gated"] = "mean"
     levels: Literal[2, 3] = 2
 
 
@@ -231,13 +230,10 @@ class MapModel(nn.Module):
             size = plan.volume_size if modality == "mri" else plan.image_size
             encoder = ENCODERS[kind](CHANNELS[modality], plan.features, size, **options)
             self.add_module(modality, encoder)
-        self.levels, self.gated = plan.levels, plan.fusion == "gated"
+        self.levels = plan.levels
         self.rows_at_once: int | None = None
         self.clinical = nn.Linear(5, plan.levels, bias=False)
-        self.head = nn.Linear(plan.features, plan.levels + self.gated)
-        if self.gated:  # begins as the mean
-            nn.init.zeros_(self.head.weight[-1])
-            nn.init.zeros_(self.head.bias[-1])
+        self.head = nn.Linear(plan.features, plan.levels)
 
     def forward(self, batch: Batch) -> MapOutput:
         """Scores every case from what it has.
@@ -297,18 +293,14 @@ class MapModel(nn.Module):
         total, count = None, torch.zeros(len(told), 1, device=told.device)
         for modality, feature in features.items():
             of_case = rows[modality]
-            scores = self.head(feature)  # (n, levels), and the gate
-            single[modality] = scores[:, : self.levels] + told[of_case]
-            weight = count.new_ones(len(of_case), 1)
-            if self.gated:
-                weight = 2 * torch.sigmoid(scores[:, self.levels :].float())  # (n, 1), in (0, 2)
+            single[modality] = self.head(feature) + told[of_case]  # (n, levels)
             if total is None:
                 total = feature.new_zeros(len(told), feature.shape[1])
-            total = total.index_add(0, of_case, (weight * feature).to(total.dtype))
-            count = count.index_add(0, of_case, weight)
+            total = total.index_add(0, of_case, feature)
+            count = count.index_add(0, of_case, count.new_ones(len(of_case), 1))
         if total is None:
             raise ValueError("expected a batch with at least one modality, got none")
-        fused = self.head(total / count)[:, : self.levels] + told
+        fused = self.head(total / count) + told
         return MapOutput(fused, single, features, dict(rows))
 
 

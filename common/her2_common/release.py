@@ -55,7 +55,6 @@ class Manifest(BaseModel):
     label: Label
     image_size: int = Field(ge=32, le=1024, multiple_of=16)
     volume_size: int = Field(ge=16, le=256, multiple_of=16)
-    fusion: Literal["mean", "gated"] = "mean"
     her2_levels: Literal[2, 3] = 2
     threshold: float = Field(ge=0, le=1)
     groups: list[Group]
@@ -69,7 +68,6 @@ class Manifest(BaseModel):
         return {
             "image_size": self.image_size,
             "volume_size": self.volume_size,
-            "fusion": self.fusion,
             "levels": self.her2_levels,
         }
 

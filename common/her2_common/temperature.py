@@ -143,15 +143,14 @@ def fold(
 ) -> dict[str, NDArray[np.float32]]:
     """The groups whose model's log odds are ``fit`` of those of ``groups``; nothing else changes.
 
-    Groups are flat vectors in parameter order: ``head`` is a weight (outputs, d) and a bias
-    (outputs,), ``clinical`` a weight (levels, 5). Only outputs 0 and 1 are the log odds: a third
-    level (low against zero) and the gate of a gated fusion stay, or the fusion would change.
+    Groups are flat vectors in parameter order: ``head`` is a weight (levels, d) and a bias
+    (levels,), ``clinical`` a weight (levels, 5). Only outputs 0 and 1 are the log odds: a third,
+    low against zero, stays.
     """
-    outputs = plan.levels + (plan.fusion == "gated")
     head = groups["head"].astype(np.float64)  # copies
     clinical = groups["clinical"].astype(np.float64)
-    weight = head[: outputs * plan.features].reshape(outputs, plan.features)  # views
-    bias = head[outputs * plan.features :]
+    weight = head[: plan.levels * plan.features].reshape(plan.levels, plan.features)  # views
+    bias = head[plan.levels * plan.features :]
     for part in (weight, bias, clinical.reshape(plan.levels, -1)):
         part[:2] *= fit.slope
     bias[1] += fit.intercept

@@ -56,7 +56,7 @@ def read_initial(config: FederationConfig) -> Initial | None:
     """The release that ``config.initial`` names, checked against the run; None if it names none.
 
     Raises:
-        ConfigError: the run's preset, sizes or (with the same label) fusion or HER2 levels are not
+        ConfigError: the run's preset, sizes or (with the same label) HER2 levels are not
             the release's, or the weights are not those of ``initial_sha256``.
         DataError: the folder holds no sound release.
     """
@@ -92,7 +92,7 @@ def _check_layout(config: FederationConfig, manifest: Manifest, *, same_question
         "volume_size": layout.volume_size,
     }
     if same_question:  # these shape the head, which another question does not take
-        run |= {"fusion": layout.fusion, "her2_levels": layout.levels}
+        run |= {"her2_levels": layout.levels}
     faults = [
         f"run.{key}: expected {getattr(manifest, key)} as in the release, got {value}"
         for key, value in run.items()

@@ -121,7 +121,6 @@ def release(
         label=config.run.label,
         image_size=layout.image_size,
         volume_size=layout.volume_size,
-        fusion=layout.fusion,
         her2_levels=layout.levels,
         threshold=summary["threshold"]["value"],
         groups=trained,

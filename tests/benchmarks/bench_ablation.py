@@ -53,6 +53,7 @@ from her2_common.cases import MODALITIES, Modality
 from her2_common.metrics import GRID, Estimate, ScoreHistogram, normal_quantile
 
 DEFAULT: Final = "default"
+WRONG: Final = "wrong ultrasound"
 held_out_once = lru_cache(maxsize=1)(held_out)
 
 
@@ -78,12 +79,10 @@ ARMS: Final = (
     Arm("modality dropout .3", {"modality_dropout": 0.3}),
     Arm("class balance: weights", {"class_balance": "weights"}),
     Arm("class balance: prior", {"class_balance": "prior"}),
-    Arm("gated fusion", {"fusion": "gated"}),
     Arm("mammography only", modalities=("mg",)),
     Arm("ultrasound only", modalities=("us",)),
     Arm("MRI only", modalities=("mri",)),
-    Arm("mean, wrong ultrasound", misled=True),
-    Arm("gated, wrong ultrasound", {"fusion": "gated"}, misled=True),
+    Arm(WRONG, misled=True),
 )
 
 
@@ -176,21 +175,14 @@ def wrong_table(results: dict[str, Lines]) -> str:
         return chosen
 
     rows = []
-    for name in (DEFAULT, "gated fusion", "mean, wrong ultrasound", "gated, wrong ultrasound"):
+    for name in (DEFAULT, WRONG):
         lines = results[name]
-        base = results[DEFAULT if "wrong" not in name else "mean, wrong ultrasound"]
         row = [name]
         for key in ("scores", "wrong_us", "without_us"):
             figures = [auc_figure(among(a, key), among(a, "labels")) for a in lines]
             row.append(shown(combined(figures)))
-        gaps = [
-            difference(among(a, "wrong_us"), among(b, "wrong_us"), among(a, "labels"))
-            for a, b in zip(lines, base, strict=True)
-        ]
-        row.append("" if lines is base else shown(combined(gaps), signed=True))
         rows.append(row)
-    header = ["arm", "right ultrasound", "wrong ultrasound", "without it", "wrong: less the mean"]
-    return table(header, rows)
+    return table(["arm", "right ultrasound", "wrong ultrasound", "without it"], rows)
 
 
 def complete_seeds(lines: Lines, seeds: Sequence[int]) -> dict[str, Lines]:

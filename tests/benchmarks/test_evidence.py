@@ -264,10 +264,10 @@ def test_ablation_tables_hold_what_the_lines_say() -> None:
     first = results["default"][0]
     nats = log_loss(first["labels"], np.array(first["scores"]) / 1024)
     assert ablation.log_loss(first).value == pytest.approx(nats)
-    better = next(row for row in text if row.startswith("| gated fusion"))
+    better = next(row for row in text if row.startswith("| modality dropout"))
     gaps = [
         roc_auc_score(a["labels"], a["scores"]) - roc_auc_score(b["labels"], b["scores"])
-        for a, b in zip(results["gated fusion"], results["default"], strict=True)
+        for a, b in zip(results["modality dropout .3"], results["default"], strict=True)
     ]
     assert min(gaps) > 0
     shown = float(better.split("|")[3].split("(")[0])

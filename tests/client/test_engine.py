@@ -136,7 +136,7 @@ class Asked(TorchDispatchMode):
 @pytest.mark.parametrize("preset", ["compact", "paper"])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"alignment": "contrastive", "class_balance": "prior", "fusion": "gated"}],
+    [{}, {"alignment": "contrastive", "class_balance": "prior"}],
 )
 def test_no_step_asks_the_device(
     make_cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch, preset: str, options: dict[str, Any]

@@ -87,26 +87,6 @@ def test_fusion_is_the_mean_of_the_features(model: MapModel) -> None:
     torch.testing.assert_close(output.fused[0], expected, rtol=0, atol=1e-6)
 
 
-def test_gated_fusion_begins_as_the_mean_and_then_weighs() -> None:
-    model = build_model("compact", 1, fusion="gated")
-    batch = make_batch([4, 5], [MODALITIES, ("us",)])
-    output = run(model, batch)
-    mean = torch.stack([output.features[m][0] for m in MODALITIES]).mean(0)
-    with torch.no_grad():
-        expected = model.head(mean)[:2] + model.clinical(clinical(4))
-        torch.testing.assert_close(output.fused[0], expected, rtol=0, atol=1e-6)
-        model.head.weight[-1] = torch.randn(128, generator=torch.Generator().manual_seed(0))
-    output = run(model, batch)
-    features = torch.stack([output.features[m][0] for m in MODALITIES])
-    with torch.no_grad():
-        weights = 2 * torch.sigmoid(features @ model.head.weight[-1] + model.head.bias[-1])
-        fused = (weights[:, None] * features).sum(0) / weights.sum()
-        expected = model.head(fused)[:2] + model.clinical(clinical(4))
-    torch.testing.assert_close(output.fused[0], expected, rtol=0, atol=1e-5)
-    # one modality alone: whatever its weight, it is the fused score
-    torch.testing.assert_close(output.fused[1], output.single["us"][1], rtol=0, atol=1e-6)
-
-
 def test_three_levels_have_a_third_output_and_the_first_two_stay() -> None:
     batch = make_batch([1, 2], [("mg",), ("mri", "us")])
     two, three = build_model("compact", 1), build_model("compact", 1, levels=3)

@@ -112,7 +112,7 @@ def test_a_release_of_three_levels_may_begin_a_run_about_pcr(
     tmp_path: Path, make_release: MakeRelease
 ) -> None:
     """Its head has a third output; but the head is not taken."""
-    make_release(her2_levels=3, fusion="gated")
+    make_release(her2_levels=3)
     initial = read_initial(configuration(tmp_path, {"label": "pcr"}))
     assert initial is not None
     assert list(initial.taken) == ["mg", "us", "mri"]
@@ -124,7 +124,6 @@ def test_a_release_of_three_levels_may_begin_a_run_about_pcr(
         ({"image_size": 64}, {}, "run.image_size: expected 64 as in the release, got 32"),
         ({"volume_size": 32}, {}, "run.volume_size: expected 32 as in the release, got 16"),
         ({}, {"preset": "paper"}, "run.preset: expected compact as in the release, got paper"),
-        ({}, {"fusion": "gated"}, "run.fusion: expected mean as in the release, got gated"),
         ({"her2_levels": 3}, {}, "run.her2_levels: expected 3 as in the release, got 2"),
         ({}, {"image_size": 64, "label": "pcr"}, "run.image_size: expected 32"),
         ({}, {"preset": "nosuch"}, "run.preset: expected one of"),

@@ -15,7 +15,7 @@ encoders normalise what they see, so that a picture at a hundredth of its contra
 like itself: nearly all of the integral lies at small a, which equal steps never visit. The knee
 is the contrast up to which the case's log odds are still those of the blank image.
 
-Only ``MapModel.forward`` is used: any encoder and any fusion can be explained.
+Only ``MapModel.forward`` is used: any encoder can be explained.
 """
 
 from __future__ import annotations
