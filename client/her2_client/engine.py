@@ -257,7 +257,9 @@ def compile_encoders(model: MapModel, sizes: Mapping[Modality, int]) -> None:
         ConfigError: they cannot be compiled here, above all for want of a C++ compiler.
     """
     # Encoders of the same class share torch's count of versions, at least four each (one row or
-    # many, with gradients or without). Beyond the limit torch would quietly compile no more.
+    # many, with gradients or without). Beyond the limit torch would quietly compile no more. Nor
+    # is it to take from their different sizes that an encoder's size varies: rows alone do.
+    torch._dynamo.config.automatic_dynamic_shapes = False
     torch._dynamo.config.recompile_limit = VERSIONS
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     device = next(model.parameters()).device
@@ -279,7 +281,7 @@ def compile_encoders(model: MapModel, sizes: Mapping[Modality, int]) -> None:
             raise ConfigError(
                 f"compile: torch cannot compile the {modality} encoder here: "
                 f"{type(error).__name__}: {reason}",
-                hint="install a C++ compiler (g++), or set compile: false in site.yaml",
+                hint="install a C++ compiler (g++) if there is none, or set compile: false",
             ) from None
         model.zero_grad(set_to_none=True)
 

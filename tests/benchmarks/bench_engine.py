@@ -6,7 +6,7 @@
    of the step, and what the reading alone takes. The cache is as large as the memory it leaves to
    the operating system allows, so the disk itself is hardly measured.
 3. devices: seconds of a round of `compact`, one process against two on the same threads (CPU).
-4. compile: seconds of a step and of the compilation itself, by preset at small size.
+4. compile: seconds of a step of `compact` at small size, and of the compilation itself.
 
 Seconds are CPU seconds where one process works (other work on the machine weighs less on them),
 wall seconds elsewhere.
@@ -49,7 +49,7 @@ BATCH: Final = 12
 CASES: Final = 48
 """In the cache of 2. and 3.; 113 MB with all three modalities."""
 
-SMALL: Final = {"compact": (64, 32), "paper": (64, 48)}
+SMALL: Final = (64, 32)
 """Pixels and voxels a side for 4."""
 
 
@@ -74,8 +74,7 @@ def main() -> None:
                 for devices in (1, 2):
                     tell("devices", apart(several, threads, config, devices))
     if "compile" in parts:
-        for name in SMALL:
-            tell("compile", apart(compiled, threads, name))
+        tell("compile", apart(compiled, threads, "compact"))
 
 
 def tell(part: str, numbers: dict[str, Any]) -> None:
@@ -205,7 +204,7 @@ def several(config: SiteConfig, devices: int) -> dict[str, Any]:
 
 
 def compiled(name: str) -> dict[str, Any]:
-    image_size, volume_size = SMALL[name]
+    image_size, volume_size = SMALL
     batch = batch_of(image_size, volume_size)
     model = build_model(name, 0, image_size=image_size, volume_size=volume_size)
     eager = step_seconds(model, batch)
@@ -215,7 +214,7 @@ def compiled(name: str) -> dict[str, Any]:
     fast = step_seconds(model, batch)
     return {
         "preset": name,
-        "sizes": SMALL[name],
+        "sizes": SMALL,
         "eager_cpu_s": eager,
         "compiled_cpu_s": fast,
         "ratio": round(eager / fast, 2),
