@@ -24,7 +24,7 @@ from her2_client.residency import Resident, Streamed, ahead, stays_resident
 from her2_common.cases import MODALITIES, SPLITS, Label, Modality, Split
 from her2_common.clinical import HER2_LEVELS
 from her2_common.config import FIRST_POST_CONTRAST, RunConfig
-from her2_common.model import CLINICAL_CENTRE, CLINICAL_SCALE, Batch, preset
+from her2_common.model import CLINICAL_CENTRE, CLINICAL_SCALE, Batch, Preset, preset
 from her2_common.types import Clinical, ImagesOf, Labels, RowsOf
 
 
@@ -118,7 +118,7 @@ class Cohort:
             return self
         drawn = torch.rand(len(self), len(MODALITIES), generator=generator).numpy()
         present = np.stack([self.rows[m] >= 0 for m in self.rows], axis=1)  # (n, modalities)
-        drawn = np.where(present, drawn[:, : len(self.rows)], -1.0)
+        drawn = np.where(present, drawn[:, [MODALITIES.index(m) for m in self.rows]], -1.0)
         kept = present & ((drawn >= probability) | (drawn == drawn.max(axis=1, keepdims=True)))
         rows = {m: np.where(kept[:, i], self.rows[m], -1) for i, m in enumerate(self.rows)}
         return replace(self, rows=rows)
@@ -185,10 +185,9 @@ def scale_clinical(raw: np.ndarray) -> np.ndarray:
 
 
 def residence(
-    cache: Cache, plan: RunConfig, choice: Resident, device: torch.device, copies: int = 1
+    cache: Cache, layout: Preset, choice: Resident, device: torch.device, copies: int = 1
 ) -> tuple[bool, str]:
-    """Whether the images of a plan become resident, ``copies`` of them, and a line that says so."""
-    layout = preset(plan.preset, **plan.layout)
+    """Whether images of ``layout`` become resident, ``copies`` of them, and a line that says so."""
     shapes = {m: image_shape(m, layout.image_size, layout.volume_size) for m in MODALITIES}
     size = sum(2 * len(cache.arrays[m]) * math.prod(shapes[m]) for m in MODALITIES)
     return stays_resident(choice, copies * size, device)

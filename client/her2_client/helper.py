@@ -28,7 +28,7 @@ from her2_common.cases import Modality
 from her2_common.config import RunConfig, SiteConfig
 from her2_common.errors import Her2Error, TrainingError
 from her2_common.memory import keep_memory
-from her2_common.model import Batch, MapModel, get_groups, group_parameters
+from her2_common.model import Batch, MapModel, get_groups, group_parameters, preset
 from her2_common.types import FeaturesOf
 
 SILENCE_SECONDS: Final = 600.0
@@ -178,6 +178,7 @@ def _serve(rank: int, config: SiteConfig, meeting: str, pipe: Connection) -> Non
         if at_hand is None or (at_hand[0], fingerprint(at_hand[1])) != (order.plan, order.cases):
             at_hand = None
             at_hand = (order.plan, _load(config, order, device))
+            pipe.send(None)  # a long load is no silence
         model = ready_model(
             order.plan,
             weights,
@@ -225,7 +226,8 @@ def _join(rank: int, config: SiteConfig, meeting: str) -> torch.device:
 def _load(config: SiteConfig, order: Order, device: torch.device) -> Cohort:
     cache = open_cache(config.data.cache)
     copies = 1 if device.type == "cuda" else config.devices
-    resident, _ = residence(cache, order.plan, config.resident, device, copies)
+    layout = preset(order.plan.preset, **order.plan.layout)
+    resident, _ = residence(cache, layout, config.resident, device, copies)
     cohorts = load_cohorts(
         cache,
         order.plan,

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from her2_client.cache import Cache, open_cache
-from her2_client.cohort import Cohort, load_cohort
+from her2_client.cohort import Cohort, load_cohort, residence
 from her2_client.engine import make_deterministic, select_device
 from her2_client.keys import read_pseudonym_key
 from her2_client.scoring import score
@@ -22,7 +22,7 @@ from her2_common.clinical import PCR_DEFINITION, Her2Level
 from her2_common.config import SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError
 from her2_common.metrics import GRID
-from her2_common.model import MapModel
+from her2_common.model import MapModel, preset
 from her2_common.release import Manifest, load_release, read_references
 
 _SCORES: Final = tuple(f"{m}_score" for m in MODALITIES)
@@ -75,8 +75,11 @@ def predict_table(
         raise ConfigError(f"{out}: exists already", hint="--force replaces it")
     make_deterministic(config.threads)
     model, manifest = load_release(release)
+    model.rows_at_once = config.rows_at_once
     cache = open_cache(config.data.cache)
     device = select_device(config.device)
+    layout = preset(manifest.preset, **manifest.layout)
+    resident, _ = residence(cache, layout, config.resident, device)
     trained = [m for m in MODALITIES if m in manifest.groups]
     cohort = load_cohort(
         cache,
@@ -86,6 +89,7 @@ def predict_table(
         volume_size=manifest.volume_size,
         modalities=trained,
         device=device,
+        resident=resident,
     )
     if "clinical" not in manifest.groups:
         cohort = cohort.without_clinical()

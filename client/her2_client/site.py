@@ -27,7 +27,7 @@ from her2_common.config import RunConfig, SiteConfig
 from her2_common.errors import DataError
 from her2_common.memory import keep_memory
 from her2_common.metrics import ScoreHistogram
-from her2_common.model import GROUPS, Group, MapModel, get_groups
+from her2_common.model import GROUPS, Group, MapModel, get_groups, preset
 from her2_common.novelty import Reference, counted
 from her2_common.wire import Counts, Flow, SiteDescription, SiteReply, TaskOrder
 
@@ -98,7 +98,8 @@ class Site:
             return
         self._plan, self._cohorts = None, {}
         cache = open_cache(self.config.data.cache)
-        resident, told = residence(cache, plan, self.config.resident, self.device)
+        layout = preset(plan.preset, **plan.layout)
+        resident, told = residence(cache, layout, self.config.resident, self.device)
         self.notify(told)
         # With several devices, helper processes hold the training images.
         kept = SPLITS if self.crew is None else tuple(s for s in SPLITS if s != "train")

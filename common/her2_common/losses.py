@@ -81,7 +81,9 @@ def loss_terms(
         output: what the model said of the b cases.
         labels: 0 or 1 for every case.
         low: for a model of three levels, 1 HER2-low, 0 HER2-zero, -1 neither or unknown.
-        class_weights: of the negative and the positive cases; a mean is the weighted one.
+        class_weights: of the negative and the positive cases, with mean 1 over a site's cases. A
+            term is the mean of weight times cross entropy: not divided by the weights of the batch,
+            which would make up for the positives that a small batch lacks.
         prior_log_odds: added to the log odds of positive before the cross entropy, so that the
             logits need not learn how frequent positives are here (Menon et al., ICLR 2021).
         single_weight: u, of the single-modality terms.
@@ -118,7 +120,7 @@ def _entropy(
     log_odds = logits[:, 1] - logits[:, 0] + prior_log_odds
     nats = F.binary_cross_entropy_with_logits(log_odds, labels.to(log_odds.dtype), reduction="none")
     weights = torch.where(labels == 1, class_weights[1], class_weights[0])
-    total: Scalar = (weights * nats).sum() / weights.sum()
+    total: Scalar = (weights * nats).mean()
     if low is None:
         return total
     known = (low >= 0).to(log_odds.dtype)

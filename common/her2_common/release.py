@@ -26,15 +26,17 @@ from safetensors.numpy import save as save_tensors
 
 from her2_common import __version__
 from her2_common.cases import Label, Modality
-from her2_common.errors import DataError, UpdateError
+from her2_common.errors import ConfigError, DataError, UpdateError
 from her2_common.files import replace_durably
-from her2_common.model import GROUPS, Group, MapModel, build_model, preset, set_groups
+from her2_common.model import GROUPS, Group, MapModel, build_model, preset, preset_sizes, set_groups
 from her2_common.novelty import Reference, pack, unpack
 
 FORMAT: Final = "her2-map release"
 WEIGHTS_NAME: Final = "model.safetensors"
 REFERENCES_NAME: Final = "references.safetensors"
 MANIFEST_NAME: Final = "manifest.json"
+_UNREADABLE: Final = (SafetensorError, KeyError, ValueError, TypeError)
+"""What the reader of safetensors raises; KeyError for types that numpy does not have."""
 
 
 class Manifest(BaseModel):
@@ -58,6 +60,7 @@ class Manifest(BaseModel):
     her2_levels: Literal[2, 3] = 2
     threshold: float = Field(ge=0, le=1)
     groups: list[Group]
+    sha256: str | None = None
     calibration: dict[str, Any] = Field(default_factory=dict)
     limits: dict[Modality, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
     references_sha256: str | None = None
@@ -125,7 +128,8 @@ def read_release(folder: Path) -> tuple[Manifest, dict[str, np.ndarray]]:
         ) from None
     try:
         groups = load_tensors(tensors)
-    except SafetensorError as error:
+        sizes = preset_sizes(manifest.preset, **manifest.layout)
+    except (*_UNREADABLE, ConfigError) as error:
         raise DataError(f"{folder}: not a release ({type(error).__name__})", hint=hint) from None
     stated = set(manifest.groups)
     if stated != set(groups) or not stated <= set(GROUPS) or "head" not in stated:
@@ -133,8 +137,14 @@ def read_release(folder: Path) -> tuple[Manifest, dict[str, np.ndarray]]:
             f"{folder}: model.safetensors: expected the groups {', '.join(sorted(stated))}, "
             f"got {', '.join(sorted(groups))}"
         )
-    if wrong := [name for name, vector in groups.items() if vector.dtype != np.float32]:
-        raise DataError(f"{folder}: model.safetensors: {wrong[0]}: expected float32")
+    for name, vector in groups.items():
+        if vector.dtype != np.float32 or vector.shape != (sizes[name],):
+            raise DataError(
+                f"{folder}: model.safetensors: {name}: expected float32 of shape "
+                f"({sizes[name]},), got {vector.dtype} of shape {vector.shape}"
+            )
+        if not np.isfinite(vector).all():
+            raise DataError(f"{folder}: model.safetensors: {name}: holds NaN or infinity")
     return manifest, groups
 
 
@@ -159,7 +169,7 @@ def read_references(folder: Path, manifest: Manifest) -> dict[Modality, Referenc
     try:
         features = preset(manifest.preset, **manifest.layout).features
         references = unpack(load_tensors(content), features)
-    except (SafetensorError, UpdateError) as error:
+    except (*_UNREADABLE, UpdateError) as error:
         raise DataError(f"{folder}: {REFERENCES_NAME}: {type(error).__name__}") from None
     if lacking := sorted(set(manifest.limits) - set(references)):
         raise DataError(f"{folder}: {REFERENCES_NAME}: expected a reference for {lacking[0]}")

@@ -38,8 +38,11 @@ Distances = Mapping[str, Mapping[str, ScoreHistogram]]
 @dataclass
 class MomentSum:
     """Sums the moments of sites, exactly and in any order: a rounding to steps of 2**-30 a site,
-    then 64-bit integers, as her2_server.aggregation sums weights. Holds one array a modality."""
+    then 64-bit integers, as her2_server.aggregation sums weights. Holds one array a modality.
 
+    ``sites`` is how many may add: each has its share of the room."""
+
+    sites: int
     _sums: dict[Modality, np.ndarray] = field(default_factory=dict)
 
     def add(self, moments: Mapping[Modality, np.ndarray]) -> None:
@@ -49,12 +52,10 @@ class MomentSum:
             UpdateError: "out of range".
         """
         for modality, total in moments.items():
-            largest = float(np.abs(total).max())
-            if modality in self._sums:
-                largest += float(np.abs(self._sums[modality]).max()) / 2.0**FRACTION_BITS
-            if largest >= MAX_SUM:
+            largest, room = float(np.abs(total).max()), MAX_SUM / self.sites
+            if largest >= room:
                 raise UpdateError(
-                    f"moments {modality}: expected sums below {MAX_SUM:g}, got {largest:.3g}",
+                    f"moments {modality}: expected sums below {room:g}, got {largest:.3g}",
                     reason="out of range",
                 )
         for modality, total in moments.items():
@@ -179,7 +180,7 @@ def novelty_record(
     for modality in (m for m in MODALITIES if m in trained):
         limit, reason, flagged = limits.get(modality), None, None
         if modality not in settled.references:
-            reason = "no centre sent the moments of its features"
+            reason = "no centre sent moments of its features that can be used"
         elif limit is None:
             reason = f"fewer than {FEWEST_CASES} validation cases"
         else:

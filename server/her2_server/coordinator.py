@@ -61,6 +61,7 @@ from her2_server.exchange import (
     Outcome,
     check_counts,
     check_reply,
+    check_scores,
     exchange,
     online_sites,
     require_quorum,
@@ -240,6 +241,7 @@ class Coordinator:
             if set(update) != set(self.sites[site].groups):
                 raise UpdateError(f"{site}: expected its own groups", reason="wrong groups")
             histograms = read_scores(content, reply.score_keys)
+            check_scores(self.sites[site], "val", histograms, len(self.config.sites))
             accumulator.add(update, reply.counts)
             replies[site], scores[site] = reply, histograms
             fold_seconds += time.perf_counter() - began
@@ -289,7 +291,7 @@ class Coordinator:
         A site whose policy leaves ``profile`` out has answered: its cases do not count.
         """
         scores: Scores = {}
-        moments = MomentSum()
+        moments = MomentSum(len(self.config.sites))
         features = preset(self.plan.preset, **self.plan.layout).features
 
         def on_reply(site: str, content: RecordDict) -> None:
@@ -297,6 +299,7 @@ class Coordinator:
             check_reply(site, reply, "profile", current.round, "val")
             check_counts(reply, self.sites[site], len(self.config.sites))
             histograms = read_scores(content, reply.score_keys)
+            check_scores(self.sites[site], "val", histograms, len(self.config.sites))
             moments.add(read_moments(content, features, reply.counts))
             scores[site] = histograms
 
@@ -322,12 +325,17 @@ class Coordinator:
         def on_reply(site: str, content: RecordDict) -> None:
             reply = read_document(content, "reply", SiteReply)
             check_reply(site, reply, "evaluate", current.round, split)
-            if not set(reply.distance_keys) <= settled.references.keys():
+            described = self.sites[site]
+            if not set(reply.distance_keys) <= settled.references.keys() & set(described.groups):
                 raise UpdateError(f"{site}: expected its own modalities", reason="wrong reply")
             histograms = read_scores(content, reply.score_keys)
-            if reply.distance_keys:
-                distances[site] = read_scores(content, reply.distance_keys, "distances")
-            scores[site] = histograms
+            away = (
+                read_scores(content, reply.distance_keys, "distances")
+                if reply.distance_keys
+                else {}
+            )
+            check_scores(described, split, histograms, len(self.config.sites), away)
+            scores[site], distances[site] = histograms, away
 
         started = time.perf_counter()
         orders = self._orders("evaluate", current.round, split, settled.groups)
@@ -343,7 +351,8 @@ class Coordinator:
         shown = f"AUC {interval.estimate:.3f}" if interval else "too few cases for an AUC"
         self.notify(f"{split}: {shown}, {len(scores)} sites, {seconds:.1f} s")
         # Not in the order of arrival
-        return Evaluation(dict(sorted(scores.items())), dict(sorted(distances.items())))
+        told = {name: away for name, away in sorted(distances.items()) if away}
+        return Evaluation(dict(sorted(scores.items())), told)
 
     # --- messages -------------------------------------------------------------------------------
 

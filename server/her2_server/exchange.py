@@ -28,9 +28,10 @@ from cryptography.hazmat.primitives.serialization import (
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from her2_common.cases import Split
+from her2_common.cases import MODALITIES, Split
 from her2_common.config import Task
 from her2_common.errors import RunError, UpdateError
+from her2_common.metrics import ScoreHistogram
 from her2_common.wire import SiteDescription, SiteReply, payload_bytes
 from her2_server.aggregation import MAX_CASES
 
@@ -154,8 +155,10 @@ def check_counts(reply: SiteReply, described: SiteDescription, sites: int) -> No
     """A site's weight in a sum is what it described, and leaves room for the other ``sites``.
 
     Raises:
-        UpdateError: "wrong count".
+        UpdateError: "wrong groups" or "wrong count".
     """
+    if set(reply.counts) != set(described.groups):
+        raise UpdateError(f"{reply.site}: expected its own groups", reason="wrong groups")
     limit = MAX_CASES // sites
     total = reply.counts.get("head", 0)
     if max(reply.counts.values(), default=0) > min(total, limit) or (
@@ -163,6 +166,39 @@ def check_counts(reply: SiteReply, described: SiteDescription, sites: int) -> No
     ):
         raise UpdateError(
             f"{reply.site}: expected the training cases it described, got {total}",
+            reason="wrong count",
+        )
+
+
+def check_scores(
+    described: SiteDescription,
+    split: Split,
+    scores: Mapping[str, ScoreHistogram],
+    sites: int,
+    distances: Mapping[str, ScoreHistogram] | None = None,
+) -> None:
+    """A site's histograms count the cases of ``split`` that it described, each as often as it can
+    be: no site decides for the others by cases that it does not have.
+
+    Raises:
+        UpdateError: "wrong count".
+    """
+    fused = {k.split("|")[1]: h for k, h in scores.items() if k.startswith("fused|")}
+    told, total = getattr(described.cases, split), sum(h.n for h in fused.values())
+    having: dict[str, int] = {
+        m: sum(h.n for name, h in fused.items() if m in name.split("+")) for m in MODALITIES
+    }
+    low = {k.split("|")[1]: h.n for k, h in scores.items() if k.startswith("low|")}
+    sound = (
+        total <= MAX_CASES // sites
+        and told in (None, total)
+        and all(scores[f"single|{m}"].n == having[m] for m in MODALITIES if f"single|{m}" in scores)
+        and all(name in fused and n <= fused[name].n - fused[name].m for name, n in low.items())
+        and all(h.n == having[m] for m, h in (distances or {}).items())
+    )
+    if not sound:
+        raise UpdateError(
+            f"{described.site}: expected scores of the {split} cases it described, got {total}",
             reason="wrong count",
         )
 

@@ -131,7 +131,9 @@ def release(
             if record["limit"] is not None
         },
     )
-    write_release(folder.release, manifest, settled.groups, settled.references)
+    # A reference without a limit would flag nothing, and say most where cases are few.
+    references = {m: settled.references[m] for m in manifest.limits}
+    write_release(folder.release, manifest, settled.groups, references)
 
 
 def _run(

@@ -18,7 +18,7 @@ from her2_client.training import train_round
 from her2_common import __version__
 from her2_common.config import RunConfig, SiteConfig
 from her2_common.errors import CacheError
-from her2_common.model import GROUPS, build_model, get_groups
+from her2_common.model import GROUPS, build_model, get_groups, preset
 from her2_common.wire import TaskOrder
 
 MakeSite = Callable[..., SiteConfig]
@@ -91,7 +91,7 @@ def test_the_size_of_a_plan_is_that_of_its_images(
     monkeypatch.setattr(
         "her2_client.cohort.stays_resident", lambda _, size, __: seen.append(size) or (True, "")
     )
-    residence(cache, RunConfig(image_size=32, volume_size=16), "auto", CPU, copies=2)
+    residence(cache, preset("compact", image_size=32, volume_size=16), "auto", CPU, copies=2)
     cohort = cohort_of(cache, resident=True)
     held = sum(2 * images.numel() for images in cohort.images.values())  # type: ignore[union-attr]
     assert seen == [2 * held]

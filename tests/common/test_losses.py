@@ -176,13 +176,15 @@ def test_class_weights_are_those_of_torch(
 ) -> None:
     output, labels = make_output(has, seed), make_labels(len(has), seed)
     terms = loss_terms(output, labels, class_weights=weights)
-    expected = F.cross_entropy(output.fused, labels, torch.tensor(weights))
-    torch.testing.assert_close(terms["fused"], expected)
+    of_class = torch.tensor(weights)
+
+    def expected(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits, truth, of_class, reduction="sum") / len(truth)
+
+    torch.testing.assert_close(terms["fused"], expected(output.fused, labels))
     for modality, logits in output.single.items():
         rows = labels[output.rows[modality]]
-        torch.testing.assert_close(
-            terms[modality], F.cross_entropy(logits, rows, torch.tensor(weights))
-        )
+        torch.testing.assert_close(terms[modality], expected(logits, rows))
 
 
 def test_the_prior_is_added_to_the_log_odds() -> None:

@@ -15,7 +15,9 @@ from her2_common.errors import DataError
 from her2_common.model import GROUPS, build_model, get_groups, preset
 from her2_common.novelty import Reference, moments, pack, reference_of
 from her2_common.release import (
+    MANIFEST_NAME,
     REFERENCES_NAME,
+    WEIGHTS_NAME,
     Manifest,
     read_references,
     read_release,
@@ -117,4 +119,35 @@ def test_a_limit_off_the_scale_is_refused(folder: Path, limits: dict[str, Any]) 
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"limits": limits}))
     with pytest.raises(DataError, match="limits is missing or wrong"):
+        read_release(folder)
+
+
+def spoil(folder: Path, content: bytes) -> None:
+    """Other weights, with the hash that belongs to them."""
+    (folder / WEIGHTS_NAME).write_bytes(content)
+    path = folder / MANIFEST_NAME
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"sha256": hashlib.sha256(content).hexdigest()}))
+
+
+def test_weights_that_are_not_finite_or_of_another_length_are_refused(folder: Path) -> None:
+    _, groups = read_release(folder)
+    us = groups["us"].copy()
+    us[3] = np.nan
+    for faulty, said in (
+        (us, "us: holds NaN"),
+        (us[:-1], r"us: expected float32 of shape \(196136"),
+    ):
+        spoil(folder, save_tensors(groups | {"us": faulty}))
+        with pytest.raises(DataError, match=said):
+            read_release(folder)
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F8_E4M3"])
+def test_a_type_that_numpy_does_not_have_is_refused(folder: Path, kind: str) -> None:
+    size = {"BF16": 2, "F8_E4M3": 1}[kind]
+    header = json.dumps({"us": {"dtype": kind, "shape": [4], "data_offsets": [0, 4 * size]}})
+    head = header.encode().ljust(-(-len(header) // 8) * 8)
+    spoil(folder, len(head).to_bytes(8, "little") + head + bytes(4 * size))
+    with pytest.raises(DataError, match="not a release"):
         read_release(folder)

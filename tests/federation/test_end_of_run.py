@@ -193,7 +193,7 @@ def test_if_every_site_leaves_it_out_the_model_is_released_as_trained(
     summary = summary_of(federation)
     assert summary["temperature"]["reason"] == "a class has fewer than 3 validation cases"
     assert {r["reason"] for r in summary["novelty"].values()} == {
-        "no centre sent the moments of its features"
+        "no centre sent moments of its features that can be used"
     }
     manifest, groups = read_release(federation.folder.release)
     trained = checkpoint.latest(federation.folder.rounds).groups
