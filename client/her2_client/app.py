@@ -57,7 +57,8 @@ def _answer(site_for: Callable[[Context], Site], message: Message, context: Cont
     try:
         return Message(_content(site_for(context), message), reply_to=message)
     except Her2Error as error:
-        log.error("%s: %s", error.code, error)  # noqa: TRY400 (a user's mistake, no trace)
+        hint = f" (hint: {error.hint})" if error.hint else ""
+        log.error("%s: %s%s", error.code, error, hint)  # noqa: TRY400 (a user's mistake, no trace)
         return error_reply(message, error.code)
     except Exception:
         log.exception("internal error")

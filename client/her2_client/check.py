@@ -19,7 +19,7 @@ from cryptography import x509
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from her2_client.cache import INDEX_NAME, open_cache
+from her2_client.cache import INDEX_NAME, open_cache, verify_cache
 from her2_client.ingest.case import files_of
 from her2_client.ingest.command import check_data
 from her2_client.ingest.run import check_key, existing
@@ -28,7 +28,7 @@ from her2_client.keys import check_private, public_key, read_pseudonym_key
 from her2_common.cases import CaseTable, read_cases
 from her2_common.config import SiteConfig, load
 from her2_common.console import console, print_json
-from her2_common.errors import ConnectionFailedError, DataError, Her2Error
+from her2_common.errors import ConfigError, ConnectionFailedError, DataError, Her2Error
 from her2_common.network import check_tls
 
 SIGNATURE_LIFE_S: Final = 300
@@ -46,8 +46,11 @@ class CheckResult:
     hint: str | None = None
 
 
-def check(config: SiteConfig) -> list[CheckResult]:
-    """Look at everything that a site needs, in the order in which it is set up. Raises nothing."""
+def check(config: SiteConfig, *, data: bool = False) -> list[CheckResult]:
+    """Look at everything that a site needs, in the order in which it is set up. Raises nothing.
+
+    With ``data`` the arrays of the cache are read through, too.
+    """
     results = [
         _result("pseudonym key", lambda: _pseudonym_key(config.data.pseudonym_key_file)),
         _result("node key", lambda: _node_key(config.superlink.private_key)),
@@ -65,7 +68,8 @@ def check(config: SiteConfig) -> list[CheckResult]:
         results.append(_result("HER2 levels", lambda: _levels(known, config.policy.min_cases)))
         results.append(_result("images", lambda: _images(known)))
         results.append(_result("disk", lambda: _space(known, config)))
-    results.append(_result("cache", lambda: _cache(config)))
+    results.append(_result("cache", lambda: _cache(config, whole=data)))
+    results.append(_result("device", lambda: _device(config)))
     results.append(_result("root certificates", lambda: _roots(config.superlink.root_certificates)))
     results.append(_result("SuperLink", lambda: _superlink(config)))
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -138,7 +142,21 @@ def _space(table: CaseTable, config: SiteConfig) -> str:
     return message
 
 
-def _cache(config: SiteConfig) -> str:
+def _device(config: SiteConfig) -> str:
+    if config.device == "cuda" or config.devices > 1:
+        from her2_client.engine import check_devices, select_device
+
+        check_devices(config.devices, select_device(config.device))
+    compiler = os.environ.get("CXX", "g++")
+    if config.compile and shutil.which(compiler) is None:
+        raise ConfigError(
+            f"compile: expected a C++ compiler, got no {compiler!r}",
+            hint="install g++, or set compile: false",
+        )
+    return config.device if config.devices == 1 else f"{config.devices} of {config.device}"
+
+
+def _cache(config: SiteConfig, *, whole: bool) -> str:
     folder = config.data.cache
     if not (folder / INDEX_NAME).exists():
         return "none yet; run: her2-client ingest"
@@ -153,6 +171,8 @@ def _cache(config: SiteConfig) -> str:
             f"expected a cache of {text.format(*expected)}, got one of {text.format(*got)}",
             hint="run: her2-client ingest",
         )
+    if whole:
+        verify_cache(folder)
     return f"{len(cache)} cases"
 
 
@@ -221,7 +241,7 @@ def check_command(
     columns = (SpinnerColumn(), TextColumn("checking"))
     with Progress(*columns, console=console, transient=True) as bar:
         bar.add_task("checking", total=None)
-        results = check(config)
+        results = check(config, data=data)
     console.print(results_table(results))
     ok = all(result.ok for result in results)
     document: dict[str, Any] = {"checks": [asdict(result) for result in results]}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from her2_client.check import check_command
 from her2_client.ingest.command import ingest
@@ -72,7 +73,7 @@ def start(site: SiteOption = Path("site.yaml")) -> None:
     config = load(SiteConfig, site)
 
     def notify(text: str) -> None:
-        console.print(f"[dim]{time.strftime('%H:%M:%S')}[/]  {text}", soft_wrap=True)
+        console.print(f"[dim]{time.strftime('%H:%M:%S')}[/]  {escape(text)}", soft_wrap=True)
 
     run_site(config, notify=notify)
 
@@ -103,12 +104,14 @@ def predict(
     from her2_client.predict import predict_table
 
     def notify(text: str) -> None:
-        console.print(text, soft_wrap=True)
+        console.print(text, markup=False, soft_wrap=True)
 
     config = load(SiteConfig, site)
-    then = explainer(explain, site=config.name, cases=cases, limit=explain_limit, force=force)
+    then = explainer(
+        explain, out=out, site=config.name, cases=cases, limit=explain_limit, force=force
+    )
     written = predict_table(config, model, out, split=split, force=force, notify=notify, then=then)
-    console.print(f"wrote {out}: {written} cases", soft_wrap=True)
+    console.print(f"wrote {out}: {written} cases", markup=False, soft_wrap=True)
 
 
 main = main_for(app, "her2-client")

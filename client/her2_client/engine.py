@@ -76,7 +76,10 @@ def check_devices(devices: int, device: torch.device) -> None:
     """
     found = torch.cuda.device_count() if device.type == "cuda" else devices
     if found < devices:
-        raise ConfigError(f"devices: expected {devices} GPUs, got {found}")
+        raise ConfigError(
+            f"devices: expected {devices} GPUs, got {found}",
+            hint=f"set devices: {max(found, 1)}",
+        )
 
 
 def make_deterministic(threads: int | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def predict_table(
     split: str = "all",
     force: bool = False,
     notify: Callable[[str], None] = lambda _: None,
-    then: Callable[[Predicted], object] = lambda _: None,
+    then: Callable[[Predicted], Callable[[], None]] = lambda _: lambda: None,
 ) -> int:
     """Score the cases in the site's cache and write ``out``; returns the number of cases.
 
@@ -63,7 +64,7 @@ def predict_table(
     whose image is beyond the release's limit, joined by "+" (blank if none is, or if the release
     has no limit: ``notify`` is told for which modalities). A release with three HER2
     levels adds ``low_score`` (probability of HER2-low if not positive) and ``level``. ``then`` is
-    called with what was written.
+    called with what will be written, and what it returns once it is.
 
     Raises:
         DataError: the release or the table cannot be used, or there is no case.
@@ -71,6 +72,9 @@ def predict_table(
     """
     if split not in (*SPLITS, "all"):
         raise ConfigError(f"--split: expected one of {', '.join(SPLITS)}, all, got {split!r}")
+    if out.is_dir() or not out.parent.is_dir():
+        got = "a folder" if out.is_dir() else f"none: {out.parent} is no folder"
+        raise ConfigError(f"--out: {out}: expected a file to write, got {got}")
     if out.exists() and not force:
         raise ConfigError(f"{out}: exists already", hint="--force replaces it")
     make_deterministic(config.threads)
@@ -122,11 +126,15 @@ def predict_table(
         cases.append(case)
     if not cases:
         raise DataError(f"no case in split {split!r} that this model can score")
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    temporary.replace(out)
     rows = tuple(csv.DictReader(io.StringIO(text.getvalue())))
-    then(Predicted(model, manifest, cohort, tuple(cases), rows))
+    finish = then(Predicted(model, manifest, cohort, tuple(cases), rows))
+    temporary = out.with_name(f".{out.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    owner_alone = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(owner_alone, "w", encoding="utf-8") as file:
+        file.write(text.getvalue())
+    temporary.replace(out)
+    finish()
     return len(cases)
 
 

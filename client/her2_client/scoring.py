@@ -15,6 +15,7 @@ import torch
 from her2_client.cohort import Cohort
 from her2_client.engine import autocast
 from her2_common.cases import Modality
+from her2_common.errors import DataError
 from her2_common.metrics import GRID, ScoreHistogram, quantise
 from her2_common.model import MapModel, MapOutput
 from her2_common.novelty import Reference, moments, unlikeness
@@ -83,7 +84,31 @@ def _outputs(
     for cases, part in zip(groups, cohort.feed(groups), strict=True):
         with torch.inference_mode(), autocast(cohort.clinical.device):
             output = model(part.batch).float()
+        _check_finite(cohort, cases, part.taken, output)
         yield cases, part.taken, output
+
+
+def _check_finite(
+    cohort: Cohort, cases: np.ndarray, taken: Iterable[Modality], output: MapOutput
+) -> None:
+    """See that the model says something of every case.
+
+    Raises:
+        DataError: it does not, of the case whose pseudonym it names.
+    """
+    if bool(torch.isfinite(output.fused).all()):
+        return
+    for modality in taken:
+        sound = torch.isfinite(output.features[modality]).all(dim=1).cpu().numpy()
+        if not sound.all():
+            case = int(cases[cohort.rows[modality][cases] >= 0][~sound][0])
+            name = cohort.pseudonyms[case] if cohort.pseudonyms else f"number {case + 1}"
+            raise DataError(
+                f"the model gives no finite score for the {modality} image of case {name}",
+                hint="the image in the cache is damaged: run her2-client check --data, then "
+                "her2-client ingest; else take the case out of the table",
+            )
+    raise DataError("the model gives no finite score")
 
 
 def _probability(logits: torch.Tensor) -> np.ndarray:

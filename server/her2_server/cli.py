@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from her2_common.config import FederationConfig, load
 from her2_common.console import console, main_for, new_app, print_json
 from her2_common.errors import RunError
+from her2_common.model import preset
 from her2_server.coordinator import Coordinator
 from her2_server.initial import read_initial
 from her2_server.report import write_report
@@ -35,7 +37,9 @@ def run(
     config = load(FederationConfig, federation)
     folder = RunFolder(out or Path("runs") / config.name)
     folder.require_free()
-    read_initial(config)  # its faults are told before the SuperLink is asked
+    # Faults of the plan are told before the SuperLink is asked
+    preset(config.run.preset, **config.run.layout)
+    read_initial(config)
     _conduct(folder, config, json, prepare=lambda: folder.create(federation))
 
 
@@ -77,7 +81,8 @@ def _conduct(
     started = time.monotonic()
 
     def notify(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - started:6.1f} s[/]  {text}", soft_wrap=True)
+        shown = escape(text)
+        console.print(f"[dim]{time.monotonic() - started:6.1f} s[/]  {shown}", soft_wrap=True)
 
     with conduct(config, notify, previous=folder.flower_run()) as held:
         prepare()

@@ -93,9 +93,11 @@ def settle(
     moments: Mapping[Modality, np.ndarray],
 ) -> Settled:
     """Temperature and references from the sums of the profiled sites (step 1)."""
-    fit = fit_temperature(
-        pooled_fused(before), intercept=plan.class_balance != "none", min_cell=plan.min_cell
-    )
+    fit = LogitMap(reason="no centre answered profile")
+    if before:
+        fit = fit_temperature(
+            pooled_fused(before), intercept=plan.class_balance != "none", min_cell=plan.min_cell
+        )
     found = {modality: reference_of(total) for modality, total in moments.items()}
     return Settled(
         fold(groups, preset(plan.preset, **plan.layout), fit),

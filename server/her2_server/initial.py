@@ -19,7 +19,7 @@ import numpy as np
 
 from her2_common.cases import MODALITIES
 from her2_common.config import FederationConfig
-from her2_common.errors import ConfigError
+from her2_common.errors import ConfigError, DataError
 from her2_common.model import GROUPS, preset
 from her2_common.release import Manifest, read_release
 
@@ -55,13 +55,16 @@ def read_initial(config: FederationConfig) -> Initial | None:
     """The release that ``config.initial`` names, checked against the run; None if it names none.
 
     Raises:
-        ConfigError: the run's preset, sizes or (with the same label) HER2 levels are not
-            the release's, or the weights are not those of ``initial_sha256``.
-        DataError: the folder holds no sound release.
+        ConfigError: the folder holds no sound release; the run's preset, sizes or (with the same
+            label) HER2 levels are not the release's; the weights are not those of
+            ``initial_sha256``.
     """
     if config.initial is None:
         return None
-    manifest, groups = read_release(config.initial)
+    try:
+        manifest, groups = read_release(config.initial)
+    except DataError as error:
+        raise ConfigError(f"initial: {error}", hint=error.hint) from None
     sha256 = str(manifest.sha256)
     if config.initial_sha256 not in (None, sha256):
         raise ConfigError(

@@ -258,3 +258,17 @@ def test_known_levels_are_counted(folder: Path) -> None:
     result = by_name(check(load(SiteConfig, folder / "site.yaml")))["HER2 levels"]
     assert result.ok
     assert result.message == "raw IHC and ISH tell low from zero in 12 of 13 negative cases"
+
+
+def test_the_engine_settings_are_checked_before_any_order(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(folder, "localhost:1")
+    assert by_name(check(config))["device"].ok
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    gpu = by_name(check(config.model_copy(update={"device": "cuda"})))["device"]
+    assert (gpu.ok, gpu.hint) == (False, "set device: auto")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    compiled = by_name(check(config.model_copy(update={"compile": True})))["device"]
+    assert "no 'no-such-compiler'" in compiled.message
+    assert not compiled.ok

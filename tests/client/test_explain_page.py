@@ -26,7 +26,7 @@ from her2_client.keys import read_pseudonym_key
 from her2_client.predict import predict_table
 from her2_common.cases import pseudonym
 from her2_common.config import SiteConfig
-from her2_common.errors import ConfigError, DataError
+from her2_common.errors import ConfigError
 from her2_common.model import GROUPS, build_model, get_groups
 from her2_common.release import Manifest, write_release
 
@@ -59,8 +59,9 @@ def explained(
 ) -> str:
     """The page of a prediction with --explain."""
     chosen = {"cases": None, "limit": 50} | options
-    then = explainer(folder, site=config.name, force=force, **chosen)
-    predict_table(config, release, folder.with_suffix(".csv"), force=True, then=then)
+    out = folder.with_suffix(".csv")
+    then = explainer(folder, out=out, site=config.name, force=force, **chosen)
+    predict_table(config, release, out, force=True, then=then)
     return (folder / "index.html").read_text(encoding="utf-8")
 
 
@@ -315,10 +316,20 @@ def test_the_cases_asked_for(config: SiteConfig, release: Path, tmp_path: Path) 
 def test_cases_that_are_not_there_are_not_named(
     config: SiteConfig, release: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="at place 2, 3 of the list") as caught:
+    with pytest.raises(ConfigError, match="at place 2, 3 of the list") as caught:
         explained(config, release, tmp_path / "explain", cases="case-1,JANE DOE,case-9")
     assert "JANE" not in f"{caught.value} {caught.value.hint}"
     assert not (tmp_path / "explain").exists()
+    assert not (tmp_path / "explain.csv").exists()  # found before anything is written
+
+
+def test_the_folder_is_not_that_of_the_table(tmp_path: Path) -> None:
+    for out in (tmp_path / "both", tmp_path / "both" / "p.csv"):
+        with pytest.raises(ConfigError, match="a folder of its own"):
+            explainer(tmp_path / "both", out=out, site="s", cases=None, limit=50, force=True)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="a link that leads nowhere"):
+        explainer(tmp_path / "link", out=out, site="s", cases=None, limit=50, force=True)
 
 
 def test_the_command(config: SiteConfig, release: Path, tmp_path: Path) -> None:
@@ -345,7 +356,7 @@ def test_the_command(config: SiteConfig, release: Path, tmp_path: Path) -> None:
 def test_without_explain_nothing_is_explained(
     config: SiteConfig, release: Path, tmp_path: Path
 ) -> None:
-    then = explainer(None, site="s", cases=None, limit=50, force=False)
+    then = explainer(None, out=tmp_path / "p.csv", site="s", cases=None, limit=50, force=False)
     assert predict_table(config, release, tmp_path / "p.csv", then=then) == 4
     assert not list(tmp_path.rglob("*.html"))
 

@@ -371,3 +371,18 @@ def test_changed_references_give_no_table(
     with pytest.raises(DataError, match="was changed"):
         predict_table(config, release, tmp_path / "predictions.csv")
     assert nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize("out", [".", "none/p.csv"])
+def test_a_table_that_cannot_be_written_is_told_at_once(
+    config: SiteConfig, tmp_path: Path, out: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"--out: .*expected a file to write"):
+        predict_table(config, tmp_path / "no release", tmp_path / out, force=True)
+
+
+def test_the_table_is_for_its_owner_alone(
+    config: SiteConfig, release: Path, tmp_path: Path
+) -> None:
+    predict_table(config, release, tmp_path / "p.csv")
+    assert (tmp_path / "p.csv").stat().st_mode & 0o777 == 0o600

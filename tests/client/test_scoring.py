@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from her2_client.cohort import Cohort
 from her2_client.scoring import SCORING_BATCH, Scores, histograms, profile, score
 from her2_common.cases import MODALITIES, Modality
+from her2_common.errors import DataError
 from her2_common.metrics import GRID, ScoreHistogram, auc, pool
 from her2_common.model import build_model
 from her2_common.novelty import moments, reference_of, unlikeness
@@ -201,3 +202,16 @@ def test_every_image_has_its_unlikeness_on_the_grid(make_cohort: MakeCohort) -> 
         expected = unlikeness(features_of(cohort, modality), references[modality])
         np.testing.assert_allclose(values[present], expected, rtol=0, atol=0.5 / GRID + 1e-3)
         np.testing.assert_array_equal(values[present] * GRID, np.rint(values[present] * GRID))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_image_that_cannot_be_scored_is_named_by_its_case(
+    make_cohort: MakeCohort, value: float
+) -> None:
+    cohort = make_cohort([("us",), ("mg",), ("us", "mg")])
+    cohort.images["us"][1, 0, 3, 3] = value  # the second ultrasound picture: the third case
+    named = replace(cohort, pseudonyms=("p-one", "p-two", "p-three"))
+    with pytest.raises(DataError, match="us image of case p-three"):
+        score(MODEL, named)
+    with pytest.raises(DataError, match="us image of case"):
+        profile(MODEL, cohort)

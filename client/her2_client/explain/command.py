@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from her2_client.explain.run import PAGE, check_folder, write_explanations
+from her2_client.explain.run import PAGE, check_folder, choose, write_explanations
 from her2_client.predict import Predicted
 from her2_common.console import console
 from her2_common.errors import ConfigError
 
 
 def explainer(
-    folder: Path | None, *, site: str, cases: str | None, limit: int, force: bool
-) -> Callable[[Predicted], None]:
-    """What predict does with its result: nothing if ``folder`` is None.
+    folder: Path | None, *, out: Path, site: str, cases: str | None, limit: int, force: bool
+) -> Callable[[Predicted], Callable[[], None]]:
+    """What predict does with its result once its table is written: nothing if ``folder`` is None.
+    ``out`` is that table.
 
     ``cases`` are case_ids with commas between; without them the first ``limit`` cases are taken.
 
@@ -30,12 +32,18 @@ def explainer(
                 "--cases: expected with --explain, got no --explain",
                 hint="--cases chooses the cases that --explain DIR explains",
             )
-        return lambda _: None
+        return lambda _: lambda: None
     if names is not None and not all(names):
         raise ConfigError("--cases: expected case_ids with commas between, got a blank one")
+    if folder.resolve() in (out.resolve(), *out.resolve().parents[:1]):
+        raise ConfigError(f"--explain: expected a folder of its own, got that of --out: {folder}")
     check_folder(folder, force=force)
 
-    def then(predicted: Predicted) -> None:
+    def then(predicted: Predicted) -> Callable[[], None]:
+        choose(predicted, names)  # unknown cases are told before anything is written
+        return partial(write, predicted)
+
+    def write(predicted: Predicted) -> None:
         columns = (
             TextColumn("explaining"),
             BarColumn(bar_width=None),

@@ -24,7 +24,7 @@ from her2_client.explain.page import GENERATOR, Card, picture_name, render
 from her2_client.explain.picture import Drawing, draw
 from her2_client.predict import Predicted
 from her2_common.cases import MODALITIES, Modality
-from her2_common.errors import ConfigError, DataError
+from her2_common.errors import ConfigError
 from her2_common.files import replace_privately
 
 PAGE: Final = "index.html"
@@ -45,6 +45,8 @@ def check_folder(folder: Path, *, force: bool) -> None:
         ConfigError: it is no folder or not empty; with ``force``, it holds other files than those
             of an earlier explanation.
     """
+    if folder.is_symlink() and not folder.exists():
+        raise ConfigError(f"{folder}: expected a folder, got a link that leads nowhere")
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -76,7 +78,7 @@ def write_explanations(
     checked the folder. ``progress`` is told how many cases are done, of how many.
 
     Raises:
-        DataError: a case was asked for that was not predicted.
+        ConfigError: a case was asked for that was not predicted.
     """
     chosen = choose(predicted, cases)[:limit]
     _clear(folder)
@@ -112,13 +114,13 @@ def choose(predicted: Predicted, cases: Sequence[str] | None) -> list[int]:
     """The places in ``predicted.rows`` of the case_ids, in the order of the table; None: all.
 
     Raises:
-        DataError: a case was asked for that was not predicted; its place in the list is named.
+        ConfigError: a case was asked for that was not predicted; its place in the list is named.
     """
     if cases is None:
         return list(range(len(predicted.rows)))
     place_of = {row["case_id"]: place for place, row in enumerate(predicted.rows)}
     if unknown := [str(i) for i, name in enumerate(cases, start=1) if name not in place_of]:
-        raise DataError(
+        raise ConfigError(
             f"--cases: expected case_ids of the predictions, got others at place "
             f"{', '.join(unknown)} of the list",
             hint="compare with the column case_id of the table; --split leaves cases out",
