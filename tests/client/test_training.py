@@ -282,7 +282,7 @@ def test_under_prior_the_score_does_not_learn_the_prevalence(make_cohort: MakeCo
     )
     odds = {}
     for balance in ("none", "prior"):
-        plan = changed(class_balance=balance, local_epochs=60, warmup_rounds=0)
+        plan = changed(class_balance=balance, local_epochs=20, warmup_rounds=0)
         model = build_model("compact", 3)
         train_round(model, cohort, plan, site="a", round_number=1)
         batch, _ = cohort.batch(np.arange(2))
