@@ -54,8 +54,16 @@ def make_app(site_for: Callable[[Context], Site]) -> ClientApp:
 
 
 def _answer(site_for: Callable[[Context], Site], message: Message, context: Context) -> Message:
-    try:
+    def work() -> Message:
         return Message(_content(site_for(context), message), reply_to=message)
+
+    return answer_or_code(message, work)
+
+
+def answer_or_code(message: Message, work: Callable[[], Message]) -> Message:
+    """What ``work`` answers to ``message``, or its error's code; the text stays in the log."""
+    try:
+        return work()
     except Her2Error as error:
         hint = f" (hint: {error.hint})" if error.hint else ""
         log.error("%s: %s%s", error.code, error, hint)  # noqa: TRY400 (a user's mistake, no trace)

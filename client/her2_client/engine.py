@@ -30,6 +30,7 @@ from her2_client.residency import Streamed
 from her2_common.cases import MODALITIES, Modality
 from her2_common.config import RunConfig
 from her2_common.errors import ConfigError, TrainingError
+from her2_common.losses import summed
 from her2_common.model import (
     CHANNELS,
     GROUPS,
@@ -145,8 +146,7 @@ def backward(
     for feature in features.values():
         feature.requires_grad_()
     terms = loss(model.judge(features, batch.rows, batch.clinical))
-    total = torch.stack(list(terms.values())).sum()
-    total.backward()  # type: ignore[no-untyped-call]
+    summed(terms).backward()  # type: ignore[no-untyped-call]
     gradients = {m: feature.grad for m, feature in features.items() if feature.grad is not None}
     team.spread(model, own, gradients)
     return {name: term.detach() for name, term in terms.items()}

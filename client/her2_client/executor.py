@@ -24,23 +24,27 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import httpx
 from filelock import FileLock, Timeout
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from her2_client.app import error_reply, make_app
+from her2_client.app import answer_or_code, make_app
 from her2_client.policy import check_bundle
 from her2_client.site import Site
 from her2_common.children import end_with_parent, interrupted_by_sigterm, stop_process
 from her2_common.config import SiteConfig
-from her2_common.errors import Her2Error, PolicyError
+from her2_common.errors import PolicyError
 from her2_common.files import write_private
 from her2_common.network import bypass_proxy_for_loopback, check_tls, free_port
 from her2_common.runtime import (
     FLOWER_ENVIRONMENT,
+    ClientTask,
     Endpoint,
     TaskSource,
     give_client_reply,
@@ -183,16 +187,19 @@ def run_site(config: SiteConfig, *, notify: Callable[[str], None]) -> None:
     node = SuperNode(config, secret_file)
     try:
         node.start()  # it connects while torch and the cohort load
-        site = Site(config, notify)
-        app = make_app(lambda _: site)
-        with interrupted_by_sigterm():
-            _serve(node, secret, app, config, notify)
+        with closing(Site(config, notify)) as site, interrupted_by_sigterm():
+            _serve(node, secret, make_app(lambda _: site), config, notify)
     except KeyboardInterrupt:
         notify("stopped")
     finally:
         node.stop()
         secret_file.unlink(missing_ok=True)
         lock.release()
+
+
+def _answer(app: ClientApp, config: SiteConfig, task: ClientTask) -> Message:
+    check_bundle(config.policy, task.bundle)
+    return app(task.message, task.context)
 
 
 def _serve(
@@ -249,15 +256,7 @@ def _run_task(source: TaskSource, token: str, app: ClientApp, config: SiteConfig
             finally:
                 abandoned.set()
             task = taking.result()
-            try:
-                check_bundle(config.policy, task.bundle)
-                reply = app(task.message, task.context)
-            except Her2Error as error:
-                log.error("%s: %s", error.code, error)  # noqa: TRY400 (a user's mistake, no trace)
-                reply = error_reply(task.message, error.code)
-            except Exception:
-                log.exception("internal error")
-                reply = error_reply(task.message, "internal")
+            reply = answer_or_code(task.message, partial(_answer, app, config, task))
             give_client_reply(client, task, reply, completed=not reply.has_error())
     except Exception as error:  # a task that fails to come or go must not end the site
         log.error("a task could not be finished: %s", type(error).__name__)  # noqa: TRY400

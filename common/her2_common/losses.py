@@ -22,9 +22,9 @@ Engineering, 2025).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import combinations
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,28 +39,13 @@ CONTRAST: Final = 0.1
 """Temperature of the contrastive term: cosines of at most 1 become logits of at most 10."""
 
 
-def map_loss(
-    output: MapOutput,
-    labels: Labels,
-    *,
-    low: Labels | None = None,
-    class_weights: tuple[float, float] = (1.0, 1.0),
-    prior_log_odds: float = 0.0,
-    single_weight: float = 1.0,
-    alignment: Alignment = "l1",
-    alignment_weight: float = 1.0,
-) -> Scalar:
-    """The scalar training loss of a batch: the sum of ``loss_terms``."""
-    terms = loss_terms(
-        output,
-        labels,
-        low=low,
-        class_weights=class_weights,
-        prior_log_odds=prior_log_odds,
-        single_weight=single_weight,
-        alignment=alignment,
-        alignment_weight=alignment_weight,
-    )
+def map_loss(output: MapOutput, labels: Labels, **options: Any) -> Scalar:
+    """The scalar training loss of a batch: the sum of ``loss_terms``, whose options it takes."""
+    return summed(loss_terms(output, labels, **options))
+
+
+def summed(terms: Mapping[str, Scalar]) -> Scalar:
+    """The loss of its terms."""
     return torch.stack(list(terms.values())).sum()
 
 

@@ -99,7 +99,7 @@ def evaluate(scores: SiteScores, threshold: float, min_cell: int = 10) -> dict[s
     }
     by_key = {key: pool(h[key] for h in scores.values() if key in h) for key in KEYS}
     total = pool(centres.values())
-    if _is_small(total, min_cell):
+    if is_small(total, min_cell):
         result: dict[str, Any] = {"suppressed": True, **dict.fromkeys(_numbers(total, threshold))}
         result |= dict.fromkeys(("confusion", "calibration", "roc"))
     else:
@@ -180,7 +180,7 @@ def _levels(
         return None
     known = pool(of_site.values())
     unknown = [h.n - h.m - known.n for h in (total, pool(centres[site] for site in telling))]
-    if any(_is_small(h, min_cell) for h in (total, known)) or any(
+    if any(is_small(h, min_cell) for h in (total, known)) or any(
         n < min_cell and n != 0 for n in unknown
     ):
         return dict(SUPPRESSED)
@@ -199,18 +199,19 @@ def _as_dict(estimate: Estimate | None) -> dict[str, float] | None:
 # --- small groups --------------------------------------------------------------------------------
 
 
-def _is_small(histogram: ScoreHistogram, min_cell: int) -> bool:
+def is_small(histogram: ScoreHistogram, min_cell: int) -> bool:
+    """Whether a class has fewer than ``min_cell`` cases, so that nothing of it is published."""
     return min(histogram.m, histogram.n - histogram.m) < min_cell
 
 
 def _hide(groups: Groups, min_cell: int) -> set[str]:
     """The groups of a breakdown that adds up to the total which must not be published."""
-    hidden = {name for name, histogram in groups.items() if _is_small(histogram, min_cell)}
+    hidden = {name for name, histogram in groups.items() if is_small(histogram, min_cell)}
     if not hidden:
         return hidden
     for name in sorted(groups.keys() - hidden, key=lambda name: (groups[name].n, name)):
         together = pool(groups[hide] for hide in hidden)
-        if len(hidden) >= 2 and not _is_small(together, min_cell):
+        if len(hidden) >= 2 and not is_small(together, min_cell):
             break
         hidden.add(name)
     return hidden
@@ -218,8 +219,8 @@ def _hide(groups: Groups, min_cell: int) -> set[str]:
 
 def _hide_cross(parts: Groups, singles: Groups, min_cell: int) -> tuple[set[str], set[str]]:
     """Combinations and modalities that must not be published: (of parts, of singles)."""
-    small = {name for name, histogram in parts.items() if _is_small(histogram, min_cell)}
-    small_singles = {name for name, h in singles.items() if _is_small(h, min_cell)}
+    small = {name for name, histogram in parts.items() if is_small(histogram, min_cell)}
+    small_singles = {name for name, h in singles.items() if is_small(h, min_cell)}
     hidden, hidden_singles = _hide(parts, min_cell), set(small_singles)
     secrets = [_members(parts, only=name) for name in small]
     secrets += [_members(parts, having=name) for name in small_singles]
