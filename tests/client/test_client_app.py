@@ -138,7 +138,7 @@ def test_references_of_another_width_do_not_reach_the_site() -> None:
     "error",
     [
         PolicyError(f"{CANARY} is not allowed"),
-        TableError(f"row 3: {CANARY}", hint=CANARY),
+        TableError(f"row 3: {CANARY}", hint=f"mend {CANARY}"),
         ImageError(CANARY, reason=CANARY),
         ValueError(CANARY),
         MemoryError(CANARY),
@@ -157,6 +157,8 @@ def test_an_error_leaves_as_its_code_alone(
     assert reply.error.reason == (error.code if isinstance(error, Her2Error) else "internal")
     assert CANARY not in repr(vars(reply.error))
     assert CANARY in caplog.text  # the site's own log has it
+    if isinstance(error, Her2Error) and error.hint:
+        assert error.hint in caplog.text
 
 
 @pytest.mark.parametrize(

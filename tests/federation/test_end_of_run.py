@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
+from safetensors.numpy import load as load_tensors
 
 from her2_client.scoring import profile
 from her2_common.cases import SPLITS
@@ -16,7 +17,7 @@ from her2_common.config import SiteConfig
 from her2_common.errors import RunError
 from her2_common.model import preset
 from her2_common.novelty import moments, reference_of
-from her2_common.release import load_release, read_references, read_release
+from her2_common.release import REFERENCES_NAME, load_release, read_references, read_release
 from her2_common.temperature import LogitMap, fold
 from her2_server import checkpoint
 
@@ -117,6 +118,9 @@ def test_the_references_are_those_of_the_pooled_training_cases(
     got = read_references(federation.folder.release, manifest)["us"]
     np.testing.assert_allclose(got.mean, expected.mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(got.factor, expected.factor, rtol=1e-4, atol=1e-4)
+    # What has no limit would flag nothing, and says most of the few: it is not released.
+    released = load_tensors((federation.folder.release / REFERENCES_NAME).read_bytes())
+    assert set(released) == {"us.mean", "us.factor"}
     novelty = summary_of(federation)["novelty"]
     assert novelty["us"]["limit"] == manifest.limits["us"]
     assert novelty["mg"] == {
