@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
@@ -180,13 +181,20 @@ class Crew:
                     failures += [message] if isinstance(message, Failure) else []
             except (EOFError, OSError):
                 continue
+        until = time.monotonic() + AFTERMATH_SECONDS
         for process in self._processes:
-            process.join(AFTERMATH_SECONDS)
+            process.join(max(0.0, until - time.monotonic()))
+        reasons = [
+            (0 if failure.foreseen else 2, failure.message, failure.hint) for failure in failures
+        ]
+        for process in self._processes:
             if process.exitcode is not None and process.exitcode < 0:
                 name = signal.Signals(-process.exitcode).name
                 hint = "often for want of memory: see rows_at_once" if name == "SIGKILL" else None
-                return TrainingError(f"{process.name} was ended by {name}", hint=hint)
-        for failure in sorted(failures, key=lambda failure: not failure.foreseen):
-            return TrainingError(failure.message, hint=failure.hint)
+                told = f"{process.name} was ended by {name}"
+                # a helper may abort because another one is gone, or as it leaves after an error
+                reasons.append((1 if name == "SIGABRT" else -1, told, hint))
+        for _, message, hint in sorted(reasons, key=lambda reason: reason[0]):
+            return TrainingError(message, hint=hint)
         ended = [f"{p.name}: exit code {p.exitcode}" for p in self._processes if p.exitcode]
         return TrainingError(f"the helper processes ended ({', '.join(ended) or 'no exit code'})")

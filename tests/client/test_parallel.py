@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 
 from her2_client import parallel
 from her2_client.engine import check_devices
-from her2_client.helper import Helpers, fingerprint
+from her2_client.helper import Failure, Helpers, fingerprint
+from her2_client.parallel import Crew
 from her2_client.site import Site
 from her2_common import __version__
 from her2_common.config import RunConfig, SiteConfig
@@ -116,6 +118,28 @@ def test_a_dead_helper_is_an_error_with_its_reason_and_the_next_round_works(
     assert site.crew.process_ids == []
     again = site.answer(order(), sent)
     assert all(np.array_equal(again.weights[g], first.weights[g]) for g in GROUPS)
+
+
+def test_an_abort_is_not_the_reason_when_another_helper_was_killed(
+    site_of: Callable[..., Site],
+) -> None:
+    crew = Crew(site_of(devices=2).config)
+    context = get_context("spawn")
+    for rank, number in enumerate((signal.SIGABRT, signal.SIGKILL)):
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=signal.raise_signal, args=(number,), name=f"helper {rank + 1}"
+        )
+        process.start()
+        theirs.close()
+        crew._processes.append(process)
+        crew._pipes.append(ours)
+    assert str(crew._reason([])) == "helper 2 was ended by SIGKILL"
+    foreseen = Failure("the loss is not finite", hint=None, foreseen=True)
+    crew._processes[1].join()
+    crew._processes.pop().close()
+    assert str(crew._reason([foreseen])) == "the loss is not finite"
+    crew.stop()
 
 
 def test_a_silent_helper_is_ended(
