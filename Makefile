@@ -4,6 +4,10 @@
 PYTHON ?= python3
 ARGS ?=
 
+# A process a core, of one thread each; a file's tests stay together and share what they set up.
+# One process, to read along or debug: make test ARGS="-n 0 -k name"
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -18,10 +22,10 @@ demo: $(INSTALLED) ## Four hospitals train together on this machine; ends with a
 	$(BIN)/her2-deploy demo $(ARGS)
 
 test: $(INSTALLED) ## Every test but the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(INSTALLED) ## Every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 bench: $(INSTALLED) ## The benchmarks, one after another
 	@set -e; for script in tests/benchmarks/bench_*.py; do \
