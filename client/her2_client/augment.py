@@ -2,20 +2,24 @@
 
 The random numbers of an epoch are drawn in the order of the cohort, before batches are formed, so
 that what happens to a case does not depend on the company it keeps. One affine resampling does
-flips, rotation, zoom and shift; then gain and offset change the intensities.
+flips, rotation, zoom and shift; then gain and offset change the intensities. Noise of a strength
+that differs from case to case hides by what noise a scanner can be told: without it a model learns
+the scanner where that goes with the label (docs/evidence.md).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from her2_common.cases import Modality
-from her2_common.types import Draws, Images
+from her2_common.types import Draws, Images, RowsOf
 
 DRAWS: Final = 10
 """Random numbers in [0, 1) a case uses: 3 flips, angle, zoom, 3 shifts, gain, offset."""
@@ -69,3 +73,43 @@ def augment(images: Images, draws: Draws, ranges: Ranges) -> Images:
     gain = 1 + signed[:, 8].view(shape) * ranges.gain
     offset = signed[:, 9].view(shape) * ranges.offset
     return moved * gain + offset
+
+
+class Noise:
+    """White noise for the ``count`` images of one modality, drawn for an epoch.
+
+    One field of the size of an image serves them all: each image has it shifted around by amounts
+    of its own and multiplied by a strength of its own, uniform from 0 to ``most``, in the standard
+    deviations of a standardised image. Shifts of white noise are as unlike as two draws, and a
+    field is drawn in no time where one for each image would cost more than the augmentation.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        shape: Sequence[int],
+        most: float,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        size = torch.tensor(shape[1:])
+        shifts = torch.rand(count, len(size), generator=generator)  # of a side
+        self.field = torch.randn(*shape, generator=generator).to(device)  # (channels, *size)
+        self.shifts = (shifts * size).long().to(device)  # (count, sides)
+        self.strength = (most * torch.rand(count, generator=generator)).to(device)
+
+    def add(self, images: Images, rows: RowsOf) -> Images:
+        """``images`` (n, channels, *size) with their noise; ``rows`` (n,) are their numbers."""
+        sides = self.field.ndim - 1
+        shifts = self.shifts.index_select(0, rows)
+        places: list[Tensor] = []
+        for side in range(sides):
+            length = self.field.shape[side + 1]
+            place = (torch.arange(length, device=shifts.device) + shifts[:, side, None]) % length
+            shape = [len(rows)] + [1] * sides
+            shape[side + 1] = length
+            places.append(place.view(shape))  # (n, 1, length, 1): the sides after the images
+        where: tuple[slice | Tensor, ...] = (slice(None), *places)
+        shifted = self.field[where].movedim(0, 1)  # (n, channels, *size)
+        strength = self.strength.index_select(0, rows).view(-1, *[1] * (sides + 1))
+        return images + strength * shifted

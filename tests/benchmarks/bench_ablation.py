@@ -77,6 +77,7 @@ ARMS: Final = (
     Arm("contrastive, weight .1", {"alignment": "contrastive", "alignment_weight": 0.1}),
     Arm("no single-modality terms", {"single_weight": 0}),
     Arm("modality dropout .3", {"modality_dropout": 0.3}),
+    Arm("no image noise", {"image_noise": 0}),
     Arm("class balance: weights", {"class_balance": "weights"}),
     Arm("class balance: prior", {"class_balance": "prior"}),
     Arm("mammography only", modalities=("mg",)),

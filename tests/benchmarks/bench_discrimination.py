@@ -66,10 +66,10 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
 """Each with the rate and batch it was designed for: the demo's, and the published ones."""
 
 SCANNER: Final[dict[str, tuple[Scenario, dict[str, Any]]]] = {
-    "default": ("default", {}),
-    "shortcut": ("shortcut", {}),
-    "default, prior": ("default", {"class_balance": "prior"}),
-    "shortcut, prior": ("shortcut", {"class_balance": "prior"}),
+    "default": ("default", {"image_noise": 0.0}),
+    "shortcut": ("shortcut", {"image_noise": 0.0}),
+    "default, noise": ("default", {}),
+    "shortcut, noise": ("shortcut", {}),
 }
 
 held_out_once = lru_cache(maxsize=1)(held_out)
@@ -176,9 +176,9 @@ def scanner_table(lines: Lines, seeds: Sequence[int]) -> str:
         return combined([difference(a[first[1]], b[second[1]], a["labels"]) for a, b in pairs])
 
     rows = []
-    for ending in ("", ", prior"):
+    for ending in ("", ", noise"):
         plain, misled = f"default{ending}", f"shortcut{ending}"
-        row = [ending.removeprefix(", ") or "none"]
+        row = ["as the run's default" if ending else "none"]
         for arm, key, labels in (
             (misled, "home", "home_labels"),
             (plain, "on default", "labels"),
@@ -195,7 +195,7 @@ def scanner_table(lines: Lines, seeds: Sequence[int]) -> str:
         ]
         rows.append(row)
     header = [
-        "class balance",
+        "image noise",
         "shortcut, at home",
         "default on default",
         "default on shortcut",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from her2_client.augment import DRAWS, RANGES, Ranges, augment
+from her2_client.augment import DRAWS, RANGES, Noise, Ranges, augment
 
 NOTHING = Ranges(flips=(False, False, False), angle=0, zoom=0, shift=0, gain=0, offset=0)
 STILL = torch.full((1, DRAWS), 0.5)
@@ -103,3 +103,34 @@ def test_draws_are_ten_a_case() -> None:
         augment(images(2, 2), draws(3), NOTHING)
     with pytest.raises(Exception, match="Type-check error"):
         augment(images(2, 2), draws(2)[:, :9], NOTHING)
+
+
+def noise(count: int, sides: int, most: float = 1.0, seed: int = 3) -> Noise:
+    generator = torch.Generator().manual_seed(seed)
+    return Noise(count, (2, *[12] * sides), most, generator, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("sides", [2, 3])
+def test_noise_is_the_field_rolled_and_scaled_for_each_image(sides: int) -> None:
+    before, drawn = images(5, sides), noise(8, sides)
+    rows = torch.tensor([6, 0, 3, 3, 7])
+    after = drawn.add(before, rows)
+    for image, result, row in zip(before, after, rows.tolist(), strict=True):
+        shift = [-s for s in drawn.shifts[row].tolist()]
+        rolled = torch.roll(drawn.field, shift, dims=list(range(1, sides + 1)))
+        torch.testing.assert_close(result, image + drawn.strength[row] * rolled)
+
+
+def test_noise_differs_between_images_and_keeps_its_bounds() -> None:
+    drawn = noise(4000, 2, most=0.3)
+    assert 0 <= drawn.strength.min() < 0.001
+    assert 0.299 < drawn.strength.max() <= 0.3
+    assert len({tuple(shift) for shift in drawn.shifts.tolist()}) == 144  # every shift of 12 by 12
+    only = noise(2, 2).add(torch.zeros(2, 2, 12, 12), torch.tensor([0, 1]))
+    first, second = only.flatten(1)
+    assert torch.corrcoef(torch.stack([first, second]))[0, 1].abs() < 0.25
+
+
+def test_noise_without_strength_is_none() -> None:
+    before = images(3, 2)
+    assert torch.equal(noise(3, 2, most=0.0).add(before, torch.arange(3)), before)
