@@ -18,7 +18,14 @@ from flwr.common.constant import ErrorCode
 from her2_client.site import Site
 from her2_common.config import SiteConfig, load
 from her2_common.errors import Her2Error, PolicyError
-from her2_common.model import preset, preset_sizes
+from her2_common.model import preset
+from her2_common.response_wire import (
+    ResponseQuery,
+    ResponseReply,
+    arrays_record,
+    read_arrays,
+)
+from her2_common.vectors import read_steps, read_whole, vectors_record
 from her2_common.wire import (
     MESSAGE_TYPES,
     TaskOrder,
@@ -26,9 +33,7 @@ from her2_common.wire import (
     moments_record,
     read_document,
     read_references,
-    read_weights,
     scores_record,
-    weights_record,
 )
 
 log = logging.getLogger("her2_client")
@@ -85,18 +90,49 @@ def _content(site: Site, message: Message) -> RecordDict:
         raise PolicyError(f"expected a {expected} order, got {order.task}")
     if order.task == "describe":
         return RecordDict({"reply": document_record(site.answer(order, {}).document)})
+    if order.task == "response":
+        return _response(site, order, message.content)
     plan = order.plan
-    weights = read_weights(message.content, preset_sizes(plan.preset, **plan.layout))
-    features = preset(plan.preset, **plan.layout).features
-    answer = site.answer(order, weights, read_references(message.content, features))
+    answer = site.answer(
+        order,
+        read_whole(message.content, "weights", plan),
+        read_references(message.content, preset(plan.preset, **plan.layout).features),
+        read_whole(message.content, "initial", plan),
+        read_steps(message.content, plan),
+    )
     record = RecordDict({"reply": document_record(answer.document)})
-    if answer.weights:
-        record["weights"] = weights_record(answer.weights)
+    if order.task == "compare":
+        return record
+    if answer.update:
+        record["update"] = vectors_record(answer.update)
     record["scores"], _ = scores_record(answer.scores)
     if order.task == "profile":
         record["moments"] = moments_record(answer.moments)
     if answer.distances:
         record["distances"], _ = scores_record(answer.distances)
+    return record
+
+
+def _response(site: Site, order: TaskOrder, content: RecordDict) -> RecordDict:
+    asked = read_document(content, "query", ResponseQuery)
+    answered = site.responder.answer(
+        order,
+        read_whole(content, "weights", order.plan),
+        asked.analysis,
+        asked.threshold,
+        asked.query(read_arrays(content)),
+    )
+    reply = ResponseReply(
+        site=site.config.name,
+        kind=asked.kind,
+        item=asked.item,
+        withheld=answered.arrays is None,
+        queries=answered.queries,
+        max_queries=site.config.policy.max_queries,
+    )
+    record = RecordDict({"reply": document_record(reply)})
+    if answered.arrays is not None:
+        record["arrays"] = arrays_record(answered.arrays)
     return record
 
 

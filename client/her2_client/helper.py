@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
@@ -23,6 +23,7 @@ from torch import Tensor
 from her2_client.cache import open_cache
 from her2_client.cohort import Cohort, load_cohorts, residence
 from her2_client.engine import Team, make_deterministic, ready_model, select_device
+from her2_client.local_objectives import Objective
 from her2_client.training import train_round
 from her2_common.cases import Modality
 from her2_common.config import RunConfig, SiteConfig
@@ -122,6 +123,7 @@ class Order:
     round_number: int
     sizes: dict[str, int]
     cases: str
+    objective: Objective
 
 
 @dataclass(frozen=True)
@@ -193,9 +195,10 @@ def _serve(rank: int, config: SiteConfig, meeting: str, pipe: Connection) -> Non
             order.plan,
             site=config.name,
             round_number=order.round_number,
+            objective=order.objective,
             team=team,
         )
-        pipe.send(result)
+        pipe.send(result if rank == 0 else replace(result, controls={}))
         if rank == 0:
             send_vectors(pipe, get_groups(model, order.sizes))
 

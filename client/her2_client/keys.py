@@ -120,10 +120,11 @@ threads: {threads}              # CPU threads for training; null: all cores
 # What this site allows. What is not allowed here does not happen.
 policy:
   allowed_bundles: []           # hashes beside the installed version's own
-  allowed_tasks: [describe, train, profile, evaluate]
+  allowed_tasks: [describe, train, profile, evaluate, compare]
   min_cases: 10                 # train no parameter group on fewer cases
   min_cell: 10                  # tell no count below this
   max_rounds: 1000
+  max_queries: 200              # of the response evaluation; allowed_tasks must name response
 
 state: state                    # pages of `ingest`, the review, logs and sockets of `start`
 """

@@ -1,5 +1,7 @@
 """What a site may minimise instead of its own loss alone, one parameter group at a time.
 
+An ``Objective`` is chosen by the run; ``train_round`` carries it out.
+
     FedProx        loss + mu/2 |w - w0|^2, w0 the round's starting weights
     SCAFFOLD       the gradient is corrected by how this site differs from all (control variates)
     Ditto          a second, personal model: loss + strength/2 |v - w0|^2, kept at the site
@@ -32,8 +34,9 @@ never overwrite the older before the server has gone on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import torch
@@ -161,6 +164,59 @@ class GradientMean:
         return [total / self._rate for total in self._sums]
 
 
+# --- all of it in one round ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a round adds to the site's own loss; as it is, nothing.
+
+    ``pull`` draws the groups of ``anchor`` towards it (FedProx, Ditto). ``controls`` are c and c_k
+    of the groups that they correct (SCAFFOLD). Only the groups of ``tuned`` move (None: all). Flat
+    vectors by group: an objective travels to helper processes.
+    """
+
+    pull: float = 0.0
+    anchor: Mapping[str, np.ndarray] = field(default_factory=dict)
+    controls: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    tuned: tuple[str, ...] | None = None
+
+
+OWN_LOSS: Final = Objective()
+
+
+class Applied:
+    """An objective at work on a model."""
+
+    def __init__(self, objective: Objective, groups: Mapping[str, Parameters]) -> None:
+        self._pull = objective.pull
+        self._anchors = {
+            g: tensors_like(v, groups[g]) for g, v in objective.anchor.items() if objective.pull
+        }
+        self._controls = {
+            g: (tensors_like(c, groups[g]), tensors_like(c_k, groups[g]))
+            for g, (c, c_k) in objective.controls.items()
+        }
+        self._means = {g: GradientMean(groups[g]) for g in self._controls}
+        still = [] if objective.tuned is None else [g for g in groups if g not in objective.tuned]
+        self._still = [parameter for g in still for parameter in groups[g]]
+        self._groups = groups
+
+    def before_step(self, rate: float) -> None:
+        """Change the gradients of a step with this learning rate."""
+        for parameter in self._still:
+            parameter.grad = None  # the optimiser passes over it
+        for group, anchor in self._anchors.items():
+            add_pull(self._groups[group], anchor, self._pull)
+        for group, (c, c_k) in self._controls.items():
+            self._means[group].add(rate)
+            add_control(self._groups[group], c, c_k)
+
+    def next_controls(self) -> dict[str, np.ndarray]:
+        """The next c_k of each group that has a control."""
+        return {g: vector_of(m.result(self._controls[g][1])) for g, m in self._means.items()}
+
+
 # --- what stays at the site ---------------------------------------------------------------------
 
 
@@ -201,31 +257,3 @@ def weights_to_use(
             )
         weights[group] = kept[group]
     return weights
-
-
-@contextmanager
-def only(groups: Mapping[str, Parameters], tuned: Collection[str]) -> Iterator[None]:
-    """Within, the groups that are not in ``tuned`` get no gradient: fine-tuning of, say, the head.
-
-    ``groups`` are the model's. An optimiser made before passes over what has no gradient; set the
-    gradients to None beforehand (``zero_grad(set_to_none=True)``).
-
-    Raises:
-        ValueError: ``tuned`` names a group that is not among them.
-    """
-    if unknown := set(tuned) - groups.keys():
-        raise ValueError(f"expected groups of {sorted(groups)}, got {sorted(unknown)}")
-    frozen = [
-        parameter
-        for group, parameters in groups.items()
-        if group not in tuned
-        for parameter in parameters
-        if parameter.requires_grad
-    ]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)

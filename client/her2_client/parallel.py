@@ -3,8 +3,9 @@
 1. The site starts ``devices`` helper processes at the first round, which live as long as it does:
    one a GPU (NCCL), or one a share of the CPU's threads (Gloo). They meet through a file and the
    loopback interface: nothing listens to the network.
-2. For a round the site sends the plan and the weights. Each helper has the same cohort, draws the
-   same order and the same augmentation, and takes its share of each modality's rows.
+2. For a round the site sends the plan, the objective and the weights. Each helper has the same
+   cohort, draws the same order and the same augmentation, and takes its share of each modality's
+   rows.
 3. Each step exchanges the features of the whole batch (a few kilobytes), so that every helper
    works out the same loss, and sums gradients: one flat all-reduce a group that the batch uses,
    begun as soon as the group's gradient is there. A group that no row uses gets none, and keeps
@@ -41,6 +42,7 @@ from her2_client.helper import (
     run_helper,
     send_vectors,
 )
+from her2_client.local_objectives import OWN_LOSS, Objective
 from her2_client.training import TrainResult
 from her2_common.config import RunConfig, SiteConfig
 from her2_common.errors import TrainingError
@@ -69,6 +71,7 @@ class Crew:
         *,
         round_number: int,
         groups: Sequence[str],
+        objective: Objective = OWN_LOSS,
     ) -> TrainResult:
         """``train_round`` by the helpers: the named groups of ``model`` are trained in place.
 
@@ -77,7 +80,7 @@ class Crew:
         """
         weights = get_groups(model, groups)
         sizes = {group: vector.size for group, vector in weights.items()}
-        order = Order(plan, round_number, sizes, fingerprint(cohort))
+        order = Order(plan, round_number, sizes, fingerprint(cohort), objective)
 
         def give(pipe: Connection) -> None:
             pipe.send(order)

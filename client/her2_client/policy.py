@@ -5,14 +5,21 @@ Fails closed: what is not allowed by name is refused with a PolicyError that say
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import TypeVar
+from hashlib import sha256
+from pathlib import Path
+from typing import Final, TypeVar
 
 from her2_common import __version__
 from her2_common.bundle import bundle_hash
 from her2_common.config import Policy
 from her2_common.errors import PolicyError
+from her2_common.files import replace_privately
 from her2_common.wire import TaskOrder
+
+TESTED: Final = "tested.json"
+"""Under a site's ``state``: {run: {group: fingerprint}}, the weights that scored its test cases."""
 
 
 def check_bundle(policy: Policy, content: bytes) -> None:
@@ -43,17 +50,20 @@ def check_order(policy: Policy, order: TaskOrder) -> None:
     if order.task not in policy.allowed_tasks:
         allowed = ", ".join(policy.allowed_tasks) or "none"
         raise PolicyError(f"policy.allowed_tasks: {order.task!r} is not among {allowed}")
-    if order.task == "evaluate" and (
-        order.split == "train" or (order.split == "test" and order.round != order.plan.rounds)
-    ):
-        raise PolicyError(
-            f"scores of the {order.split} cases after round {order.round} of {order.plan.rounds}: "
-            "training cases are never scored for others, test cases only after the last round"
-        )
-    if order.task == "profile" and (order.split, order.round) != ("val", order.plan.rounds):
+    if order.task == "evaluate" and order.split == "train":
+        raise PolicyError("scores of the train cases: training cases are never scored for others")
+    if order.task == "compare" and order.split != "test":
+        raise PolicyError(f"compare on the {order.split} cases: expected the test cases")
+    last = order.plan.patience is not None or order.round == order.plan.rounds
+    if order.task == "profile" and (order.split != "val" or not last):
         raise PolicyError(
             f"profile of the {order.split} cases after round {order.round} of "
             f"{order.plan.rounds}: expected one of the val cases, after the last round"
+        )
+    if order.task == "response" and order.split != "test":
+        raise PolicyError(
+            f"response on the {order.split} cases: expected the test cases, which neither trained "
+            "the model nor chose its threshold"
         )
     if order.plan.min_cell < policy.min_cell:
         raise PolicyError(
@@ -65,6 +75,37 @@ def check_order(policy: Policy, order: TaskOrder) -> None:
             f"policy.max_rounds: expected at most {policy.max_rounds} rounds, "
             f"got {max(order.round, order.plan.rounds)}"
         )
+
+
+def check_tested(state: Path, order: TaskOrder) -> None:
+    """Have the test cases been scored with other weights in this run?
+
+    Within a run, of one name and one plan, they are scored with one set of weights only, so that
+    nothing can be chosen by them. The site itself keeps the fingerprints, in ``state``/tested.json,
+    before it scores; the coordinator's word is not needed for it.
+
+    Raises:
+        PolicyError: they have, or tested.json cannot be read.
+    """
+    path = state / TESTED
+    run = f"{order.run} {sha256(order.plan.model_dump_json().encode()).hexdigest()[:16]}"
+    weights = {name: print_ for name, print_ in order.weights.items() if "." not in name}
+    try:
+        known: dict[str, dict[str, str]] = json.loads(path.read_bytes()) if path.exists() else {}
+        before = dict(known.get(run, {}))
+    except (ValueError, TypeError, AttributeError):
+        raise PolicyError(f"{path}: damaged", hint="restore it from a backup") from None
+    if other := sorted(
+        name for name in weights if before.get(name, weights[name]) != weights[name]
+    ):
+        raise PolicyError(
+            f"test cases: run {order.run} has had them scored with other weights "
+            f"({', '.join(other)}); expected one set of weights a run",
+            hint=f"what was scored stands in {path}",
+        )
+    if not weights.keys() <= before.keys():
+        content = json.dumps(known | {run: before | weights}, indent=1) + "\n"
+        replace_privately(path, content.encode())
 
 
 def check_update(policy: Policy, counts: Mapping[str, int]) -> None:

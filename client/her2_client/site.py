@@ -1,8 +1,9 @@
-"""A site's work for a run, without Flower: describe, train, profile, evaluate.
+"""A site's work for a run, without Flower: describe, train, profile, evaluate, compare.
 
-A ``Site`` lives as long as its process, keeps the cohorts of the current plan resident, and holds
-no other state: the answer to an order follows from the order, the weights that came with it, and
-the cache.
+A ``Site`` lives as long as its process and keeps the cohorts of the current plan and the weights of
+its last orders at hand, to spare loading and sending them again. The answer to an order follows
+from the order, the weights that it names, the cache, and what the site kept on disk of the order's
+base round (contribution.py).
 """
 
 from __future__ import annotations
@@ -14,22 +15,35 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from her2_client.cache import Cache, open_cache
+from her2_client.cache import Cache, index_digest, open_cache, read_index
 from her2_client.cohort import Cohort, load_cohorts, residence
+from her2_client.compare import compare
+from her2_client.contribution import Held, contribute, keep, remembered, start_of
 from her2_client.engine import check_devices, make_deterministic, ready_model, select_device
+from her2_client.local_objectives import Objective
 from her2_client.parallel import Crew
-from her2_client.policy import check_order, check_update, tell, tell_part, tell_parts
+from her2_client.policy import (
+    check_order,
+    check_tested,
+    check_update,
+    tell,
+    tell_part,
+    tell_parts,
+)
+from her2_client.response import Responder
 from her2_client.scoring import Scores, histograms, profile, score
 from her2_client.training import TrainResult, train_round
 from her2_common import __version__
 from her2_common.cases import SPLITS, Modality, Split
 from her2_common.config import RunConfig, SiteConfig
+from her2_common.encoding import Encoded
 from her2_common.errors import DataError
 from her2_common.memory import keep_memory
 from her2_common.metrics import ScoreHistogram
 from her2_common.model import GROUPS, Group, MapModel, get_groups, preset
 from her2_common.novelty import Reference, counted
-from her2_common.wire import Counts, Flow, SiteDescription, SiteReply, TaskOrder
+from her2_common.vectors import Vector
+from her2_common.wire import Comparison, Counts, Flow, SiteDescription, SiteReply, TaskOrder
 
 Notify = Callable[[str], None]
 
@@ -38,8 +52,8 @@ Notify = Callable[[str], None]
 class Answer:
     """What leaves: a document, and the arrays beside it."""
 
-    document: SiteDescription | SiteReply
-    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    document: SiteDescription | SiteReply | Comparison
+    update: Mapping[str, Vector] = field(default_factory=dict)
     scores: Mapping[str, ScoreHistogram] = field(default_factory=dict)
     moments: Mapping[Modality, np.ndarray] = field(default_factory=dict)
     distances: Mapping[Modality, ScoreHistogram] = field(default_factory=dict)
@@ -59,31 +73,45 @@ class Site:
         self._cache: Cache | None = None
         self._plan: RunConfig | None = None
         self._cohorts: dict[Split, Cohort] = {}
+        self._held = Held()
+        self.responder = Responder(config, self.device, notify)
 
     def answer(
         self,
         order: TaskOrder,
         weights: Mapping[str, np.ndarray],
         references: Mapping[Modality, Reference] | None = None,
+        initial: Mapping[str, np.ndarray] | None = None,
+        steps: Mapping[str, Encoded] | None = None,
     ) -> Answer:
         """Carry out an order that the policy allows.
 
+        ``weights`` came whole, ``steps`` lead from what this site holds to what the order names.
         ``references`` come with an evaluation; how unlike them the cases are leaves only where the
-        policy allows ``profile``.
+        policy allows ``profile``. ``initial`` come with a comparison: the groups of the run's first
+        weights that its seed does not give.
 
         Raises:
             PolicyError: the policy refuses the order or its result.
-            DataError, CacheError, TrainingError: it cannot be carried out.
+            StaleBaseError: this site does not hold the weights that the order builds on.
+            DataError, CacheError, TrainingError, CheckpointError: it cannot be carried out.
         """
         check_order(self.config.policy, order)
+        if order.split == "test":
+            check_tested(self.config.state, order)
         self._prepare(order.plan)
         if order.task == "describe":
             return Answer(self._describe(order.plan))
+        vectors = self._held.take(order.weights, weights, steps or {})
+        memory = remembered(self.config.state, order)
+        start = start_of(order, vectors, memory)
         if order.task == "train":
-            return self._train(order, weights)
+            return self._train(order, start, vectors, memory)
         if order.task == "profile":
-            return self._profile(order, weights)
-        return self._evaluate(order, weights, references or {})
+            return self._profile(order, start)
+        if order.task == "compare":
+            return self._compare(order, start, memory, initial or {})
+        return self._evaluate(order, start, references or {})
 
     def close(self) -> None:
         """End the helper processes, if there are any; the next order starts them anew."""
@@ -137,7 +165,7 @@ class Site:
             compiled=self.config.compile,
         )
 
-    # --- the four tasks -------------------------------------------------------------------------
+    # --- the five tasks -------------------------------------------------------------------------
 
     def _describe(self, plan: RunConfig) -> SiteDescription:
         # The run's report follows the stricter of the two limits, and so do we.
@@ -173,15 +201,30 @@ class Site:
             levels=levels,
         )
 
-    def _train(self, order: TaskOrder, weights: Mapping[str, np.ndarray]) -> Answer:
+    def _train(
+        self,
+        order: TaskOrder,
+        start: Mapping[str, np.ndarray],
+        vectors: Mapping[str, np.ndarray],
+        memory: Mapping[str, np.ndarray],
+    ) -> Answer:
         """Score the weights as they came on the validation cases, then train on from them."""
-        cohort = self._cohorts["train"]
-        groups = self._groups()
-        model = self._model(order.plan, weights)
-        scores, _, seconds = self._score(model, "val")
-        result = self._train_round(model, cohort, order)
-        counts: dict[str, int] = {group: cohort.counts()[group] for group in groups}
+        first = self._model(order.plan, start)
+        scores, _, seconds = self._score(first, "val")
+        counts: dict[str, int] = {
+            group: self._cohorts["train"].counts()[group] for group in self._groups()
+        }
         check_update(self.config.policy, counts)
+
+        def train(
+            weights: Mapping[str, np.ndarray], plan: RunConfig, number: int, objective: Objective
+        ) -> tuple[dict[str, np.ndarray], TrainResult]:
+            model = first if weights is start else None
+            return self._trained(weights, plan, number, objective, model)
+
+        done = contribute(order, start, vectors, memory, train)
+        result = done.result
+        keep(self.config.state, order, done.memory)
         loss = "" if result.loss is None else f", loss {result.loss:.3f}"
         self.notify(
             f"round {order.round}/{order.plan.rounds}: trained {result.steps} steps in "
@@ -198,20 +241,33 @@ class Site:
             seconds={"evaluate": seconds, "train": result.seconds},
             score_keys=tuple(sorted(scores)),
         )
-        return Answer(reply, get_groups(model, groups), scores)
+        return Answer(reply, done.update, scores)
 
-    def _train_round(self, model: MapModel, cohort: Cohort, order: TaskOrder) -> TrainResult:
+    def _trained(
+        self,
+        weights: Mapping[str, np.ndarray],
+        plan: RunConfig,
+        number: int,
+        objective: Objective,
+        model: MapModel | None = None,
+    ) -> tuple[dict[str, np.ndarray], TrainResult]:
+        """The groups after a round from ``weights``; a ``model`` that holds them is used up."""
+        cohort, groups = self._cohorts["train"], self._groups()
+        model = model or self._model(plan, weights)
         if self.crew is not None:
-            return self.crew.train(
-                model, cohort, order.plan, round_number=order.round, groups=self._groups()
+            result = self.crew.train(
+                model, cohort, plan, round_number=number, groups=groups, objective=objective
             )
-        return train_round(
-            model,
-            cohort,
-            order.plan,
-            site=self.config.name,
-            round_number=order.round,
-        )
+        else:
+            result = train_round(
+                model,
+                cohort,
+                plan,
+                site=self.config.name,
+                round_number=number,
+                objective=objective,
+            )
+        return get_groups(model, groups), result
 
     def _profile(self, order: TaskOrder, weights: Mapping[str, np.ndarray]) -> Answer:
         """Score the validation cases, and sum the moments of the training cases' features."""
@@ -219,7 +275,12 @@ class Site:
         model, cohort = self._model(order.plan, weights), self._cohorts["train"]
         scores, _, _ = self._score(model, order.split)
         counts: dict[str, int] = {group: cohort.counts()[group] for group in self._groups()}
-        sums = {m: total for m, total in profile(model, cohort).items() if m in counts}
+        private = order.plan.strategy.private_groups  # its features are of no use to others
+        sums = {
+            m: total
+            for m, total in profile(model, cohort).items()
+            if m in counts and m not in private
+        }
         check_update(self.config.policy, counts)
         seconds = time.perf_counter() - started
         self.notify(f"profiled the training cases in {seconds:.1f} s")
@@ -255,6 +316,32 @@ class Site:
             distance_keys=tuple(sorted(distances)),
         )
         return Answer(reply, scores=scores, distances=distances)
+
+    def _compare(
+        self,
+        order: TaskOrder,
+        start: Mapping[str, np.ndarray],
+        memory: Mapping[str, np.ndarray],
+        initial: Mapping[str, np.ndarray],
+    ) -> Answer:
+        """Train alone from the run's first weights and compare on the test cases."""
+        given = {group: np.array(vector) for group, vector in initial.items()}
+        return Answer(
+            compare(
+                order,
+                self._cohorts["test"],
+                site=self.config.name,
+                min_cell=max(self.config.policy.min_cell, order.plan.min_cell),
+                first=get_groups(ready_model(order.plan, given, self.device), self._groups()),
+                federated=start,
+                memory=memory,
+                ready=lambda weights: self._model(order.plan, weights),
+                train=self._trained,
+                state=self.config.state,
+                cases=index_digest(read_index(self.config.data.cache)),
+                notify=self.notify,
+            )
+        )
 
     def _score(
         self,

@@ -1,8 +1,8 @@
 """Local training: one round at one site.
 
 AdamW starts afresh every round, and every random number follows from (run seed, site, round,
-epoch): a site holds no training state between rounds, so that a restarted site continues with
-exactly the weights that an undisturbed one would have sent.
+epoch): a round follows from its weights and its objective alone, so that a restarted site continues
+with exactly the weights that an undisturbed one would have sent.
 
 The learning rate follows one schedule over the whole run (linear warm-up, then cosine to 1 % of
 its height), which each site computes from the round it is in.
@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from her2_client.augment import DRAWS, RANGES, augment
+from her2_client.augment import DRAWS, RANGES, Noise, augment
 from her2_client.cohort import Cohort
 from her2_client.engine import ALONE, Team, Watch, backward
+from her2_client.local_objectives import OWN_LOSS, Applied, Objective
 from her2_common.cases import Modality
 from her2_common.config import RunConfig
 from her2_common.losses import loss_terms
-from her2_common.model import MapModel
+from her2_common.model import GROUPS, MapModel, group_parameters
 from her2_common.seeds import seed_for
 
 FINAL_SHARE: Final = 0.01
@@ -39,11 +40,13 @@ ADAM_BETAS: Final = (0.9, 0.99)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """``loss`` is the mean over all steps of the round (nats), ``seconds`` wall time."""
+    """``loss`` is the mean over all steps of the round (nats), ``seconds`` wall time; ``controls``
+    are the site's next ones (SCAFFOLD)."""
 
     loss: float | None
     steps: int
     seconds: float
+    controls: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def learning_rate(plan: RunConfig, progress: float) -> float:
@@ -94,12 +97,14 @@ def train_round(
     *,
     site: str,
     round_number: int,
+    objective: Objective = OWN_LOSS,
     on_epoch: Callable[[int, float], None] | None = None,
     team: Team = ALONE,
 ) -> TrainResult:
     """Train ``model`` in place on ``cohort`` for ``plan.local_epochs``.
 
-    ``round_number`` counts from 1. ``on_epoch`` is told each epoch's number and mean loss.
+    ``round_number`` counts from 1; ``objective`` acts between each backward pass and its step.
+    ``on_epoch`` is told each epoch's number and mean loss.
     The processes of a ``team`` call this with the same arguments and end with the same weights.
 
     Raises:
@@ -111,6 +116,7 @@ def train_round(
     optimiser = torch.optim.AdamW(
         model.parameters(), betas=ADAM_BETAS, weight_decay=plan.weight_decay, fused=True
     )
+    applied = Applied(objective, {group: group_parameters(model, group) for group in GROUPS})
     balance = class_balance(cohort, plan)
     steps_per_epoch = max(math.ceil(len(cohort) / plan.batch_size), 1)
     steps = 0
@@ -126,15 +132,29 @@ def train_round(
         }
         seen = cohort.thinned(plan.modality_dropout, generator)
         order = list(batches(len(cohort), plan.batch_size, generator))
+        noise: dict[Modality, Noise] = {}
         total = torch.zeros((), device=device)
         for step, part in enumerate(seen.feed(order, team.share)):
             batch = part.batch
             for modality, rows in part.taken.items():
                 chosen = draws[modality].index_select(0, rows)
-                batch.images[modality] = augment(batch.images[modality], chosen, RANGES[modality])
+                images = augment(batch.images[modality], chosen, RANGES[modality])
+                if plan.image_noise:
+                    if modality not in noise:
+                        seed = seed_for(plan.seed, "noise", site, round_number, epoch, modality)
+                        noise[modality] = Noise(
+                            len(draws[modality]),
+                            images.shape[1:],
+                            plan.image_noise,
+                            torch.Generator().manual_seed(seed),
+                            device,
+                        )
+                    images = noise[modality].add(images, rows)
+                batch.images[modality] = images
             done = steps / (steps_per_epoch * plan.local_epochs)
+            rate = learning_rate(plan, round_number - 1 + done)
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(plan, round_number - 1 + done)
+                group["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
             loss = partial(
                 loss_terms,
@@ -147,6 +167,7 @@ def train_round(
                 alignment_weight=plan.alignment_weight,
             )
             terms = backward(model, batch, loss, team=team)
+            applied.before_step(rate)
             optimiser.step()
             total += watch.note(terms, part.seen, epoch=epoch + 1, step=step + 1)
             steps += 1
@@ -156,4 +177,5 @@ def train_round(
             on_epoch(epoch, float(losses[-1]))
     watch.end()
     loss_value = float(torch.stack(losses).mean()) if losses else None
-    return TrainResult(loss_value, steps, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return TrainResult(loss_value, steps, seconds, applied.next_controls())

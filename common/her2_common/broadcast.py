@@ -1,25 +1,24 @@
 """The model that the sites hold, and how it moves: few bytes both ways, the same bits at all ends.
 
-For one parameter group, as in DoubleSqueeze (Tang et al., ICML 2019):
+For one vector (a parameter group, or its control), as in DoubleSqueeze (Tang et al., ICML 2019):
 
-1. The run's model is the vector V that the sites hold. It begins as the initial weights W rounded
-   to 16 bits, ``decode(encode(W, "int16")[0])``. The coordinator keeps V and what its own roundings
-   left over.
-2. A site names what it holds by its ``fingerprint`` in each reply.
-3. An order names the fingerprint of its round's V. It carries the last ``Advance.encoded`` to a
-   site that holds the V before, nothing to one that holds this V, V in float32 to any other (in
-   the first round the 16 bits).
-4. The site ``follow``s: it adds the decoded change to what it holds, as the coordinator did, and
-   compares the fingerprint. A mismatch is an UpdateError, "wrong base": V is then sent whole.
-5. The site trains from V and ``encode``s the change together with its residual.
-6. The coordinator decodes the replies, folds them in, and ``advance``s V by their mean.
+1. The run's model is the vector V that the sites hold. It begins as the initial weights. The
+   coordinator keeps V, the last step, and what its own roundings left over.
+2. An order names the fingerprint of its round's V. It carries the last step to a site that holds
+   the V before, nothing to one that holds this V, V in float32 to any other. What a site holds is
+   known from the last order that it answered.
+3. The site ``follow``s: it adds the decoded step to what it holds, as the coordinator did, and
+   compares the fingerprint. If it does not hold what the step builds on (it was restarted, an order
+   was lost), it says so (StaleBaseError), and V is sent whole.
+4. The site trains from V and ``encode``s the change together with its residual.
+5. The coordinator folds the decoded replies in, and ``advance``s V by what follows from them.
 
 V, not a more exact copy, is what is validated and released: the weights that were tried are those
 that are used. What V lacks to the exact sum is in the coordinator's residual and follows later; but
 for float32's own rounding of V + change.
 
-The caller keeps, durably and before anything leaves: at a site the residual and V; at the
-coordinator V, its residual and the last encoded change. A site continues from the residual of the
+V, its residual and its last step are kept in the coordinator's checkpoint. A site keeps V in memory
+alone, and its own residual durably (her2_client.site_memory): it continues from the residual of the
 last of its updates that was folded in, which the order names: an update that was refused or came
 too late was not added, and its residual does not hold.
 """
@@ -27,20 +26,11 @@ too late was not added, and its residual does not hold.
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
 
 import numpy as np
 
-from her2_common.encoding import Encoded, Kind, decode, encode
-from her2_common.errors import UpdateError
-
-
-class Advance(NamedTuple):
-    """A step of what the sites hold, float32 (n,), and what its rounding left over, (n,)."""
-
-    encoded: Encoded
-    held: np.ndarray
-    residual: np.ndarray
+from her2_common.encoding import Encoded, Kind, add_to, encode
+from her2_common.errors import StaleBaseError
 
 
 def fingerprint(vector: np.ndarray) -> str:
@@ -58,14 +48,17 @@ def advance(
     kind: Kind,
     share: float = 1.0,
     residual: np.ndarray | None = None,
-) -> Advance:
+) -> tuple[Encoded, np.ndarray]:
     """Move what the sites hold by ``change`` as they will decode it; all float32 (n,).
 
+    ``held`` is moved in place. Returns the step, and what its rounding left over.
+
     Raises:
-        UpdateError: as ``encode``.
+        UpdateError: as ``encode``; nothing has moved then.
     """
-    encoded, left = encode(change, kind, share, residual)
-    return Advance(encoded, held + decode(encoded), left)
+    step, left = encode(change, kind, share, residual)
+    add_to(held, step)
+    return step, left
 
 
 def follow(held: np.ndarray, encoded: Encoded, expected: str) -> np.ndarray:
@@ -74,15 +67,12 @@ def follow(held: np.ndarray, encoded: Encoded, expected: str) -> np.ndarray:
     ``expected`` is the fingerprint that the order names.
 
     Raises:
-        UpdateError: as ``decode``, and "wrong base" where the site held something else.
+        UpdateError: as ``decode``.
+        StaleBaseError: the site held something else.
     """
-    change = decode(encoded)
-    if change.shape != held.shape or held.dtype != np.float32:
-        raise UpdateError("expected a change of what this site holds", reason="wrong base")
-    with np.errstate(over="ignore"):
-        moved: np.ndarray = held + change
+    moved = held.copy()
+    if moved.shape == (encoded.size,):
+        add_to(moved, encoded)
     if (got := fingerprint(moved)) != expected:
-        raise UpdateError(
-            f"expected weights {expected[:12]}..., got {got[:12]}...", reason="wrong base"
-        )
+        raise StaleBaseError(f"expected weights {expected[:12]}..., got {got[:12]}...")
     return moved

@@ -136,8 +136,8 @@ class CaseTable:
 # --- cells --------------------------------------------------------------------------------------
 
 
-class _BadCellError(ValueError):
-    """Says what a cell was expected to hold."""
+class BadCellError(ValueError):
+    """Says what a cell was expected to hold; it never leaves the readers of tables."""
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
@@ -147,9 +147,9 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
         try:
             value = float(text)
         except ValueError:
-            raise _BadCellError(expected) from None
+            raise BadCellError(expected) from None
         if not value.is_integer() or not low <= value <= high:
-            raise _BadCellError(expected)
+            raise BadCellError(expected)
         return int(value)
 
     return parse
@@ -159,16 +159,16 @@ def _age(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise _BadCellError("an age in years from 18 to 110") from None
+        raise BadCellError("an age in years from 18 to 110") from None
     if not 18 <= value <= 110:
-        raise _BadCellError("an age in years from 18 to 110")
+        raise BadCellError("an age in years from 18 to 110")
     return value
 
 
 def _choice(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in allowed:
-            raise _BadCellError("one of " + ", ".join(allowed))
+            raise BadCellError("one of " + ", ".join(allowed))
         return text
 
     return parse
@@ -176,12 +176,12 @@ def _choice(*allowed: str) -> Callable[[str], str]:
 
 def _identifier(text: str) -> str:
     if len(text) > 64:
-        raise _BadCellError("at most 64 characters")
+        raise BadCellError("at most 64 characters")
     return text
 
 
 _YES_NO = _integer(0, 1)
-_PARSERS: Final[dict[str, Callable[[str], Any]]] = {
+PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     "case_id": _identifier,
     "patient_id": _identifier,
     "mg_cc": str,
@@ -209,7 +209,9 @@ _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     "pcr": _YES_NO,
     "split": _choice(*SPLITS),
 }
-CASE_COLUMNS: Final = tuple(_PARSERS)
+"""Column of cases.csv -> the value of a cell that is not blank; raises BadCellError."""
+
+CASE_COLUMNS: Final = tuple(PARSERS)
 LESION_COLUMNS: Final = ("case_id", "image", "x0", "y0", "z0", "x1", "y1", "z1")
 
 
@@ -241,13 +243,13 @@ def read_cases(path: Path, lesions: Path | None = None) -> CaseTable:
     for raw in read_rows(path, CASE_COLUMNS, {"case_id"}):
         row = int(raw[""])
         values: dict[str, Any] = {}
-        for column, parse in _PARSERS.items():
+        for column, parse in PARSERS.items():
             text = raw.get(column, "")
             if not text:
                 continue
             try:
                 values[column] = parse(text)
-            except _BadCellError as bad:
+            except BadCellError as bad:
                 faults.cell(row, column, str(bad), text)
         case_id = values.get("case_id")
         if case_id is None:
@@ -327,7 +329,7 @@ def _read_boxes(path: Path, known: set[str]) -> dict[tuple[str, Image], Box]:
         for column in needed:
             try:
                 values[column] = corner(raw.get(column, ""))
-            except _BadCellError:
+            except BadCellError:
                 faults.cell(row, column, "a whole number from 0", raw.get(column, ""))
         for axis in "xyz":
             low, high = values.get(f"{axis}0"), values.get(f"{axis}1")

@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -27,11 +26,13 @@ from pydantic import (
 
 from her2_common.cases import Label
 from her2_common.errors import ConfigError
+from her2_common.section import Section
+from her2_common.strategy import Compression, StrategyConfig
 
 FIRST_POST_CONTRAST = 1
 """The phase of a DCE-MRI that every model reads; 0 is the one before contrast."""
 
-Task = Literal["describe", "train", "profile", "evaluate"]
+Task = Literal["describe", "train", "profile", "evaluate", "compare", "response"]
 
 
 def _resolve(value: Any, info: ValidationInfo) -> Any:
@@ -68,23 +69,6 @@ Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9.\-\[\]:]+:[0-9]{1,5}$")]
 """host:port, without a scheme."""
 
 
-class Section(BaseModel):
-    """A frozen part of a configuration file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_truth_for_numbers(cls, values: Any) -> Any:
-        """``min_cases: yes`` is a slip, not 1. (A field of type bool is named here.)"""
-        if isinstance(values, dict):
-            for key, value in values.items():
-                field = cls.model_fields.get(key)
-                if isinstance(value, bool) and field is not None and field.annotation is not bool:
-                    raise ValueError(f"{key}: expected no yes or no, got {value}")
-        return values
-
-
 class SiteSuperLink(Section):
     """How a site reaches the coordinator."""
 
@@ -116,10 +100,12 @@ class Policy(Section):
     """What a site allows. What is not allowed here does not happen."""
 
     allowed_bundles: tuple[str, ...] = ()
-    allowed_tasks: tuple[Task, ...] = ("describe", "train", "profile", "evaluate")
+    allowed_tasks: tuple[Task, ...] = ("describe", "train", "profile", "evaluate", "compare")
     min_cases: int = Field(default=10, ge=1)
     min_cell: int = Field(default=10, ge=1)
     max_rounds: int = Field(default=1000, ge=1)
+    max_queries: int = Field(default=200, ge=0)
+    allowed_plans: tuple[str, ...] = ()
 
 
 class SiteConfig(Section):
@@ -171,13 +157,29 @@ class RunConfig(Section):
     alignment: Literal["l1", "contrastive", "none"] = "l1"
     alignment_weight: float = Field(default=1.0, ge=0)
     modality_dropout: float = Field(default=0.0, ge=0, lt=1)
+    image_noise: float = Field(default=0.6, ge=0, le=2)
     class_balance: Literal["none", "weights", "prior"] = "none"
-    strategy: Literal["fedavg"] = "fedavg"
+    strategy: StrategyConfig = StrategyConfig()
+    compression: Compression = Compression()
     quorum: int | None = Field(default=None, ge=1)
     round_timeout: float = Field(default=3600.0, gt=0)
     start_timeout: float = Field(default=600.0, gt=0)
+    pause_timeout: float = Field(default=86_400.0, ge=0)
+    retries: int = Field(default=2, ge=0, le=100)
+    patience: int | None = Field(default=None, ge=1)
+    max_update_norm: float | None = Field(default=None, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
     min_cell: int = Field(default=10, ge=1)
+
+    @model_validator(mode="after")
+    def _check_patience(self) -> RunConfig:
+        own = self.strategy.private_groups or self.strategy.personal.name == "ditto"
+        if own and self.patience is not None:
+            raise ValueError(
+                "patience: expected none with private_groups or ditto, whose earlier rounds "
+                f"a site does not keep, got {self.patience}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_levels(self) -> RunConfig:
@@ -205,6 +207,7 @@ class FederationConfig(Section):
     initial: ResolvedPath | None = None
     initial_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     synthetic: bool = False
+    left_out: Name | None = None
 
     @model_validator(mode="after")
     def _check_initial(self) -> FederationConfig:
@@ -232,16 +235,32 @@ class FederationConfig(Section):
         names = [site.name for site in self.sites]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"expected different site names, got {min(twice)!r} twice")
-        if self.run.quorum is not None and self.run.quorum > len(names):
+        if self.left_out is not None and (self.left_out not in names or len(names) < 2):
             raise ValueError(
-                f"expected a run.quorum of at most {len(names)} (the sites), got {self.run.quorum}"
+                f"left_out: expected one of several sites ({', '.join(names)}), "
+                f"got {self.left_out!r}"
+            )
+        if self.left_out is not None and self.run.strategy.private_groups:
+            raise ValueError(
+                "left_out: expected no run.strategy.private_groups: a site that has not trained "
+                "has none of its own"
+            )
+        most = len(self.training)
+        if self.run.quorum is not None and self.run.quorum > most:
+            raise ValueError(
+                f"expected a run.quorum of at most {most} (the sites), got {self.run.quorum}"
             )
         return self
 
     @property
+    def training(self) -> tuple[str, ...]:
+        """The names of the sites that train and validate: all but ``left_out``."""
+        return tuple(site.name for site in self.sites if site.name != self.left_out)
+
+    @property
     def quorum(self) -> int:
-        """How many sites a round needs: ``run.quorum``, else all of them."""
-        return self.run.quorum if self.run.quorum is not None else len(self.sites)
+        """How many sites a round needs: ``run.quorum``, else all that train."""
+        return self.run.quorum if self.run.quorum is not None else len(self.training)
 
 
 S = TypeVar("S", bound=Section)
@@ -313,7 +332,12 @@ def _known_keys(schema: type[BaseModel], location: tuple[int | str, ...]) -> lis
             continue
         annotation = current.model_fields[part].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
-        for candidate in candidates:
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                current = candidate
+        sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if sections:
+            # of several, the one that the section's own name says
+            named = [c for c in sections if "name" in c.model_fields]
+            current = (
+                next((c for c in named if c.model_fields["name"].default in location), None)
+                or sections[0]
+            )
     return sorted(current.model_fields)

@@ -30,7 +30,7 @@ last residual is the sum of the true changes; a value below half a step is sent 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -259,8 +259,18 @@ def _write_positions(positions: np.ndarray, data: np.ndarray, layout: _Layout) -
 # --- decoding -----------------------------------------------------------------------------------
 
 
-def decode(encoded: Encoded) -> np.ndarray:
-    """The change that was sent, float32 (size,); finite, whatever the bytes are.
+class Parts(NamedTuple):
+    """An encoding taken apart and checked: value i is numbers[i] * 2**exponents[i // BLOCK], and
+    stands at positions[i] (None: at i). ``numbers`` int8 or int16 and ``exponents`` int8 are views.
+    """
+
+    numbers: np.ndarray
+    exponents: np.ndarray
+    positions: np.ndarray | None
+
+
+def take_apart(encoded: Encoded) -> Parts:
+    """The parts of what was sent, each within its bounds, whatever the bytes are.
 
     Raises:
         UpdateError: "wrong type", "misshapen" or "out of range".
@@ -285,16 +295,46 @@ def decode(encoded: Encoded) -> np.ndarray:
         raise UpdateError(
             f"expected numbers from -{_limit(layout.bits)} on, got less", reason="out of range"
         )
-    values = np.empty(layout.kept, dtype=np.float32)
-    for part, blocks, width in _pieces(layout.kept):
-        block = values[part].reshape(-1, width)  # (blocks, width), a view
-        block[:] = numbers[part].reshape(-1, width)
-        block *= _powers(exponents[blocks].astype(np.int32))
-    if layout.kept == encoded.size:
-        return values
+    whole = layout.kept == encoded.size
+    positions = None if whole else _read_positions(data, encoded.size, layout)
+    return Parts(numbers, exponents, positions)
+
+
+def pieces(parts: Parts) -> Iterator[tuple[slice, np.ndarray]]:
+    """The kept values, float32, a piece at a time: where they stand among the kept, and the values
+    (which are valid until the next piece)."""
+    scratch = np.empty(min(parts.numbers.size, _PIECE), dtype=np.float32)
+    for part, blocks, width in _pieces(parts.numbers.size):
+        values = scratch[: part.stop - part.start]
+        block = values.reshape(-1, width)  # (blocks, width), a view
+        block[:] = parts.numbers[part].reshape(-1, width)
+        block *= _powers(parts.exponents[blocks].astype(np.int32))
+        yield part, values
+
+
+def decode(encoded: Encoded) -> np.ndarray:
+    """The change that was sent, float32 (size,); finite, whatever the bytes are.
+
+    Raises:
+        UpdateError: as ``take_apart``.
+    """
+    parts = take_apart(encoded)
     change = np.zeros(encoded.size, dtype=np.float32)
-    change[_read_positions(data, encoded.size, layout)] = values
+    for part, values in pieces(parts):
+        change[part if parts.positions is None else parts.positions[part]] = values
     return change
+
+
+def add_to(vector: np.ndarray, encoded: Encoded) -> None:
+    """Add the decoded change to ``vector``, float32 (size,), in place, a piece at a time.
+
+    Raises:
+        UpdateError: as ``take_apart``; the vector is then untouched.
+    """
+    parts = take_apart(encoded)
+    with np.errstate(over="ignore"):
+        for part, values in pieces(parts):
+            vector[part if parts.positions is None else parts.positions[part]] += values
 
 
 def _read_positions(data: np.ndarray, size: int, layout: _Layout) -> np.ndarray:
@@ -302,35 +342,14 @@ def _read_positions(data: np.ndarray, size: int, layout: _Layout) -> np.ndarray:
     ones = np.flatnonzero(np.unpackbits(data[layout.planes :]))
     if ones.size != layout.kept:
         raise UpdateError(f"expected {layout.kept} positions, got {ones.size}", reason="misshapen")
-    positions: np.ndarray = (ones - np.arange(layout.kept)) << layout.low
-    planes = _planes(data, layout)
-    for bit in range(layout.low):
-        positions |= np.unpackbits(planes[bit], count=layout.kept).astype(np.int64) << bit
-    if (np.diff(positions) <= 0).any() or positions[-1] >= size:
+    ones -= np.arange(layout.kept)
+    ones <<= layout.low
+    lows: np.ndarray = np.zeros(layout.kept, np.uint8 if layout.low <= 8 else np.int64)
+    for bit, plane in enumerate(_planes(data, layout)):
+        lows |= np.unpackbits(plane, count=layout.kept).astype(lows.dtype, copy=False) << bit
+    positions: np.ndarray = np.add(ones, lows, out=ones)
+    if (positions[1:] <= positions[:-1]).any() or positions[-1] >= size:
         raise UpdateError(
             f"expected rising positions below {size}, got others", reason="out of range"
         )
     return positions
-
-
-def decode_groups(
-    arrays: Mapping[str, np.ndarray | None], sizes: Mapping[str, int], kind: Kind, share: float
-) -> dict[str, np.ndarray]:
-    """The changes of a message by group; ``sizes`` gives each known group's number of values.
-
-    None stands for content that is no array.
-
-    Raises:
-        UpdateError: as ``decode``, and "unknown group".
-    """
-    changes = {}
-    for name, data in arrays.items():
-        if name not in sizes:
-            raise UpdateError("an unknown parameter group", reason="unknown group")
-        if data is None:
-            raise UpdateError(f"group {name}: not a numpy array", reason="misshapen")
-        try:
-            changes[name] = decode(Encoded(data, sizes[name], kind, share))
-        except UpdateError as error:
-            raise UpdateError(f"group {name}: {error}", reason=error.reason) from None
-    return changes

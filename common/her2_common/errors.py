@@ -9,6 +9,7 @@
     ├── ConnectionFailedError     an address, certificate or key is refused                (exit 1)
     ├── PolicyError               the site's own policy says no                            (exit 1)
     ├── TrainingError             local training broke down                                (exit 1)
+    ├── StaleBaseError            an order builds on weights that this site does not hold  (exit 1)
     ├── UpdateError               a message from a site cannot be used                     (exit 1)
     ├── MetricError               scores, labels or counts that no metric can use          (exit 1)
     ├── RunError                  the run cannot go on; it can usually be resumed          (exit 1)
@@ -101,6 +102,12 @@ class TrainingError(Her2Error):
     """Local training broke down."""
 
     code = "training"
+
+
+class StaleBaseError(Her2Error):
+    """An order names weights that this site does not hold; the coordinator sends them whole."""
+
+    code = "stale_base"
 
 
 class UpdateError(Her2Error):

@@ -2,46 +2,57 @@
 
     order, coordinator to site
         "order"    ConfigRecord {"json": TaskOrder}
-        "weights"  ArrayRecord {group: float32 vector}      train, profile, evaluate
+        "weights"  ArrayRecord {vector: float32}            train, profile, evaluate, compare: whole
+        "steps"    ArrayRecord {vector: uint8}              the same: what is new, encoded
+        "initial"  ArrayRecord {group: float32 vector}      compare, of a run begun from a release
         "references"  ArrayRecord {"mg.mean": float32 (d,), "mg.factor": float32 (d, d), ...}
                                                             evaluate, after a profile
     reply, site to coordinator
         "reply"    ConfigRecord {"json": SiteDescription}   describe
                    ConfigRecord {"json": SiteReply}         train, profile, evaluate
-        "weights"  ArrayRecord {group: float32 vector}      train
+                   ConfigRecord {"json": Comparison}        compare
+        "update"   ArrayRecord {vector: float32 or uint8}   train: the changes, encoded or not
         "scores"   ArrayRecord {"cells": int32 (cells, 4)}  train, profile, evaluate
         "moments"  ArrayRecord {modality: float64 (d + 1, d + 1)}  profile
         "distances"  ArrayRecord {"cells": int32 (cells, 4)}  evaluate, with references
 
-One flat array a group: Flower moves every array in requests of its own, so few large arrays
+A vector is a group of the model's parameters ("mg", "head", ...) or, with SCAFFOLD, its control
+("mg.control"). An order names the fingerprint of every vector that it is about; what the site holds
+already is not sent again (her2_common.broadcast).
+
+One flat array a vector: Flower moves every array in requests of its own, so few large arrays
 travel faster than many small ones. Everything that crosses is listed here and nowhere else.
 
-The receiver trusts nothing: documents are checked against their schema, arrays for their type,
-shape and finiteness.
+The receiver trusts nothing: documents are checked against their schema, arrays for their length
+before anything is read, then for their type, shape and finiteness.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from her2_common.cases import MODALITIES, Modality, Split
-from her2_common.config import Name, RunConfig, Section, Task
+from her2_common.config import Name, RunConfig, Task
 from her2_common.errors import MetricError, UpdateError
 from her2_common.metrics import GRID, ScoreHistogram
 from her2_common.model import Group
 from her2_common.novelty import Reference, pack, unpack
+from her2_common.section import Section
+from her2_common.vectors import arrays_of, read_array
 
 MESSAGE_TYPES: Final[dict[Task, str]] = {
     "describe": "query",
     "train": "train",
     "profile": "evaluate",
     "evaluate": "evaluate",
+    "compare": "evaluate",
+    "response": "evaluate",
 }
 """Flower's message type for each task."""
 
@@ -56,16 +67,34 @@ model of three HER2 levels, the score of low against zero of the negatives of a 
 
 Cases = Annotated[int, Field(ge=0, lt=2**31)]
 
+VectorName = Annotated[str, Field(pattern=r"^(mg|us|mri|clinical|head)(\.control)?$")]
+"""A group of parameters, or its control (SCAFFOLD)."""
+
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""her2_common.broadcast.fingerprint of a vector."""
+
 
 class TaskOrder(Section):
-    """What a site is asked to do. Complete in itself: a site keeps no memory of earlier orders."""
+    """What a site is asked to do, on the vectors that ``weights`` names by their fingerprints.
+
+    ``base`` is the last round in which an update of this site was folded in (0: none): the round
+    whose memory the site works from, if the run's strategy or compression has it keep one.
+    """
 
     task: Task
     run: Name
     version: str
     round: int = Field(default=0, ge=0)
+    base: int = Field(default=0, ge=0)
     split: Split = "val"
+    weights: dict[VectorName, Fingerprint] = Field(default_factory=dict)
     plan: RunConfig
+
+    @model_validator(mode="after")
+    def _check_base(self) -> TaskOrder:
+        if self.base > self.round or (self.task == "train" and self.base == self.round):
+            raise ValueError(f"base: expected a round before {self.round}, got {self.base}")
+        return self
 
 
 class Counts(Section):
@@ -128,56 +157,45 @@ class SiteReply(Section):
     distance_keys: tuple[Modality, ...] = ()
 
 
+ComparedModel = Literal["local", "federated", "personal"]
+"""Trained at the site alone; the shared one; the shared one made the site's own."""
+
+
+class Comparison(Section):
+    """A site's answer to compare: how models (m) rank its own test cases.
+
+    ``auc`` (m,) and DeLong's ``covariance`` (m, m). All of it is left out, ``models`` empty and the
+    counts None, if a class has fewer cases than the site's min_cell.
+    """
+
+    site: Name
+    round: int = Field(ge=0)
+    models: tuple[ComparedModel, ...] = ()
+    negatives: Cases | None = None
+    positives: Cases | None = None
+    auc: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
+    covariance: tuple[tuple[float, ...], ...] | None = None
+    seconds: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_models(self) -> Comparison:
+        models, counts = len(self.models), (self.negatives, self.positives)
+        matrix = np.array(self.covariance if self.covariance is not None else np.eye(models))
+        sound = (
+            self.models in ((), ("local", "federated"), ("local", "federated", "personal"))
+            and len(self.auc) == models
+            and (None in counts) == (not models)
+            and matrix.shape == ((models, models) if models else (0, 0))
+            and np.array_equal(matrix, matrix.T)
+            and np.linalg.eigvalsh(matrix).min(initial=0.0) >= -1e-9
+        )
+        if not sound:
+            raise ValueError("expected an AUC for each model and their covariance")
+        return self
+
+
 D = TypeVar("D", bound=Section)
 K = TypeVar("K", bound=str)
-
-
-def weights_record(groups: Mapping[str, np.ndarray]) -> ArrayRecord:
-    """Flat float32 vectors as an ArrayRecord."""
-    return ArrayRecord({name: Array(vector) for name, vector in groups.items()})
-
-
-def read_weights(record: RecordDict, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """The groups of a message, each checked against ``sizes`` (group: number of values).
-
-    Raises:
-        UpdateError: "missing", "unknown group", "misshapen", "wrong type" or "not finite".
-    """
-    if "weights" not in record.array_records:
-        raise UpdateError("expected weights, got none", reason="missing")
-    groups = {}
-    for name, array in record.array_records["weights"].items():
-        if name not in sizes:
-            raise UpdateError(f"unknown parameter group {name!r}", reason="unknown group")
-        vector = _numpy(array)
-        if vector is None:
-            raise UpdateError(f"group {name}: not a numpy array", reason="misshapen")
-        if vector.dtype != np.float32:
-            raise UpdateError(
-                f"group {name}: expected float32, got {vector.dtype}", reason="wrong type"
-            )
-        if vector.shape != (sizes[name],):
-            raise UpdateError(
-                f"group {name}: expected shape ({sizes[name]},), got {vector.shape}",
-                reason="misshapen",
-            )
-        if not np.isfinite(vector).all():
-            raise UpdateError(f"group {name}: holds NaN or infinity", reason="not finite")
-        groups[name] = vector
-    return groups
-
-
-def _numpy(array: Array) -> np.ndarray | None:
-    """The array of a message, or None if its bytes hold anything else.
-
-    numpy's reader answers hostile bytes with errors of many kinds (of syntax, of zip files, of
-    memory for a shape that nobody sent), and with an archive object for a .npz file.
-    """
-    try:
-        value: Any = array.numpy()
-    except Exception:
-        return None
-    return value if isinstance(value, np.ndarray) else None
 
 
 def document_record(document: Section) -> ConfigRecord:
@@ -192,7 +210,7 @@ def read_document(record: RecordDict, key: str, schema: type[D]) -> D:
         UpdateError: it is missing or breaks the schema.
     """
     try:
-        text: Any = record.config_records[key]["json"]
+        text: Any = record[key]["json"]  # not by config_records: see her2_common.vectors.arrays_of
         return schema.model_validate(json.loads(text))
     except KeyError:
         raise UpdateError(f"expected a document {key!r}, got none", reason="missing") from None
@@ -223,9 +241,10 @@ def read_scores(
     Raises:
         UpdateError: "missing" or "misshapen".
     """
-    if "cells" not in record.array_records.get(name, {}):
+    arrays = arrays_of(record, name)
+    if "cells" not in arrays:
         raise UpdateError(f"expected histograms of {name}, got none", reason="missing")
-    cells = _numpy(record.array_records[name]["cells"])
+    cells = read_array(arrays["cells"])
     limits = np.array([len(keys), 2, GRID + 1])
     if (
         cells is None
@@ -261,14 +280,14 @@ def read_moments(
         UpdateError: "missing", "unknown group", "wrong type", "misshapen", "not finite" or "wrong
             count".
     """
-    if "moments" not in record.array_records:
+    if "moments" not in record:
         raise UpdateError("expected second moments, got none", reason="missing")
     result: dict[Modality, np.ndarray] = {}
-    for name, array in record.array_records["moments"].items():
+    for name, array in arrays_of(record, "moments").items():
         modality = next((m for m in MODALITIES if m == name), None)
         if modality is None or name not in counts:
             raise UpdateError("moments of no modality of this site", reason="unknown group")
-        total = _numpy(array)
+        total = read_array(array)
         if total is None or total.shape != (d + 1, d + 1):
             raise UpdateError(
                 f"moments {name}: expected shape {(d + 1, d + 1)}", reason="misshapen"
@@ -301,14 +320,14 @@ def read_references(record: RecordDict, d: int) -> dict[Modality, Reference]:
     Raises:
         UpdateError: "misshapen" or "not finite".
     """
-    arrays: Mapping[str, Array] = record.array_records.get("references", {})
-    return unpack({name: _numpy(array) for name, array in arrays.items()}, d)
+    arrays = arrays_of(record, "references")
+    return unpack({name: read_array(array) for name, array in arrays.items()}, d)
 
 
 def payload_bytes(record: RecordDict) -> int:
     """Bytes of content in a message: serialised arrays and documents, without Flower's framing."""
-    arrays = sum(len(a.data) for r in record.array_records.values() for a in r.values())
-    documents = sum(
-        len(str(value).encode()) for r in record.config_records.values() for value in r.values()
+    return sum(
+        len(value.data) if isinstance(value, Array) else len(str(value).encode())
+        for part in record.values()
+        for value in part.values()
     )
-    return arrays + documents

@@ -1,73 +1,180 @@
 """One folder a round, written whole or not at all.
 
     rounds/0007/
-    ├── groups.safetensors   the weights after round 7, one float32 vector a group
-    └── state.json           the round, the run's identity, the SHA-256 of groups.safetensors,
-                             and the SHA-256 of all these
+    ├── mg.safetensors   "weights", float32, after round 7, and beside it what the next round needs
+    │                    of this group: the optimiser's state, the downlink's "residual" and last
+    │                    "step", the "control" (with a residual and a step of its own)
+    ├── ...              a file for each group, so that one group at a time can be held in memory
+    └── state.json       the round, the run's identity, each site's base, the SHA-256 of each file,
+                         the fingerprints of the vectors, and the SHA-256 of all these
 
-1. Write both files into rounds/.0007.tmp, fsync each and the folder.
-2. Rename it to rounds/0007 and fsync rounds/.
+1. Write the files into rounds/.0007.tmp as the groups are worked out (``Draft.add``), fsync each
+   and, with state.json, the folder (``Draft.seal``).
+2. Rename it to rounds/0007 and fsync rounds/ (``Draft.publish``). The newest KEPT rounds and one
+   that the caller names stay.
 
-A reader takes the newest folder whose digests fit and says which ones it passed over.
+A reader takes the newest folder whose digests fit and says which ones it passed over. Tensors are
+read from the files when they are asked for.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
+from safetensors import SafetensorError, safe_open
 
+from her2_common.broadcast import fingerprint
 from her2_common.errors import CheckpointError
 from her2_common.files import sync_folder, write_durably
+
+KEPT: Final = 3
+"""Rounds that stay: the newest, and two to go back to if it is damaged."""
+
+_DTYPES: Final = {"float32": "F32", "float64": "F64", "uint8": "U8"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights after ``round`` (0: the initial ones) and the run's bookkeeping."""
+    """The weights after ``round`` (0: the initial ones) and the run's bookkeeping.
+
+    ``memory`` holds all other vectors, named ``group.name`` ("mg.velocity", "mg.control.step").
+    """
 
     round: int
-    groups: dict[str, np.ndarray]
+    groups: Mapping[str, np.ndarray]
     state: dict[str, Any]
+    memory: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> None:
+class _Tensors(Mapping[str, np.ndarray]):
+    """Tensors in a round's files, read anew each time. ``places``: name -> (file, tensor)."""
+
+    def __init__(self, places: Mapping[str, tuple[Path, str]]) -> None:
+        self.places = places
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        path, tensor = self.places[name]
+        try:
+            with safe_open(path, framework="numpy") as file:
+                values: np.ndarray = file.get_tensor(tensor)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from None
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+class Draft:
+    """A checkpoint on its way to the disk; ``seconds`` is the time that this took so far."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.folder = folder
+        self.number = number
+        self.temporary = folder / f".{number:04d}.tmp"
+        self._files: dict[str, str] = {}
+        self._fingerprints: dict[str, str] = {}
+        self._state: dict[str, Any] = {}
+        self.seconds = 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        self.temporary.mkdir()
+
+    def add(self, group: str, tensors: Mapping[str, np.ndarray]) -> None:
+        """Write the tensors of a group; "weights" and "control" are what the sites will hold."""
+        began = time.perf_counter()
+        path = self.temporary / f"{group}.safetensors"
+        self._files[path.name] = _write_tensors(path, tensors)
+        for name, vector in (("weights", group), ("control", f"{group}.control")):
+            if name in tensors:
+                self._fingerprints[vector] = fingerprint(tensors[name])
+        self.seconds += time.perf_counter() - began
+
+    def seal(self, state: Mapping[str, Any]) -> None:
+        """Write state.json: nothing more is added."""
+        self._state = dict(state) | {
+            "round": self.number,
+            "files": self._files,
+            "fingerprints": self._fingerprints,
+        }
+        self._state["state_sha256"] = _digest(self._state)
+        write_durably(self.temporary / "state.json", json.dumps(self._state, indent=1).encode())
+        sync_folder(self.temporary)
+
+    def publish(self, keep: int | None = None) -> Checkpoint:
+        """Let the round be seen, and drop old ones but for round ``keep``; one of the same number
+        is replaced."""
+        began = time.perf_counter()
+        final = self.folder / f"{self.number:04d}"
+        shutil.rmtree(final, ignore_errors=True)
+        self.temporary.rename(final)
+        sync_folder(self.folder)
+        for path in _rounds(self.folder)[KEPT:]:
+            if int(path.name) not in (keep, self.number):
+                shutil.rmtree(path)
+        self.seconds += time.perf_counter() - began
+        return _opened(final, self._state)
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Checkpoint:
     """Write the checkpoint under ``folder``/NNNN; an existing one of that round is replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"{checkpoint.round:04d}"
-    temporary = folder / f".{checkpoint.round:04d}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    tensors = save_tensors(dict(checkpoint.groups))
-    state = checkpoint.state | {
-        "round": checkpoint.round,
-        "sha256": hashlib.sha256(tensors).hexdigest(),
-    }
-    write_durably(temporary / "groups.safetensors", tensors)
-    state["state_sha256"] = _digest(state)
-    write_durably(temporary / "state.json", json.dumps(state, indent=1).encode())
-    sync_folder(temporary)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    sync_folder(folder)
+    draft = Draft(folder, checkpoint.round)
+    for group, weights in checkpoint.groups.items():
+        beside = {
+            name.removeprefix(f"{group}."): tensor
+            for name, tensor in checkpoint.memory.items()
+            if name.startswith(f"{group}.")
+        }
+        draft.add(group, {"weights": weights, **beside})
+    draft.seal(checkpoint.state)
+    return draft.publish()
 
 
-def _digest(state: dict[str, Any]) -> str:
+def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> str:
+    """A safetensors file, and its SHA-256. Its library's writer would copy all tensors first."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, array in tensors.items():
+        begin, end = end, end + array.nbytes
+        header[name] = {
+            "dtype": _DTYPES[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    contents: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text]
+    contents += [np.ascontiguousarray(array).view(np.uint8).data for array in tensors.values()]
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for content in contents:
+            file.write(content)
+            digest.update(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _digest(state: Mapping[str, Any]) -> str:
     """SHA-256 of a state, its own digest aside."""
     content = {key: value for key, value in state.items() if key != "state_sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def load(path: Path) -> Checkpoint:
-    """Read one round's folder.
+    """Open one round's folder, every file of which is checked.
 
     Raises:
         CheckpointError: a file is missing, or does not match its digest, or belongs to another
@@ -75,22 +182,44 @@ def load(path: Path) -> Checkpoint:
     """
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        tensors = (path / "groups.safetensors").read_bytes()
         sound = state["state_sha256"] == _digest(state)
+        number, files = f"{state['round']:04d}", dict(state["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged ({type(error).__name__})") from None
     if not sound:
         raise CheckpointError(f"{path}: state.json does not match its own SHA-256")
-    expected, got = state["sha256"], hashlib.sha256(tensors).hexdigest()
-    if got != expected:
-        raise CheckpointError(f"{path}: expected SHA-256 {expected[:12]}..., got {got[:12]}...")
-    try:
-        groups = load_tensors(tensors)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not safetensors: {error}") from None
-    if f"{state['round']:04d}" != path.name:
+    if number != path.name:
         raise CheckpointError(f"{path}: expected round {path.name}, got {state['round']}")
-    return Checkpoint(state["round"], groups, state)
+    for name, expected in files.items():
+        try:
+            with (path / name).open("rb") as file:
+                got = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise CheckpointError(f"{path}: {name}: damaged ({type(error).__name__})") from None
+        if got != expected:
+            raise CheckpointError(
+                f"{path}: {name}: expected SHA-256 {expected[:12]}..., got {got[:12]}..."
+            )
+    return _opened(path, state)
+
+
+def _opened(path: Path, state: dict[str, Any]) -> Checkpoint:
+    groups: dict[str, tuple[Path, str]] = {}
+    memory: dict[str, tuple[Path, str]] = {}
+    for name in state["files"]:
+        group = name.removesuffix(".safetensors")
+        try:
+            with safe_open(path / name, framework="numpy") as file:
+                tensors = list(file.keys())
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: {name}: not safetensors: {error}") from None
+        for tensor in tensors:
+            place = (path / name, tensor)
+            if tensor == "weights":
+                groups[group] = place
+            else:
+                memory[f"{group}.{tensor}"] = place
+    return Checkpoint(state["round"], _Tensors(groups), state, _Tensors(memory))
 
 
 def latest(folder: Path, on_damaged: Callable[[str], None] = lambda _: None) -> Checkpoint:
@@ -99,8 +228,7 @@ def latest(folder: Path, on_damaged: Callable[[str], None] = lambda _: None) -> 
     Raises:
         CheckpointError: there is none.
     """
-    rounds = [path for path in folder.glob("[0-9][0-9][0-9][0-9]*") if path.name.isdecimal()]
-    for path in sorted(rounds, key=lambda path: int(path.name), reverse=True):
+    for path in _rounds(folder):
         try:
             return load(path)
         except CheckpointError as error:
@@ -108,3 +236,9 @@ def latest(folder: Path, on_damaged: Callable[[str], None] = lambda _: None) -> 
     raise CheckpointError(
         f"{folder}: no sound checkpoint", hint="start the run anew: her2-server run"
     )
+
+
+def _rounds(folder: Path) -> list[Path]:
+    """The rounds' folders, the newest first."""
+    found = [path for path in folder.glob("[0-9][0-9][0-9][0-9]*") if path.name.isdecimal()]
+    return sorted(found, key=lambda path: int(path.name), reverse=True)

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from flwr.serverapp import Grid
 from rich.markup import escape
 
 from her2_common.config import FederationConfig, load
 from her2_common.console import console, main_for, new_app, print_json
 from her2_common.errors import RunError
 from her2_common.model import preset
+from her2_server import leave_one_out as leave
+from her2_server.compare import NAME as COMPARISON
+from her2_server.compare import conduct_comparison, require_finished, tell
 from her2_server.coordinator import Coordinator
 from her2_server.initial import read_initial
 from her2_server.report import write_report
+from her2_server.response.cli import response
 from her2_server.run_folder import RunFolder
 from her2_server.superlink import conduct
+from her2_server.watch import show, state_of
 
 app = new_app("The coordinator of a her2-map federation.")
 
@@ -31,6 +38,9 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; default runs/<name>.")
     ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Then compare with local models, as `compare` does.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Train across the sites of FEDERATION and write the report."""
@@ -40,7 +50,15 @@ def run(
     # Faults of the plan are told before the SuperLink is asked
     preset(config.run.preset, **config.run.layout)
     read_initial(config)
-    _conduct(folder, config, json, prepare=lambda: folder.create(federation))
+
+    def work(grid: Grid, notify: Callable[[str], None]) -> None:
+        Coordinator(grid, folder, notify).run()
+        if compare:
+            tell(conduct_comparison(grid, folder, notify), notify)
+
+    _conduct(folder, config, work, prepare=lambda: folder.create(federation))
+    if json:
+        _print_json(folder.summary)
 
 
 @app.command()
@@ -56,28 +74,96 @@ def resume(
             f"{folder}: the run is finished; its test split is not scored again",
             hint=f"its report is {folder / 'report.html'}",
         )
-    _conduct(run_folder, config, json)
+    _conduct(run_folder, config, partial(_train, run_folder))
+    if json:
+        _print_json(run_folder.summary)
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="The run's folder, runs/<name>.")],
+    once: Annotated[bool, typer.Option("--once", help="Show the state once and end.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the state once as JSON to stdout.")
+    ] = False,
+) -> None:
+    """Show the live state of a run, from any terminal that sees its folder."""
+    if json:
+        print_json(state_of(RunFolder(folder)))
+    else:
+        show(RunFolder(folder), once=once)
+
+
+@app.command()
+def compare(
+    folder: Annotated[Path, typer.Argument(help="The run's folder, runs/<name>.")],
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the comparison as JSON to stdout.")
+    ] = False,
+) -> None:
+    """Have each site of a finished run train alone, and compare: for whom is it worth it?"""
+    run_folder = RunFolder(folder)
+    config = run_folder.load_config()
+    require_finished(run_folder)
+    _conduct(
+        run_folder,
+        config,
+        lambda grid, notify: tell(conduct_comparison(grid, run_folder, notify), notify),
+    )
+    if json:
+        _print_json(folder / COMPARISON)
+
+
+@app.command()
+def leave_one_out(
+    federation: Annotated[Path, typer.Argument(help="federation.yaml")],
+    out: Annotated[Path, typer.Option(help="Folder of the runs, one a site.")] = Path("runs"),
+    without: Annotated[
+        list[str] | None, typer.Option(help="Leave out this site alone; repeatable. Default: each.")
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON to stdout.")
+    ] = False,
+) -> None:
+    """For each site, train without it and test there. Finished runs are passed over."""
+    runs = leave.plan(federation, out, without or [])
+    for left in runs:
+        if left.finished:
+            console.print(f"{left.folder.path}: finished, passed over", soft_wrap=True)
+            continue
+        console.print(f"without {left.site}: {left.folder.path}", soft_wrap=True)
+        work = partial(_train, left.folder)
+        _conduct(left.folder, left.config, work, prepare=left.prepare)
+    name = load(FederationConfig, federation).name
+    finished = [left for left in leave.plan(federation, out) if left.finished]
+    document = leave.results(RunFolder(out / name), finished)
+    path = out / f"{name}-leave-one-out.json"
+    RunFolder(out).write_json(path, document)
+    console.print(leave.table(document))
+    console.print(f"results {path}", soft_wrap=True)
+    if json:
+        print_json(document)
 
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="The run's folder, runs/<name>.")]) -> None:
     """Draw report.html again from summary.json and metrics.jsonl."""
     RunFolder(folder).load_config()
-    if not RunFolder(folder).summary.exists():
-        raise RunError(
-            f"{folder}: no summary.json, the run is not finished",
-            hint=f"go on with it: her2-server resume {folder}",
-        )
+    require_finished(RunFolder(folder))
     console.print(f"report  {write_report(folder)}", soft_wrap=True)
+
+
+def _train(folder: RunFolder, grid: Grid, notify: Callable[[str], None]) -> None:
+    Coordinator(grid, folder, notify).run()
 
 
 def _conduct(
     folder: RunFolder,
     config: FederationConfig,
-    json: bool,
+    work: Callable[[Grid, Callable[[str], None]], object],
     prepare: Callable[[], None] = lambda: None,
 ) -> None:
-    """Conduct a run; ``prepare`` is called once the SuperLink has accepted it."""
+    """Do ``work`` over a run at the SuperLink; ``prepare`` is called once it was accepted there."""
     started = time.monotonic()
 
     def notify(text: str) -> None:
@@ -88,12 +174,16 @@ def _conduct(
         prepare()
         with folder.held():
             folder.set_flower_run(held.run_id)
-            Coordinator(held.grid, folder, notify).run()
+            work(held.grid, notify)
     notify(f"report  {folder.path / 'report.html'}")
-    if json:
-        import json as json_module
 
-        print_json(json_module.loads(folder.summary.read_text(encoding="utf-8")))
 
+def _print_json(path: Path) -> None:
+    import json as json_module
+
+    print_json(json_module.loads(path.read_text(encoding="utf-8")))
+
+
+app.command()(response)
 
 main = main_for(app, "her2-server")

@@ -1,52 +1,48 @@
 """A run from its first message to its report.
 
-1. Wait until the sites are online: all of them, or a quorum once start_timeout has passed.
-2. Ask each to describe itself: which parameter groups it can train, how many cases it has.
+1. Take up the newest sound checkpoint, or make the first one.
+2. Ask each site to describe itself: which parameter groups it can train, how many cases it has. All
+   are waited for, or a quorum once start_timeout has passed; later ones join when they come.
 3. Each round, send every site only its groups. It scores them on its validation cases, trains on,
    and replies; each reply is vetted and folded in as it comes. The round ends when all have
    answered or at round_timeout, and counts if a quorum was accepted. Then: checkpoint, metrics.
+   With run.patience it is the last one when validation has not been better for so many rounds.
 4. After the last round: score the final weights on validation, for the temperature, and sum the
-   moments of the training features; score the calibrated weights on validation and freeze the
+   moments of the training features (with run.patience, if an earlier round was better, that of the
+   best one is then taken instead); score the calibrated weights on validation and freeze the
    threshold and the limits there; and only then score them, once, on the test split.
 5. Write summary.json, the release and the report.
 
 A run that is stopped anywhere goes on from its newest checkpoint (``resume``) and gives the same
-weights: sites keep no training state, and sums do not depend on arrival.
+weights: what a site keeps between rounds it keeps on disk, by round, and sums do not depend on
+arrival.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import numpy as np
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from her2_common import __version__
 from her2_common.cases import Split
 from her2_common.config import FederationConfig, Task
-from her2_common.errors import RunError, UpdateError
+from her2_common.errors import CheckpointError, Her2Error, RunError, UpdateError
 from her2_common.metrics import ScoreHistogram
-from her2_common.model import GROUPS, build_model, get_groups, preset, preset_sizes
+from her2_common.model import GROUPS, build_model, get_groups, preset
 from her2_common.wire import (
-    MESSAGE_TYPES,
     SiteDescription,
     SiteReply,
-    TaskOrder,
-    document_record,
     read_document,
     read_moments,
     read_scores,
-    read_weights,
     references_record,
-    weights_record,
 )
 from her2_server import checkpoint
-from her2_server.aggregation import Accumulator
 from her2_server.checkpoint import Checkpoint
 from her2_server.closing import (
     Evaluation,
@@ -57,21 +53,28 @@ from her2_server.closing import (
     pooled_fused,
     settle,
 )
-from her2_server.exchange import (
-    Outcome,
+from her2_server.exchange import STATE, Exchange, Outcome
+from her2_server.initial import read_initial
+from her2_server.orders import Orders, model_of, model_with
+from her2_server.progress import (
+    best_rounds,
+    may_join,
+    metrics_line,
+    out_of_patience,
+    publishable_auc,
+    told,
+)
+from her2_server.rounds import Round, first
+from her2_server.run_folder import RunFolder
+from her2_server.status import Status
+from her2_server.summary import Totals, finish
+from her2_server.vetting import (
     check_counts,
     check_reply,
     check_scores,
-    exchange,
-    online_sites,
-    require_quorum,
+    check_sites,
+    read_description,
 )
-from her2_server.initial import read_initial
-from her2_server.progress import metrics_line, publishable_auc, told
-from her2_server.run_folder import RunFolder
-from her2_server.summary import Totals, finish
-
-ONLINE_POLL_SECONDS: Final = 0.5
 
 DECLINED: Final = "site error: policy"
 """The reason of an outcome whose site does not allow the task."""
@@ -89,7 +92,18 @@ class Coordinator:
         self.notify = notify
         self.config: FederationConfig = folder.load_config()
         self.plan = self.config.run
-        self.sizes = preset_sizes(self.plan.preset, **self.plan.layout)
+        self.names = [site.name for site in self.config.sites]
+        self.orders = Orders(self.config)
+        self.status = Status(folder.status, self.config.name, self.plan.rounds, self.names)
+        self.exchange = Exchange(
+            grid,
+            self.config,
+            hint=f"her2-server resume {folder.path}",
+            notify=notify,
+            on_site=self._told,
+            on_pause=self.status.pause,
+        )
+        self._doubtful: set[str] = set()
         self.sites: dict[str, SiteDescription] = {}
         self.initial: dict[str, Any] | None = None
         self.totals = Totals()
@@ -99,15 +113,27 @@ class Coordinator:
         """Conduct the run from its newest checkpoint (or from the start) to its report.
 
         Raises:
-            RunError: a quorum is not reached; the run can be resumed.
+            RunError: a quorum is not reached in run.pause_timeout; the run can be resumed.
         """
+        self.status.step("begin", 0)
+        try:
+            self._conduct()
+        except KeyboardInterrupt:
+            self.status.end("interrupted")
+            raise
+        except Exception as error:
+            known = isinstance(error, Her2Error)
+            self.status.end(str(error) if known else f"{type(error).__name__} (see its terminal)")
+            raise
+        self.status.end("finished")
+
+    def _conduct(self) -> None:
         started = time.perf_counter()
         current = self._begin()
-        self._wait_for_sites()
         self._describe()
-        while current.round < self.plan.rounds:
+        while current.round < self.plan.rounds and not self._enough():
             current = self._round(current)
-        settled = self._profile(current)
+        current, settled = self._settle(current)
         validation = self._evaluate(current, settled, "val")
         threshold = freeze_threshold(pooled_fused(validation.scores))
         limits = freeze_limits(settled, validation.distances)
@@ -147,9 +173,7 @@ class Coordinator:
             groups = {**groups, **release.taken}
             self.initial = release.record
             self.notify(str(release))
-        initial = Checkpoint(0, groups, self._state())
-        checkpoint.save(self.folder.rounds, initial)
-        return initial
+        return checkpoint.save(self.folder.rounds, first(self.config, groups, self._state()))
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -161,109 +185,57 @@ class Coordinator:
             "initial": self.initial,
         }
 
-    def _keys(self) -> dict[str, str]:
-        return {site.name: site.public_key for site in self.config.sites}
-
-    def _wait_for_sites(self) -> None:
-        deadline = time.monotonic() + self.plan.start_timeout
-        told: set[str] = set()
-        while True:
-            online = set(online_sites(self.grid, self._keys()))
-            for name in sorted(online - told):
-                self.notify(f"{name} is online ({len(online)}/{len(self.config.sites)})")
-            told |= online
-            missing = [s.name for s in self.config.sites if s.name not in online]
-            if not missing:
-                return
-            if time.monotonic() >= deadline:
-                if len(online) >= self.config.quorum:
-                    self.notify(f"beginning without {', '.join(missing)}")
-                    return
-                raise RunError(
-                    f"expected {self.config.quorum} sites within {self.plan.start_timeout:.0f} s, "
-                    f"got {len(online)}; not online: {', '.join(missing)}",
-                    hint=f"start them (her2-client start), then: her2-server resume "
-                    f"{self.folder.path}",
-                )
-            time.sleep(ONLINE_POLL_SECONDS)
-
     def _describe(self) -> None:
-        def on_reply(site: str, content: RecordDict) -> None:
-            description = read_document(content, "reply", SiteDescription)
-            if description.site != site:
-                raise UpdateError(
-                    f"site {site} calls itself {description.site}", reason="wrong name"
-                )
-            if description.version != __version__:
-                raise UpdateError(
-                    f"{site}: expected version {__version__}, got {description.version}",
-                    reason="wrong version",
-                )
-            self.sites[site] = description
+        self._ask(
+            "describe",
+            "describe",
+            lambda _site, _whole: self.orders.describe(),
+            self._described,
+            timeout=self.plan.start_timeout,
+            everyone=True,
+            guest=True,
+        )
+        if missing := [name for name in self.names if name not in self.sites]:
+            self.notify(f"beginning without {', '.join(missing)}")
+        check_sites(self.config, self.sites, self.notify)
 
-        orders = {site.name: self._order("describe") for site in self.config.sites}
-        outcomes = self._exchange("describe", orders, "describe", on_reply)
-        self._require_quorum("describe", outcomes)
-        for group in GROUPS:
-            if not any(group in site.groups for site in self.sites.values()):
-                self.notify(f"no site can train the group {group!r}; it keeps its first values")
-        if self.plan.her2_levels == 3:
-            self._tell_levels()
+    @property
+    def training(self) -> dict[str, SiteDescription]:
+        """The sites that have described themselves and train: all but the one left out."""
+        return {n: site for n, site in self.sites.items() if n != self.config.left_out}
 
-    def _tell_levels(self) -> None:
-        """Name the sites that cannot tell HER2-low from HER2-zero; with no other, end the run."""
-        without = sorted(name for name, site in self.sites.items() if not site.levels)
-        if len(without) == len(self.sites):
-            raise RunError(
-                "run.her2_levels: expected a site with raw IHC of enough negatives, got none",
-                hint="begin a run with her2_levels: 2",
-            )
-        for name in without:
-            self.notify(f"{name} trains positive against negative alone: too few raw IHC results")
+    def _described(self, site: str, content: RecordDict) -> None:
+        self.sites[site] = read_description(site, content)
+        self._doubtful.discard(site)
 
     # --- 3. -------------------------------------------------------------------------------------
 
     def _round(self, current: Checkpoint) -> Checkpoint:
         started = time.perf_counter()
-        number = current.round + 1
-        accumulator = Accumulator(current.groups)
-        replies: dict[str, SiteReply] = {}
-        scores: Scores = {}
-        fold_seconds = 0.0
-
-        def on_reply(site: str, content: RecordDict) -> None:
-            nonlocal fold_seconds
-            began = time.perf_counter()
-            reply = read_document(content, "reply", SiteReply)
-            check_reply(site, reply, "train", number, "val")
-            check_counts(reply, self.sites[site], len(self.config.sites))
-            update = read_weights(content, self.sizes)
-            if set(update) != set(self.sites[site].groups):
-                raise UpdateError(f"{site}: expected its own groups", reason="wrong groups")
-            histograms = read_scores(content, reply.score_keys)
-            check_scores(self.sites[site], "val", histograms, len(self.config.sites))
-            accumulator.add(update, reply.counts)
-            replies[site], scores[site] = reply, histograms
-            fold_seconds += time.perf_counter() - began
-
-        orders = self._orders("train", number, "val", current.groups)
-        outcomes = self._exchange("train", orders, str(number), on_reply)
+        work = Round(self.config, self.sites, self.orders, current, self.folder.rounds)
+        number = work.number
+        outcomes = self._ask(
+            "train",
+            f"round {number}",
+            work.order,
+            work.on_reply,
+        )
         answered = time.perf_counter()
-        self._require_quorum(f"round {number}", outcomes)
-        began = time.perf_counter()
-        groups = accumulator.result()
-        fold_seconds += time.perf_counter() - began
-        following = Checkpoint(number, groups, self._state())
-        work = {name: r.seconds.get("train", 0.0) for name, r in replies.items()}
+        draft = work.finish(self._state())
+        replies, scores = work.replies, work.scores
+        trained = {name: r.seconds.get("train", 0.0) for name, r in replies.items()}
         scoring = {name: r.seconds.get("evaluate", 0.0) for name, r in replies.items()}
-        slowest = max(replies, key=lambda name: work[name] + scoring[name])
+        slowest = max(replies, key=lambda name: trained[name] + scoring[name])
         seconds = {
-            "train": work[slowest],
+            "train": trained[slowest],
             "evaluate": scoring[slowest],
-            "aggregate": fold_seconds,
+            "aggregate": work.seconds,
+            "checkpoint": draft.seconds,
+            "wait": max(answered - started - trained[slowest] - scoring[slowest], 0.0),
+            "total": time.perf_counter() - started,
         }
-        seconds["wait"] = max(answered - started - work[slowest] - scoring[slowest], 0.0)
         # The line first: killed in between, resume drops the line of a round without checkpoint.
+        earlier = self.folder.read_metrics(up_to=number - 1)
         line = metrics_line(
             number,
             seconds,
@@ -271,19 +243,39 @@ class Coordinator:
             outcomes,
             scores,
             min_cell=self.plan.min_cell,
-            whole=scores.keys() == self.sites.keys(),
+            whole=scores.keys() == self.training.keys()
+            and may_join(earlier, scores, self.training),
         )
-        earlier = self.folder.read_metrics(up_to=number - 1)
         self.folder.write_metrics([*earlier, line])
-        began = time.perf_counter()
-        checkpoint.save(self.folder.rounds, following)
-        line["seconds"]["checkpoint"] = round(time.perf_counter() - began, 4)
-        line["seconds"]["total"] = round(time.perf_counter() - started, 4)
-        self.folder.write_metrics([*earlier, line])
+        best = best_rounds([*earlier, line])[:1] if self.plan.patience is not None else []
+        following = draft.publish(keep=best[0] if best else None)
         self.notify(told(line, self.plan.rounds))
         return following
 
     # --- 4. -------------------------------------------------------------------------------------
+
+    def _enough(self) -> bool:
+        """Has validation not been better for run.patience rounds? A function of metrics.jsonl
+        alone, so that a resumed run decides alike."""
+        return out_of_patience(self.folder.read_metrics(), self.plan.patience)
+
+    def _settle(self, last: Checkpoint) -> tuple[Checkpoint, Settled]:
+        """The final weights, settled: those of the last round or, with patience, of the best."""
+        settled = self._profile(last)
+        if self.plan.patience is None:
+            return last, settled
+        interval = publishable_auc(pooled_fused(settled.before), self.plan.min_cell)
+        for number in best_rounds(self.folder.read_metrics(), interval):
+            if number == last.round:
+                break
+            try:
+                best = checkpoint.load(self.folder.rounds / f"{number:04d}")
+            except CheckpointError as error:
+                self.notify(str(error))
+                continue
+            self.notify(f"round {number} was the best on validation; its weights are final")
+            return best, self._profile(best)
+        return last, settled
 
     def _profile(self, current: Checkpoint) -> Settled:
         """Validation scores of the final weights and moments of the features; what follows.
@@ -293,24 +285,26 @@ class Coordinator:
         scores: Scores = {}
         moments = MomentSum(len(self.config.sites))
         features = preset(self.plan.preset, **self.plan.layout).features
+        model = model_of(current)
+
+        def order(site: str, whole: bool) -> RecordDict:
+            described = self.sites[site]
+            return self.orders.work("profile", current.round, "val", model, described, whole=whole)
 
         def on_reply(site: str, content: RecordDict) -> None:
             reply = read_document(content, "reply", SiteReply)
             check_reply(site, reply, "profile", current.round, "val")
+            self.orders.answered(site)
             check_counts(reply, self.sites[site], len(self.config.sites))
             histograms = read_scores(content, reply.score_keys)
             check_scores(self.sites[site], "val", histograms, len(self.config.sites))
-            moments.add(read_moments(content, features, reply.counts))
+            private = self.plan.strategy.private_groups
+            shared = {group: n for group, n in reply.counts.items() if group not in private}
+            moments.add(read_moments(content, features, shared))
             scores[site] = histograms
 
         started = time.perf_counter()
-        orders = self._orders("profile", current.round, "val", current.groups)
-        outcomes = self._exchange("profile", orders, "profile", on_reply)
-        answered = {
-            name: replace(outcome, status="accepted") if outcome.reason == DECLINED else outcome
-            for name, outcome in outcomes.items()
-        }
-        self._require_quorum("profile", answered)
+        self._ask("profile", "profile", order, on_reply)
         settled = settle(self.plan, current.groups, dict(sorted(scores.items())), moments.result())
         seconds = time.perf_counter() - started
         self.totals.seconds["evaluate"] += seconds
@@ -321,10 +315,21 @@ class Coordinator:
     def _evaluate(self, current: Checkpoint, settled: Settled, split: Split) -> Evaluation:
         scores: Scores = {}
         distances: Scores = {}
+        model = model_with(current, settled.groups)
+
+        def order(site: str, whole: bool) -> RecordDict:
+            described = self.sites[site]
+            record = self.orders.work(
+                "evaluate", current.round, split, model, described, whole=whole
+            )
+            if known := {m: r for m, r in settled.references.items() if m in described.groups}:
+                record["references"] = references_record(known)
+            return record
 
         def on_reply(site: str, content: RecordDict) -> None:
             reply = read_document(content, "reply", SiteReply)
             check_reply(site, reply, "evaluate", current.round, split)
+            self.orders.answered(site)
             described = self.sites[site]
             if not set(reply.distance_keys) <= settled.references.keys() & set(described.groups):
                 raise UpdateError(f"{site}: expected its own modalities", reason="wrong reply")
@@ -338,13 +343,7 @@ class Coordinator:
             scores[site], distances[site] = histograms, away
 
         started = time.perf_counter()
-        orders = self._orders("evaluate", current.round, split, settled.groups)
-        for name, site in self.sites.items():
-            if known := {m: r for m, r in settled.references.items() if m in site.groups}:
-                orders[name]["references"] = references_record(known)
-        outcomes = self._exchange("evaluate", orders, f"{split}", on_reply)
-        self._require_quorum(f"evaluation on {split}", outcomes)
-        self.totals.add(split, outcomes)
+        self._ask("evaluate", split, order, on_reply, guest=split == "test")
         seconds = time.perf_counter() - started
         self.totals.seconds["evaluate"] += seconds
         interval = publishable_auc(pooled_fused(scores), self.plan.min_cell)
@@ -356,60 +355,46 @@ class Coordinator:
 
     # --- messages -------------------------------------------------------------------------------
 
-    def _order(
+    def _ask(
         self,
         task: Task,
-        number: int = 0,
-        split: Split = "val",
-        groups: Mapping[str, np.ndarray] | None = None,
-        wanted: Iterable[str] = (),
-    ) -> RecordDict:
-        order = TaskOrder(
-            task=task,
-            run=self.config.name,
-            version=__version__,
-            round=number,
-            split=split,
-            plan=self.plan,
-        )
-        record = RecordDict({"order": document_record(order)})
-        if groups is not None:
-            record["weights"] = weights_record({name: groups[name] for name in wanted})
-        return record
-
-    def _orders(
-        self, task: Task, number: int, split: Split, groups: Mapping[str, np.ndarray]
-    ) -> dict[str, RecordDict]:
-        """The order for each site of the run, with the groups that it can use."""
-        return {
-            name: self._order(task, number, split, groups, site.groups)
-            for name, site in self.sites.items()
-        }
-
-    def _exchange(
-        self,
-        task: Task,
-        orders: Mapping[str, RecordDict],
-        group_id: str,
+        what: str,
+        order: Callable[[str, bool], RecordDict],
         on_reply: Callable[[str, RecordDict], None],
+        *,
+        timeout: float | None = None,
+        everyone: bool = False,
+        guest: bool = False,
     ) -> dict[str, Outcome]:
-        def told(site: str, outcome: Outcome) -> None:
-            if outcome.status != "accepted":
-                self.notify(f"{task}: {site} {outcome.status}: {outcome.reason}")
+        """One exchange. A site that is new, or whose last answer was refused, and which may have
+        been mended since, describes itself first. ``guest``: a site that is left out of training is
+        asked too, and then all must answer."""
 
-        outcomes = exchange(
-            self.grid,
-            online_sites(self.grid, self._keys()),
-            orders,
-            message_type=MESSAGE_TYPES[task],
-            group_id=group_id,
-            timeout=self.plan.round_timeout,
-            on_reply=on_reply,
-            on_outcome=told,
+        def next_order(site: str, whole: bool) -> tuple[Task, RecordDict]:
+            if task != "describe" and (site not in self.sites or site in self._doubtful):
+                return "describe", self.orders.describe()
+            return task, order(site, whole)
+
+        def receive(site: str, asked: Task, content: RecordDict) -> None:
+            (self._described if asked == "describe" else on_reply)(site, content)
+
+        self.status.step(what, len(self.folder.read_metrics()))
+        outcomes = self.exchange.ask(
+            task,
+            what,
+            next_order,
+            receive,
+            sites=self.names if guest else self.config.training,
+            timeout=self.plan.round_timeout if timeout is None else timeout,
+            quorum=len(self.names) if guest and self.config.left_out else self.config.quorum,
+            everyone=everyone,
+            may_decline=task == "profile",
         )
-        if task in ("describe", "profile"):
-            self.totals.add(task, outcomes)
+        if task != "train":  # a round's bytes stand in metrics.jsonl
+            self.totals.add(what, outcomes)
         return outcomes
 
-    def _require_quorum(self, what: str, outcomes: Mapping[str, Outcome]) -> None:
-        require_quorum(what, outcomes, self.config.quorum, str(self.folder.path))
+    def _told(self, site: str, state: STATE, reason: str | None) -> None:
+        self.status.site(site, state, reason)
+        if state == "refused" and reason != DECLINED:
+            self._doubtful.add(site)

@@ -1,22 +1,30 @@
-"""One exchange with the sites: orders out, replies in as they come, an end in any case.
+"""Orders out, replies in as they come, an end in any case: one exchange a step of the run.
 
-1. Push an order to every site that is online.
-2. Pull replies; hand each to the caller at once, so that it can be folded in and forgotten.
-3. End when every site has answered, or at the timeout. Every site that was asked ends up with one
-   outcome: accepted, refused (with the reason) or missing (with the reason).
+1. Whoever is online gets its order, at once; who comes online later gets it when it comes.
+2. Replies are handed to the caller as they arrive, so that they can be folded in and forgotten.
+3. An order that was lost on the way, or whose site was, is sent again; so is one that has been
+   silent for long, which a site that is still at work answers only once. At most ``run.retries``
+   times. A site that lacks the weights that its order builds on gets them whole, once.
+4. The exchange ends when nobody is at work and a quorum was accepted, at the latest at the timeout.
+   Every site ends with one outcome: accepted, refused or missing, the last two with a reason.
+5. Without a quorum the run pauses. What was accepted stays; who comes online is asked at once, the
+   others again and again, ever less often. It goes on with the quorum, or ends with RunError after
+   ``run.pause_timeout``.
 
-The caller checks what a reply says of itself (``check_reply``, ``check_counts``) and, at the end,
-whether enough sites were accepted (``require_quorum``).
+A site that has been asked something else before its task (late, it describes itself first) is
+asked on when it has answered. Two answers of one site count once, the second is refused as a
+duplicate; an answer to an earlier exchange is noticed and thrown away.
 
-Flower reports a lost node without its id, so outcomes are kept by message id; a message that is
-lost on the way gives no report at all, so silence until the timeout counts as missing.
+Flower reports a lost node without its id, so orders are kept by message id; a message that is lost
+on the way gives no report at all.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -28,28 +36,334 @@ from cryptography.hazmat.primitives.serialization import (
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from her2_common.cases import MODALITIES, Split
-from her2_common.config import Task
-from her2_common.errors import RunError, UpdateError
-from her2_common.metrics import ScoreHistogram
-from her2_common.wire import SiteDescription, SiteReply, payload_bytes
-from her2_server.aggregation import MAX_CASES
+from her2_common.config import FederationConfig, Task
+from her2_common.errors import PolicyError, RunError, StaleBaseError, UpdateError
+from her2_common.wire import MESSAGE_TYPES, payload_bytes
 
 POLL_SECONDS: Final = 0.1
+"""Between two looks for replies."""
 
-NODE_UNAVAILABLE: Final = 5  # flwr.common.constant.ErrorCode.NODE_UNAVAILABLE
+PAUSED_POLL_SECONDS: Final = 1.0
+"""The same while the run pauses, and between two looks for who is online."""
+
+AGAIN_SECONDS: Final = 10.0
+"""In a pause, until a site that could not answer is asked again; doubled each time ..."""
+
+AGAIN_LIMIT_SECONDS: Final = 600.0
+"""... up to this."""
+
+LOST: Final = {
+    3: "its order was lost",  # flwr.common.constant.ErrorCode.MESSAGE_UNAVAILABLE
+    4: "its answer was lost",  # REPLY_MESSAGE_UNAVAILABLE
+    5: "the site was lost",  # NODE_UNAVAILABLE
+    8: "the site was lost",  # CLIENT_APP_CRASHED
+}
+"""Flower's error codes for what did not arrive; everything else is the site's own answer."""
+
 STATUS = Literal["accepted", "refused", "missing"]
+STATE = Literal["offline", "working", "accepted", "refused", "missing"]
+
+MakeOrder = Callable[[str, bool], tuple[Task, RecordDict]]
+"""(site, whole) -> its next order; ``whole`` if it must not build on weights that the site holds.
+Called for each order, so that one that describes itself first gets the task afterwards."""
+
+OnReply = Callable[[str, Task, RecordDict], None]
+"""(site, task, content); raises UpdateError to refuse."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one site's part. Bytes are those of the content, seconds wall time."""
+    """What became of one site's part. Bytes are those of the content of all its messages in the
+    exchange, seconds wall time."""
 
     status: STATUS
     reason: str | None
     seconds: float
     bytes_to_site: int
     bytes_from_site: int
+
+
+@dataclass
+class _Seat:
+    """A site's part in one exchange."""
+
+    site: str
+    status: STATUS = "missing"
+    reason: str | None = "not online"
+    seconds: float = 0.0
+    sent: int = 0
+    received: int = 0
+    orders: int = 0
+    """Orders of the task itself."""
+    working: bool = False
+    """Has an order that it has not answered."""
+    online: bool = False
+    done: bool = False
+    """Counts for the quorum, and is asked nothing more."""
+    whole: bool = False
+    ask_at: float = 0.0
+    """When it is asked (again), if it is online; infinity: not again before the pause."""
+    again: float = field(default_factory=lambda: AGAIN_SECONDS)
+
+
+@dataclass
+class _Asked:
+    """An order that has not been answered."""
+
+    site: str
+    task: Task
+    what: str
+    until: float
+
+
+@dataclass
+class Exchange:
+    """The exchanges of one run over ``grid``, one after the other.
+
+    ``on_site`` hears of each change of a site's state and the reason, ``on_pause`` for whom a pause
+    waits and why, and with nobody that it is over; ``hint`` is added to the error that ends one.
+    """
+
+    grid: Grid
+    config: FederationConfig
+    hint: str = ""
+    notify: Callable[[str], None] = lambda _: None
+    on_site: Callable[[str, STATE, str | None], None] = lambda _site, _state, _reason: None
+    on_pause: Callable[[Mapping[str, str]], None] = lambda _waits_for: None
+    _open: dict[str, _Asked] = field(default_factory=dict)
+    """Orders without an answer by message id, those of earlier exchanges included."""
+
+    def ask(
+        self,
+        task: Task,
+        what: str,
+        order: MakeOrder,
+        on_reply: OnReply,
+        *,
+        sites: Iterable[str],
+        timeout: float,
+        quorum: int,
+        everyone: bool = False,
+        may_decline: bool = False,
+    ) -> dict[str, Outcome]:
+        """Have ``sites`` do ``task``; ``what`` names the step to people and groups its messages.
+
+        ``everyone``: wait until ``timeout`` for those who are not online, too. ``may_decline``: a
+        site whose policy forbids the task has answered.
+
+        Raises:
+            RunError: no quorum within run.pause_timeout after a pause began.
+        """
+        ask = _Ask(self, task, what, order, on_reply, timeout, quorum, everyone, may_decline)
+        return ask.conduct([_Seat(site) for site in sites])
+
+
+@dataclass
+class _Ask:
+    """One exchange at work."""
+
+    post: Exchange
+    task: Task
+    what: str
+    order: MakeOrder
+    on_reply: OnReply
+    timeout: float
+    quorum: int
+    everyone: bool
+    may_decline: bool
+    seats: dict[str, _Seat] = field(default_factory=dict)
+    nodes: dict[str, int] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    looked: float = -math.inf
+    paused: float = 0.0
+    """When the pause began; 0: it has not."""
+
+    def conduct(self, seats: list[_Seat]) -> dict[str, Outcome]:
+        self.seats = {seat.site: seat for seat in seats}
+        while not self._over():
+            self._look()
+            for seat in self.seats.values():
+                if seat.online and not seat.done and time.monotonic() >= seat.ask_at:
+                    self._send(seat)
+            if not self._receive() and not self._over():
+                time.sleep(PAUSED_POLL_SECONDS if self.paused else POLL_SECONDS)
+        for seat in self.seats.values():
+            if not seat.done and not seat.orders and seat.status == "missing":
+                self._end(seat, "missing", seat.reason)
+        if self.paused:
+            self.post.on_pause({})
+            self.post.notify(f"{self.what}: goes on")
+        return {
+            s.site: Outcome(s.status, s.reason, s.seconds, s.sent, s.received)
+            for s in self.seats.values()
+        }
+
+    # --- 4. and 5. when it ends -----------------------------------------------------------------
+
+    def _over(self) -> bool:
+        now = time.monotonic()
+        enough = sum(seat.done for seat in self.seats.values()) >= self.quorum
+        if self.paused:
+            if not enough and now >= self.paused + self.post.config.run.pause_timeout:
+                raise RunError(
+                    f"{self.what}: expected {self.quorum} sites, got "
+                    f"{sum(s.done for s in self.seats.values())} ({self._reasons()})",
+                    hint=f"mend what is named, then: {self.post.hint}",
+                )
+            return enough
+        if now < self.started + self.timeout and (
+            (self._wanted() and self.looked < self.started)
+            or any(map(self._pending, self.seats.values()))
+        ):
+            return False
+        for seat in self.seats.values():
+            if seat.working:
+                self._end(seat, "missing", f"no reply within {self.timeout:.0f} s")
+        if not enough:
+            self._pause()
+        return enough
+
+    def _pending(self, seat: _Seat) -> bool:
+        """May it still answer in time?"""
+        if seat.done:
+            return False
+        return seat.working or ((seat.online or self.everyone) and seat.ask_at < math.inf)
+
+    def _pause(self) -> None:
+        self.paused = now = time.monotonic()
+        for seat in self.seats.values():
+            if not seat.done:
+                seat.ask_at = now + seat.again if seat.online else now
+        waits_for = {s.site: str(s.reason) for s in self.seats.values() if not s.done}
+        self.post.on_pause(waits_for)
+        self.post.notify(
+            f"{self.what}: paused, {sum(s.done for s in self.seats.values())} of "
+            f"{self.quorum} sites needed; waits for {self._reasons()}"
+        )
+
+    def _reasons(self) -> str:
+        return "; ".join(
+            f"{s.site} {s.status}: {s.reason}"
+            for s in sorted(self.seats.values(), key=lambda s: s.site)
+            if not s.done
+        )
+
+    # --- 1. and 3. orders -----------------------------------------------------------------------
+
+    def _wanted(self) -> bool:
+        """Is anybody to be asked?"""
+        return any(not s.done and s.ask_at < math.inf for s in self.seats.values())
+
+    def _look(self) -> None:
+        """Who is online, asked at most once a second and only while somebody is to be asked."""
+        now = time.monotonic()
+        if not self._wanted() or now - self.looked < PAUSED_POLL_SECONDS:
+            return
+        self.looked = now
+        keys = {site.name: site.public_key for site in self.post.config.sites}
+        self.nodes = online_sites(self.post.grid, keys)
+        for seat in self.seats.values():
+            came = seat.site in self.nodes and not seat.online
+            seat.online = seat.site in self.nodes
+            if came and self.paused:
+                seat.ask_at = now
+            if not seat.online and not seat.done and not seat.working:
+                self.post.on_site(seat.site, "offline", seat.reason)
+
+    def _send(self, seat: _Seat) -> None:
+        task, content = self.order(seat.site, seat.whole)
+        ttl = self.timeout + (self.post.config.run.pause_timeout if self.paused else 0.0) + 60.0
+        message = Message(
+            content, self.nodes[seat.site], MESSAGE_TYPES[task], ttl=ttl, group_id=self.what
+        )
+        ids = list(self.post.grid.push_messages([message]))
+        now = time.monotonic()
+        seat.orders += int(task == self.task)
+        if self.paused:
+            seat.ask_at = now + seat.again
+            seat.again = min(2 * seat.again, AGAIN_LIMIT_SECONDS)
+        else:
+            tries = self.post.config.run.retries + 1
+            seat.ask_at = now + self.timeout / tries if seat.orders < tries else math.inf
+        if not ids or not ids[0]:
+            self._end(seat, "missing", "the SuperLink did not take its order")
+            return
+        seat.sent += payload_bytes(content)
+        seat.working = True
+        self.post._open[ids[0]] = _Asked(seat.site, task, self.what, now + ttl)
+        self.post.on_site(seat.site, "working", None)
+
+    # --- 2. replies -----------------------------------------------------------------------------
+
+    def _receive(self) -> bool:
+        """Take the replies that are there; says whether there were any."""
+        now = time.monotonic()
+        for number in [n for n, asked in self.post._open.items() if asked.until < now]:
+            del self.post._open[number]
+        if not self.post._open:
+            return False
+        replies = list(self.post.grid.pull_messages(list(self.post._open)))
+        answered: dict[str, _Asked] = {}
+        for reply in replies:
+            number = reply.metadata.reply_to_message_id
+            if number in self.post._open:
+                answered[number] = self.post._open.pop(number)
+                self._answered(answered[number], reply)
+            elif number in answered:
+                self._unwanted(answered[number], "duplicate")
+        return bool(replies)
+
+    def _answered(self, asked: _Asked, reply: Message) -> None:
+        seat = self.seats.get(asked.site)
+        if seat is None or asked.what != self.what:
+            if not reply.has_error():
+                self._unwanted(asked, "stale round")
+        elif seat.done:
+            if not reply.has_error():
+                self._unwanted(asked, "duplicate")
+        elif reply.has_error():
+            self._failed(seat, reply.error.code, reply.error.reason or "error")
+        else:
+            seat.received += payload_bytes(reply.content)
+            try:
+                self.on_reply(seat.site, asked.task, reply.content)
+            except UpdateError as error:
+                self._refuse(seat, error.reason)
+                return
+            seat.working = False
+            if asked.task == self.task:
+                seat.done = True
+                self._end(seat, "accepted", None)
+            else:
+                seat.ask_at = 0.0
+
+    def _failed(self, seat: _Seat, code: int, reason: str) -> None:
+        if code in LOST:
+            self._end(seat, "missing", LOST[code])
+            self.looked, seat.online = -math.inf, False  # it may have gone
+            if not self.paused:
+                seat.ask_at = 0.0 if seat.orders <= self.post.config.run.retries else math.inf
+        elif reason == StaleBaseError.code and not seat.whole:
+            seat.working, seat.whole, seat.ask_at = False, True, 0.0
+        else:
+            seat.done = self.may_decline and reason == PolicyError.code
+            self._refuse(seat, _site_reason(reason))
+
+    def _refuse(self, seat: _Seat, reason: str) -> None:
+        if not self.paused:
+            seat.ask_at = math.inf  # the same order would give the same answer
+        self._end(seat, "refused", reason)
+
+    def _end(self, seat: _Seat, status: STATUS, reason: str | None) -> None:
+        seat.working = False
+        seat.status, seat.reason = status, reason
+        seat.seconds = time.monotonic() - self.started
+        self.post.on_site(seat.site, status, reason)
+        if status != "accepted":
+            self.post.notify(f"{self.what}: {seat.site} {status}: {reason}")
+
+    def _unwanted(self, asked: _Asked, reason: str) -> None:
+        self.post.notify(f"{asked.what}: an answer of {asked.site} refused: {reason}")
 
 
 def openssh_key(public_key: bytes) -> str:
@@ -74,158 +388,6 @@ def online_sites(grid: Grid, keys: Mapping[str, str]) -> dict[str, int]:
     return {name: found[name] for name in keys if name in found}
 
 
-def exchange(
-    grid: Grid,
-    nodes: Mapping[str, int],
-    orders: Mapping[str, RecordDict],
-    *,
-    message_type: str,
-    group_id: str,
-    timeout: float,
-    on_reply: Callable[[str, RecordDict], None],
-    on_outcome: Callable[[str, Outcome], None] = lambda _site, _outcome: None,
-) -> dict[str, Outcome]:
-    """Send each site its order and collect the replies until ``timeout`` seconds have passed.
-
-    ``on_reply`` may raise UpdateError to refuse a reply. The result has an outcome for each order.
-    """
-    started = time.monotonic()
-    outcomes: dict[str, Outcome] = {}
-    waiting: dict[str, str] = {}  # message id: site
-    sent: dict[str, int] = {}
-
-    def end(site: str, status: STATUS, reason: str | None, received: int = 0) -> None:
-        seconds = time.monotonic() - started
-        outcomes[site] = Outcome(status, reason, seconds, sent.get(site, 0), received)
-        on_outcome(site, outcomes[site])
-
-    for site, content in orders.items():
-        if site not in nodes:
-            end(site, "missing", "not online")
-            continue
-        message = Message(content, nodes[site], message_type, ttl=timeout + 60.0, group_id=group_id)
-        ids = list(grid.push_messages([message]))
-        if not ids or not ids[0]:
-            end(site, "missing", "the SuperLink did not take its order")
-            continue
-        sent[site] = payload_bytes(content)
-        waiting[ids[0]] = site
-
-    while waiting and time.monotonic() - started < timeout:
-        replies = _pull(grid, waiting)
-        for reply in replies:
-            site = waiting.pop(reply.metadata.reply_to_message_id, "")
-            if not site:
-                continue  # a second reply to the same order
-            if reply.has_error():
-                code = reply.error.code
-                status: STATUS = "missing" if code == NODE_UNAVAILABLE else "refused"
-                reason = "the site was lost" if code == NODE_UNAVAILABLE else _site_reason(reply)
-                end(site, status, reason)
-                continue
-            received = payload_bytes(reply.content)
-            try:
-                on_reply(site, reply.content)
-            except UpdateError as error:
-                end(site, "refused", error.reason, received)
-            else:
-                end(site, "accepted", None, received)
-        if waiting and not replies:
-            time.sleep(POLL_SECONDS)
-    for site in waiting.values():
-        end(site, "missing", f"no reply within {timeout:.0f} s")
-    return outcomes
-
-
-def check_reply(site: str, reply: SiteReply, task: Task, number: int, split: Split) -> None:
-    """Is this the reply to the order that ``site`` was given?
-
-    Raises:
-        UpdateError: "wrong reply" or "stale round".
-    """
-    if (reply.site, reply.task, reply.split) != (site, task, split):
-        raise UpdateError(f"{site}: expected a reply to {task} on {split}", reason="wrong reply")
-    if reply.round != number:
-        raise UpdateError(
-            f"{site}: expected round {number}, got {reply.round}", reason="stale round"
-        )
-
-
-def check_counts(reply: SiteReply, described: SiteDescription, sites: int) -> None:
-    """A site's weight in a sum is what it described, and leaves room for the other ``sites``.
-
-    Raises:
-        UpdateError: "wrong groups" or "wrong count".
-    """
-    if set(reply.counts) != set(described.groups):
-        raise UpdateError(f"{reply.site}: expected its own groups", reason="wrong groups")
-    limit = MAX_CASES // sites
-    total = reply.counts.get("head", 0)
-    if max(reply.counts.values(), default=0) > min(total, limit) or (
-        described.cases.train is not None and total != described.cases.train
-    ):
-        raise UpdateError(
-            f"{reply.site}: expected the training cases it described, got {total}",
-            reason="wrong count",
-        )
-
-
-def check_scores(
-    described: SiteDescription,
-    split: Split,
-    scores: Mapping[str, ScoreHistogram],
-    sites: int,
-    distances: Mapping[str, ScoreHistogram] | None = None,
-) -> None:
-    """A site's histograms count the cases of ``split`` that it described, each as often as it can
-    be: no site decides for the others by cases that it does not have.
-
-    Raises:
-        UpdateError: "wrong count".
-    """
-    fused = {k.split("|")[1]: h for k, h in scores.items() if k.startswith("fused|")}
-    told, total = getattr(described.cases, split), sum(h.n for h in fused.values())
-    having: dict[str, int] = {
-        m: sum(h.n for name, h in fused.items() if m in name.split("+")) for m in MODALITIES
-    }
-    low = {k.split("|")[1]: h.n for k, h in scores.items() if k.startswith("low|")}
-    sound = (
-        total <= MAX_CASES // sites
-        and told in (None, total)
-        and all(scores[f"single|{m}"].n == having[m] for m in MODALITIES if f"single|{m}" in scores)
-        and all(name in fused and n <= fused[name].n - fused[name].m for name, n in low.items())
-        and all(h.n == having[m] for m, h in (distances or {}).items())
-    )
-    if not sound:
-        raise UpdateError(
-            f"{described.site}: expected scores of the {split} cases it described, got {total}",
-            reason="wrong count",
-        )
-
-
-def require_quorum(what: str, outcomes: Mapping[str, Outcome], quorum: int, folder: str) -> None:
-    """Raises:
-    RunError: fewer than ``quorum`` sites were accepted; it names the others.
-    """
-    accepted = [name for name, outcome in outcomes.items() if outcome.status == "accepted"]
-    if len(accepted) >= quorum:
-        return
-    reasons = "; ".join(
-        f"{name} {outcome.status}: {outcome.reason}"
-        for name, outcome in sorted(outcomes.items())
-        if outcome.status != "accepted"
-    )
-    raise RunError(
-        f"{what}: expected {quorum} sites, got {len(accepted)} ({reasons})",
-        hint=f"mend what is named, then: her2-server resume {folder}",
-    )
-
-
-def _pull(grid: Grid, waiting: Iterable[str]) -> list[Message]:
-    return list(grid.pull_messages(list(waiting)))
-
-
-def _site_reason(reply: Message) -> str:
+def _site_reason(reason: str) -> str:
     """The site's error code; anything longer than a code is not repeated."""
-    reason = reply.error.reason or "error"
     return f"site error: {reason}" if reason.isidentifier() else "site error"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from her2_common.metrics import Estimate, ScoreHistogram, auc_interval
-from her2_common.wire import SiteReply
+from her2_common.wire import SiteDescription, SiteReply
 from her2_server.closing import pooled_fused
 from her2_server.evaluation import SiteScores, is_small
 from her2_server.exchange import Outcome
@@ -72,3 +72,44 @@ def told(line: Mapping[str, Any], rounds: int) -> str:
         f"AUC before it {format(auc['estimate'], '.3f') if auc else '  -  '}  "
         f"{line['seconds']['total']:.1f} s"
     )
+
+
+def may_join(
+    lines: Sequence[Mapping[str, Any]],
+    scored: Collection[str],
+    sites: Mapping[str, SiteDescription],
+) -> bool:
+    """May the validation of the sites ``scored`` stand beside that of earlier ``lines``?
+
+    The difference between two sums is the sites that are in one of them alone. It may be told if
+    each of these has told its own validation cases and positives, because they are no small cells.
+    """
+    told: set[str] = set()
+    for line in lines:
+        if line["validation"]["auc"]:
+            parts = line["sites"].items()
+            told |= {name for name, part in parts if part["status"] == "accepted"} ^ set(scored)
+    described = [sites.get(name) for name in told]
+    return all(
+        site is not None and None not in (site.cases.val, site.positives.val) for site in described
+    )
+
+
+def best_rounds(lines: Sequence[Mapping[str, Any]], last: Estimate | None = None) -> list[int]:
+    """The trained rounds by the validation AUC of their weights, the best first; of equal ones the
+    earlier first. Round n's weights are scored in the line of round n + 1; those of the last round
+    have ``last``. Rounds whose AUC is not told do not stand in it."""
+    found = {
+        line["round"] - 1: line["validation"]["auc"]["estimate"]
+        for line in lines
+        if line["round"] > 1 and line["validation"]["auc"]
+    }
+    if last is not None and lines:
+        found[lines[-1]["round"]] = last.estimate
+    return sorted(found, key=lambda number: (-found[number], number))
+
+
+def out_of_patience(lines: Sequence[Mapping[str, Any]], patience: int | None) -> bool:
+    """Have the weights of ``patience`` rounds been scored without one better than the best?"""
+    best = best_rounds(lines)
+    return patience is not None and bool(best) and lines[-1]["round"] - 1 - best[0] >= patience

@@ -5,6 +5,7 @@ runs/<name>/
 ├── rounds/NNNN/      checkpoints (her2_server.checkpoint)
 ├── flower-run        Flower's number of the run, to stop a killed one
 ├── metrics.jsonl     one line a round
+├── status.json       where the run stands, for her2-server watch
 ├── summary.json      at the end
 ├── report.html       at the end
 └── release/          model.safetensors and manifest.json, at the end
@@ -12,8 +13,10 @@ runs/<name>/
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +52,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """One JSON line a round."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def status(self) -> Path:
+        """Where the run stands."""
+        return self.path / "status.json"
 
     @property
     def summary(self) -> Path:
@@ -95,10 +103,25 @@ class RunFolder:
             RunError: another one is at work here.
         """
         try:
-            with FileLock(self.path / ".lock", timeout=0):
+            # A moment's patience: whoever watches the run looks whether the lock is taken.
+            with FileLock(self.path / ".lock", timeout=1):
                 yield
         except Timeout:
             raise RunError(f"{self.path}: another coordinator conducts this run") from None
+
+    def is_held(self) -> bool:
+        """Is a coordinator at work here? The system frees the lock of a killed one."""
+        try:
+            handle = os.open(self.path / ".lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+        return False
 
     def flower_run(self) -> int | None:
         """Flower's number of the run as it was last started, if it was."""
@@ -122,14 +145,15 @@ class RunFolder:
         return load(FederationConfig, self.config)
 
     def config_hash(self) -> str:
-        """SHA-256 of what is trained, from what, and by whom: names, keys, the run section and the
-        hash of the initial weights, no addresses."""
+        """SHA-256 of what is trained, from what, and by whom: names, keys, who is left out, the run
+        section and the hash of the initial weights, no addresses."""
         config = self.load_config()
         document = {
             "name": config.name,
             "sites": [site.model_dump(mode="json") for site in config.sites],
             "run": config.run.model_dump(mode="json"),
             "initial": config.initial_sha256,
+            "left_out": config.left_out,
         }
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 

@@ -68,11 +68,19 @@ def finish(
         "validation": evaluate(validation.scores, threshold["value"], min_cell),
         "test": evaluate(test.scores, threshold["value"], min_cell),
     }
+    for account in accounts:
+        if account["name"] == config.left_out:
+            account["status"] = "left out"
     hide_positives(accounts, val=results["validation"], test=results["test"])
-    trained = [group for group in GROUPS if any(group in s.groups for s in sites.values())]
+    private = config.run.strategy.private_groups  # each site's own: nothing that could be released
+    trained = [
+        group
+        for group in GROUPS
+        if group not in private and any(group in s.groups for s in sites.values())
+    ]
     summary: dict[str, Any] = {
         "version": __version__,
-        "run": _run(folder, config, final, started),
+        "run": _run(folder, config, final, started, len(lines)),
         "initial": final.state.get("initial"),
         "sites": accounts,
         "bytes": {
@@ -137,7 +145,7 @@ def release(
 
 
 def _run(
-    folder: RunFolder, config: FederationConfig, final: Checkpoint, started: datetime
+    folder: RunFolder, config: FederationConfig, final: Checkpoint, started: datetime, done: int
 ) -> dict[str, Any]:
     plan = config.run
     layout = preset(plan.preset, **plan.layout)
@@ -146,15 +154,18 @@ def _run(
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "rounds": plan.rounds,
+        "rounds_done": done,
+        "final_round": final.round,
         "preset": plan.preset,
         "label": plan.label,
         "predicted": predicted(plan.label),
+        "left_out": config.left_out,
         "seed": plan.seed,
         "parameters": int(sum(final.groups[g].size for g in GROUPS)),
         "weights_sha256": weights_hash(final.groups),
         "image_size": layout.image_size,
         "volume_size": layout.volume_size,
-        "strategy": plan.strategy,
+        "strategy": str(plan.strategy),
         "synthetic": config.synthetic,
         "config_sha256": folder.config_hash(),
         "bundle_sha256": bundle_hash(),

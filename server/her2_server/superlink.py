@@ -135,6 +135,13 @@ def conduct(
                     f"{superlink.address}: the SuperLink no longer answers",
                     hint="start it again, then go on: her2-server resume",
                 ) from None
+            except httpx.HTTPStatusError as error:
+                run_id = 0  # it does not know the run, or no longer believes that we conduct it
+                raise RunError(
+                    f"{superlink.address}: the SuperLink has given this run up "
+                    f"(HTTP {error.response.status_code})",
+                    hint="was it started anew, or away for long? go on: her2-server resume",
+                ) from None
             finally:
                 if run_id:
                     end_server_task(client, completed=completed, details=details)

@@ -16,10 +16,12 @@ from her2_client.keys import new_node_key
 from her2_client.site import Answer
 from her2_common import __version__
 from her2_common.config import RunConfig
+from her2_common.encoding import Encoded, encode
 from her2_common.errors import Her2Error, ImageError, PolicyError, TableError
 from her2_common.metrics import ScoreHistogram
 from her2_common.model import GROUPS, build_model, get_groups, group_sizes, preset
 from her2_common.novelty import Reference, moments, reference_of
+from her2_common.vectors import read_whole, vectors_record
 from her2_common.wire import (
     SiteReply,
     TaskOrder,
@@ -27,9 +29,7 @@ from her2_common.wire import (
     read_document,
     read_moments,
     read_scores,
-    read_weights,
     references_record,
-    weights_record,
 )
 from her2_deploy.simulation import LocalGrid, LocalNode
 
@@ -46,15 +46,19 @@ class FakeSite:
         self._answer = answer
         self.asked: list[tuple[TaskOrder, dict[str, np.ndarray]]] = []
         self.references: dict[str, Reference] = {}
+        self.steps: dict[str, Encoded] = {}
 
     def answer(
         self,
         order: TaskOrder,
         weights: dict[str, np.ndarray],
         references: dict[str, Reference] | None = None,
+        initial: dict[str, np.ndarray] | None = None,
+        steps: dict[str, Encoded] | None = None,
     ) -> Answer:
         self.asked.append((order, weights))
         self.references = references or {}
+        self.steps = steps or {}
         return self._answer()
 
 
@@ -64,7 +68,7 @@ def order(task: str = "train") -> RecordDict:
     )
     record = RecordDict({"order": document_record(document)})
     if task != "describe":
-        record["weights"] = weights_record(get_groups(build_model("compact", 1), ["us", "head"]))
+        record["weights"] = vectors_record(get_groups(build_model("compact", 1), ["us", "head"]))
     return record
 
 
@@ -89,13 +93,28 @@ def test_an_answer_comes_back_whole() -> None:
     reply = ask(site, order())
     assert not reply.has_error()
     assert read_document(reply.content, "reply", SiteReply) == reply_document()
-    got = read_weights(reply.content, SIZES)
+    got = read_whole(reply.content, "update", RunConfig())
     assert {g: v.tobytes() for g, v in got.items()} == {g: v.tobytes() for g, v in sent.items()}
     assert read_scores(reply.content, ("fused|us",)) == {"fused|us": histogram}
     (asked, weights), *_ = site.asked
     assert asked.task == "train"
     expected = get_groups(build_model("compact", 1), ["us", "head"])
     assert all(weights[g].tobytes() == expected[g].tobytes() for g in expected)
+
+
+def test_steps_and_encoded_changes_travel_as_bytes() -> None:
+    plan = RunConfig.model_validate({"compression": {"up": "int8", "keep": 0.1, "down": "int8"}})
+    change = np.random.default_rng(0).normal(size=SIZES["us"]).astype(np.float32)
+    step, sent = encode(change, "int8")[0], encode(change, "int8", 0.1)[0]
+    site = FakeSite(lambda: Answer(reply_document(), {"us": sent}))
+    document = TaskOrder(task="train", run="r", version=__version__, round=1, plan=plan)
+    record = RecordDict({"order": document_record(document), "steps": vectors_record({"us": step})})
+    reply = ask(site, record)
+    assert site.steps["us"].data.tobytes() == step.data.tobytes()
+    (array,) = reply.content["update"].values()
+    assert array.numpy().tobytes() == sent.data.tobytes()
+    record["steps"] = vectors_record({"us": sent})  # in another form than the plan's
+    assert ask(site, record).error.reason == "update"
 
 
 def test_an_evaluation_carries_no_weights() -> None:
@@ -177,18 +196,14 @@ def spoil_version(record: RecordDict) -> None:
 
 
 def spoil_weights(record: RecordDict) -> None:
-    record["weights"] = weights_record({"us": np.full(SIZES["us"], np.nan, np.float32)})
-
-
-def drop_weights(record: RecordDict) -> None:
-    record.pop("weights")
+    record["weights"] = vectors_record({"us": np.full(SIZES["us"], np.nan, np.float32)})
 
 
 def drop_order(record: RecordDict) -> None:
     record.pop("order")
 
 
-@pytest.mark.parametrize("spoil", [spoil_version, spoil_weights, drop_weights, drop_order])
+@pytest.mark.parametrize("spoil", [spoil_version, spoil_weights, drop_order])
 def test_a_malformed_order_does_not_reach_the_site(spoil: Callable[[RecordDict], None]) -> None:
     site = FakeSite(lambda: Answer(reply_document()))
     record = order()

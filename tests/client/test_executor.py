@@ -12,14 +12,28 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import start_client_internal
 
 from her2_client import executor
-from her2_client.executor import ACCEPTED, BACKOFF_SECONDS, REFUSED, SESSION_SECONDS, SuperNode
+from her2_client.app import error_reply
+from her2_client.executor import (
+    ACCEPTED,
+    BACKOFF_SECONDS,
+    REFUSED,
+    SESSION_SECONDS,
+    Answers,
+    SuperNode,
+)
 from her2_client.keys import init_site
 from her2_client.supernode import IDLE_SECONDS, REPLY_SECONDS, ImpatientClock
+from her2_common.bundle import build_bundle
 from her2_common.config import SiteConfig, load
+from her2_common.runtime import ClientTask
 
 # The keeper may fork while torch's threads run; CPython 3.12 and later warn of it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
@@ -206,3 +220,71 @@ def test_the_impatient_clock_is_where_flower_sleeps(monkeypatch: pytest.MonkeyPa
         clock.sleep(seconds)
     assert slept == [IDLE_SECONDS, REPLY_SECONDS, 0.01]
     assert clock.monotonic() > 0
+
+
+# --- an order that comes twice ------------------------------------------------------------------
+
+
+def order(text: str, **arrays: float) -> Message:
+    content = RecordDict({"order": ConfigRecord({"json": text})})
+    for name, value in arrays.items():
+        content[name] = ArrayRecord({"head": Array(np.full(2, value, np.float32))})
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    message = Message(content, 5, "train")
+    message.metadata.__dict__["_message_id"] = f"{text} {arrays}"
+    return message
+
+
+@pytest.fixture
+def answers(config: SiteConfig) -> Answers:
+    """Answers with the number of orders that were worked on; "bad" is an error."""
+    app, done = ClientApp(), list[str]()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        text = str(message.content["order"]["json"])
+        done.append(text)
+        if text == "bad":
+            return error_reply(message, "data")
+        content = RecordDict({"reply": ConfigRecord({"n": len(done)})})
+        return Message(content, reply_to=message)
+
+    return Answers(app, config)
+
+
+def ask(answers: Answers, message: Message, bundle: bytes | None = None) -> Message:
+    context = Context(1, 5, {}, RecordDict(), {})
+    content = build_bundle() if bundle is None else bundle
+    return answers.answer(ClientTask(message, context, content))
+
+
+def number(reply: Message) -> object:
+    return reply.content["reply"]["n"]
+
+
+def test_an_order_that_comes_twice_is_worked_on_once(answers: Answers) -> None:
+    first = order("round 1", weights=1.0)
+    assert number(ask(answers, first)) == 1
+    # By a step or whole, the document names the same weights.
+    again = order("round 1", steps=2.0)
+    reply = ask(answers, again)
+    assert number(reply) == 1
+    assert reply.metadata.reply_to_message_id == again.metadata.message_id
+    assert number(ask(answers, order("round 2", weights=1.0))) == 2
+    assert number(ask(answers, order("round 1", weights=1.0))) == 3  # only the last is kept
+
+
+def test_what_the_document_does_not_name_is_worked_on_again(answers: Answers) -> None:
+    for expected in (1, 2):
+        assert number(ask(answers, order("test", weights=1.0, references=1.0))) == expected
+
+
+def test_an_error_is_not_kept(answers: Answers) -> None:
+    for _ in range(2):
+        assert ask(answers, order("bad")).error.reason == "data"
+    assert number(ask(answers, order("round 1"))) == 3
+
+
+def test_the_policy_is_asked_the_second_time_too(answers: Answers) -> None:
+    assert number(ask(answers, order("round 1"))) == 1
+    assert ask(answers, order("round 1"), bundle=b"foreign").error.reason == "policy"

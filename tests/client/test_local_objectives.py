@@ -14,20 +14,22 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from her2_client.local_objectives import (
+    OWN_LOSS,
+    Applied,
     GradientMean,
+    Objective,
     add_control,
     add_pull,
     leaving,
     next_control,
-    only,
     tensors_like,
     vector_of,
     weights_to_use,
 )
 from her2_common.errors import TrainingError
 from her2_common.model import GROUPS, build_model, get_groups, group_parameters
+from her2_common.strategy import FedAvg
 from her2_server.strategies.optimisers import fedavg, scaffold_control
-from her2_server.strategies.settings import FedAvg
 
 CURVATURE = torch.tensor([[0.3, 2.0, 1.0], [3.0, 0.5, 1.0], [1.0, 1.0, 4.0]], dtype=torch.float64)
 OPTIMA = torch.tensor([[1.0, -2.0, 0.5], [-1.0, 0.0, 3.0], [2.0, 1.0, 1.0]], dtype=torch.float64)
@@ -349,23 +351,43 @@ def test_fine_tuning_of_the_head_leaves_the_rest_to_the_bit() -> None:
     model = build_model("compact", seed=2)
     groups = {g: group_parameters(model, g) for g in GROUPS}
     before = {g: v.tobytes() for g, v in get_groups(model, GROUPS).items()}
-    groups["us"][0].requires_grad_(False)  # of the caller's own will
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
-    with only(groups, {"head"}):
-        loss = sum(p.square().sum() + p.sum() for ps in groups.values() for p in ps)
-        assert isinstance(loss, Tensor)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+    loss = sum(p.square().sum() + p.sum() for ps in groups.values() for p in ps)
+    assert isinstance(loss, Tensor)
+    loss.backward()  # type: ignore[no-untyped-call]
+    Applied(Objective(tuned=("head",)), groups).before_step(0.1)
+    optimiser.step()
     after = {g: v.tobytes() for g, v in get_groups(model, GROUPS).items()}
     assert {g for g in GROUPS if before[g] != after[g]} == {"head"}
-    assert not groups["us"][0].requires_grad
-    assert all(p.requires_grad for g in ("mg", "mri", "clinical", "head") for p in groups[g])
-    with pytest.raises(ValueError, match="ct"), only(groups, {"ct"}):
-        pass
 
 
-def test_only_gives_the_gradients_back_after_an_error() -> None:
-    w = start_at(torch.ones(1))
-    with pytest.raises(RuntimeError, match="broke"), only({"us": [w], "head": []}, {"head"}):
-        raise RuntimeError("broke")
-    assert w.requires_grad
+def doubles(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_an_objective_is_its_parts() -> None:
+    """Pull and controls on a gradient, and the next control: by hand."""
+    w = {"us": [start_at(torch.tensor([3.0, -1.0]))], "head": [start_at(torch.tensor([2.0]))]}
+    vector = np.float32
+    objective = Objective(
+        pull=0.5,
+        anchor={"us": vector([1.0, 1.0])},
+        controls={"head": (vector([0.25]), vector([1.0]))},
+    )
+    applied = Applied(objective, w)
+    for rate, gradient in ((0.1, 1.0), (0.3, 5.0)):
+        w["us"][0].grad, w["head"][0].grad = doubles(1.0, 1.0), doubles(gradient)
+        applied.before_step(rate)
+        assert w["us"][0].grad.tolist() == [1.0 + 0.5 * 2.0, 1.0 + 0.5 * -2.0]
+        assert w["head"][0].grad.tolist() == [gradient + 0.25 - 1.0]
+    assert applied.next_controls().keys() == {"head"}
+    assert applied.next_controls()["head"] == pytest.approx((0.1 * 1 + 0.3 * 5) / 0.4)
+
+
+def test_the_run_s_own_loss_is_left_alone() -> None:
+    w = {"us": [start_at(torch.tensor([3.0]))]}
+    w["us"][0].grad = doubles(1.5)
+    applied = Applied(OWN_LOSS, w)
+    applied.before_step(0.1)
+    assert w["us"][0].grad.tolist() == [1.5]
+    assert applied.next_controls() == {}

@@ -20,8 +20,9 @@ from her2_client import parallel
 from her2_client.engine import check_devices
 from her2_client.helper import Failure, Helpers, fingerprint
 from her2_client.parallel import Crew
-from her2_client.site import Site
+from her2_client.site import Answer, Site
 from her2_common import __version__
+from her2_common.broadcast import fingerprint as vector_print
 from her2_common.config import RunConfig, SiteConfig
 from her2_common.errors import ConfigError, TrainingError
 from her2_common.model import build_model, get_groups
@@ -44,6 +45,18 @@ GROUPS = ("mg", "us", "mri", "clinical", "head")
 
 def order(number: int = 1, plan: RunConfig = PLAN) -> TaskOrder:
     return TaskOrder(task="train", run="r", version=__version__, round=number, plan=plan)
+
+
+def ask(site: Site, asked: TaskOrder, sent: dict[str, np.ndarray]) -> Answer:
+    """The answer to an order on the weights that come with it."""
+    named = {name: vector_print(vector) for name, vector in sent.items()}
+    return site.answer(asked.model_copy(update={"weights": named}), sent)
+
+
+def change_of(answer: Answer, name: str) -> np.ndarray:
+    change = answer.update[name]
+    assert isinstance(change, np.ndarray)
+    return change
 
 
 @pytest.fixture
@@ -71,22 +84,21 @@ def test_two_processes_give_the_weights_of_one(
 ) -> None:
     """Also with dropout, pairs across processes and chunks; the same bits the second time. The
     processes end with the site."""
-    alone = site_of().answer(order(), sent)
+    alone = ask(site_of(), order(), sent)
     pair = site_of(devices=2, rows_at_once=1)
-    first = pair.answer(order(), sent)
+    first = ask(pair, order(), sent)
     for group in GROUPS:
-        change = alone.weights[group] - sent[group]
-        gap = first.weights[group] - alone.weights[group]
+        change = change_of(alone, group)
+        gap = change_of(first, group) - change
         assert np.linalg.norm(change) > 0
         # Adam divides small gradients by their own size, and so magnifies how they were rounded.
         assert np.linalg.norm(gap) < 1e-3 * np.linalg.norm(change), group
     assert first.document.loss == pytest.approx(alone.document.loss, rel=1e-5)  # type: ignore[union-attr]
     assert first.document.steps == alone.document.steps == 6  # type: ignore[union-attr]
     assert first.scores == alone.scores
-    again = pair.answer(order(), sent)
-    assert {g: w.tobytes() for g, w in again.weights.items()} == {
-        g: w.tobytes() for g, w in first.weights.items()
-    }
+    again = ask(pair, order(), sent)
+    for group in GROUPS:
+        assert change_of(again, group).tobytes() == change_of(first, group).tobytes()
     assert pair.crew is not None
     helpers = pair.crew.process_ids
     assert len(helpers) == 2
@@ -96,11 +108,38 @@ def test_two_processes_give_the_weights_of_one(
             os.kill(process, 0)
 
 
+STRATEGIES: list[dict[str, Any]] = [
+    {"local": {"name": "fedprox", "mu": 5.0}},
+    {"local": {"name": "scaffold"}, "personal": {"name": "ditto"}},
+]
+
+
+def test_objectives_reach_the_helpers(
+    site_of: Callable[..., Site], sent: dict[str, np.ndarray]
+) -> None:
+    alone, pair = site_of(), site_of(devices=2)
+    plain = ask(alone, order(), sent)
+    for strategy in STRATEGIES:
+        plan = RunConfig.model_validate(PLAN.model_dump() | {"strategy": strategy})
+        given = dict(sent)
+        if plan.strategy.local.name == "scaffold":
+            given |= {f"{g}.control": np.full_like(sent[g], 1e-3) for g in GROUPS}
+        one, two = (ask(site, order(plan=plan), given) for site in (alone, pair))
+        assert one.update.keys() == two.update.keys() == given.keys()
+        for name in given:
+            change = change_of(one, name)
+            gap = np.linalg.norm(change_of(two, name) - change)
+            assert gap < 1e-2 * np.linalg.norm(change), name
+            if name in ("us", "head"):  # the objective is felt more than the rounding
+                felt = np.linalg.norm(change_of(plain, name) - change)
+                assert felt > 10 * gap, name
+
+
 def test_a_dead_helper_is_an_error_with_its_reason_and_the_next_round_works(
     site_of: Callable[..., Site], sent: dict[str, np.ndarray]
 ) -> None:
     site = site_of(devices=2)
-    first = site.answer(order(), sent)
+    first = ask(site, order(), sent)
     assert site.crew is not None
     victim = site.crew.process_ids[1]
 
@@ -112,12 +151,12 @@ def test_a_dead_helper_is_an_error_with_its_reason_and_the_next_round_works(
     killer.start()
     long = PLAN.model_copy(update={"local_epochs": 100})
     with pytest.raises(TrainingError, match="helper 2 was ended by SIGKILL") as caught:
-        site.answer(order(plan=long), sent)
+        ask(site, order(plan=long), sent)
     killer.join()
     assert "memory" in str(caught.value.hint)
     assert site.crew.process_ids == []
-    again = site.answer(order(), sent)
-    assert all(np.array_equal(again.weights[g], first.weights[g]) for g in GROUPS)
+    again = ask(site, order(), sent)
+    assert all(np.array_equal(change_of(again, g), change_of(first, g)) for g in GROUPS)
 
 
 def test_an_abort_is_not_the_reason_when_another_helper_was_killed(
@@ -146,13 +185,13 @@ def test_a_silent_helper_is_ended(
     site_of: Callable[..., Site], sent: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = site_of(devices=2)
-    site.answer(order(), sent)
+    ask(site, order(), sent)
     assert site.crew is not None
     os.kill(site.crew.process_ids[0], signal.SIGSTOP)
     monkeypatch.setattr(parallel, "SILENCE_SECONDS", 2.0)
     started = time.monotonic()
     with pytest.raises(TrainingError, match="said nothing for 2 s"):
-        site.answer(order(2), sent)
+        ask(site, order(2), sent)
     assert time.monotonic() - started < 20
 
 
@@ -162,7 +201,7 @@ def test_an_error_of_training_comes_through_as_it_is(
     site = site_of(devices=2)
     broken = sent | {"us": np.full_like(sent["us"], np.nan)}
     with pytest.raises(TrainingError, match=r"round 1, epoch 1, step 1: the loss is not finite"):
-        site.answer(order(), broken)
+        ask(site, order(), broken)
 
 
 def test_a_changed_cache_is_told(site_of: Callable[..., Site], sent: dict[str, np.ndarray]) -> None:
@@ -173,7 +212,7 @@ def test_a_changed_cache_is_told(site_of: Callable[..., Site], sent: dict[str, n
     assert fingerprint(other) != fingerprint(cohort)
     site._cohorts["train"] = other  # as if the helpers found another cache than the site
     with pytest.raises(TrainingError, match="the cache has changed"):
-        site.answer(order(), {g: sent[g] for g in ("us", "clinical", "head")})
+        ask(site, order(), {g: sent[g] for g in ("us", "clinical", "head")})
 
 
 @given(count=st.integers(0, 200), size=st.integers(1, 16))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from her2_client.policy import (
+    TESTED,
     check_bundle,
     check_order,
+    check_tested,
     check_update,
     tell,
     tell_part,
@@ -150,32 +155,48 @@ def test_a_part_of_a_known_whole(whole: int, share: float, min_cell: int) -> Non
     assert tell_part(Policy(min_cell=min_cell), part, whole) == (None if any(small) else part)
 
 
-@pytest.mark.parametrize(
-    ("split", "number", "allowed"),
-    [
-        ("val", 1, True),
-        ("val", 3, True),
-        ("test", 3, True),
-        ("test", 1, False),
-        ("train", 3, False),
-    ],
-)
-def test_test_cases_are_scored_after_the_last_round_alone(
-    split: str, number: int, allowed: bool
-) -> None:
-    order = TaskOrder(
-        task="evaluate",
-        run="r",
-        version=__version__,
-        round=number,
-        split=split,
-        plan=RunConfig(rounds=3),
-    )
+@pytest.mark.parametrize(("split", "allowed"), [("val", True), ("test", True), ("train", False)])
+def test_training_cases_are_never_scored_for_others(split: str, allowed: bool) -> None:
+    asked = order(task="evaluate", split=split)
     if allowed:
-        check_order(Policy(), order)
+        check_order(Policy(), asked)
     else:
-        with pytest.raises(PolicyError, match=f"scores of the {split} cases after round {number}"):
-            check_order(Policy(), order)
+        with pytest.raises(PolicyError, match="training cases are never scored"):
+            check_order(Policy(), asked)
+
+
+def scoring(run: str = "demo", seed: int = 0, **prints: str) -> TaskOrder:
+    weights = {name: print_ * 64 for name, print_ in prints.items()}
+    plan = RunConfig(rounds=5, seed=seed)
+    return order(task="evaluate", split="test", run=run, plan=plan, weights=weights)
+
+
+def test_test_cases_are_scored_with_one_set_of_weights_a_run(tmp_path: Path) -> None:
+    check_tested(tmp_path, scoring(head="a", us="b"))
+    check_tested(tmp_path, scoring(head="a", us="b"))  # after a resume, the same again
+    for weights in ({"head": "c", "us": "b"}, {"head": "a", "us": "c"}, {"us": "c"}):
+        with pytest.raises(PolicyError, match=r"run demo .* other weights \((head|us)\)") as caught:
+            check_tested(tmp_path, scoring(**weights))
+        assert caught.value.code == "policy"
+    check_tested(tmp_path, scoring(run="demo-2", head="c", us="b"))  # another run
+    check_tested(tmp_path, scoring(seed=1, head="c", us="b"))  # another plan
+    with pytest.raises(PolicyError):
+        check_tested(tmp_path, scoring(head="c", us="b"))
+    assert (tmp_path / TESTED).stat().st_mode & 0o077 == 0
+
+
+def test_scaffolds_controls_are_not_what_is_tested(tmp_path: Path) -> None:
+    check_tested(tmp_path, scoring(**{"head": "a", "head.control": "b"}))
+    check_tested(tmp_path, scoring(**{"head": "a", "head.control": "c"}))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"demo": 3}', b"\xff"])
+def test_a_damaged_account_of_tests_allows_nothing(tmp_path: Path, content: bytes) -> None:
+    check_tested(tmp_path, scoring(head="a"))
+    run = next(iter(json.loads((tmp_path / TESTED).read_bytes())))
+    (tmp_path / TESTED).write_bytes(content.replace(b"demo", run.encode()))
+    with pytest.raises(PolicyError, match="damaged"):
+        check_tested(tmp_path, scoring(head="a"))
 
 
 @pytest.mark.parametrize(
@@ -197,6 +218,13 @@ def test_a_profile_is_made_after_the_last_round_alone(
     else:
         with pytest.raises(PolicyError, match=f"profile of the {split} cases after round {number}"):
             check_order(Policy(), asked)
+
+
+def test_with_patience_the_best_round_is_profiled() -> None:
+    plan = RunConfig(rounds=5, patience=2)
+    check_order(Policy(), order(task="profile", split="val", round=3, plan=plan))
+    with pytest.raises(PolicyError, match="profile of the train cases"):
+        check_order(Policy(), order(task="profile", split="train", round=3, plan=plan))
 
 
 def test_a_site_may_leave_the_profile_out() -> None:

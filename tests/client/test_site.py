@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from her2_client import cohort as cohort_module
-from her2_client.site import Site, select_device
+from her2_client.site import Answer, Site, select_device
 from her2_common import __version__
+from her2_common.broadcast import fingerprint
 from her2_common.config import RunConfig, SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError, PolicyError, UpdateError
 from her2_common.model import build_model, get_groups
@@ -33,6 +34,21 @@ def weights(*groups: str) -> dict[str, np.ndarray]:
     return get_groups(build_model("compact", PLAN.seed), groups)
 
 
+def ask(
+    site: Site,
+    asked: TaskOrder,
+    sent: dict[str, np.ndarray],
+    known: dict[Any, Reference] | None = None,
+) -> Answer:
+    """The answer to an order on the weights that come with it."""
+    named = {name: fingerprint(vector) for name, vector in sent.items()}
+    return site.answer(asked.model_copy(update={"weights": named}), sent, known)
+
+
+def changes(answer: Answer) -> dict[str, bytes]:
+    return {g: v.tobytes() for g, v in answer.update.items() if isinstance(v, np.ndarray)}
+
+
 def describe(config: SiteConfig) -> SiteDescription:
     plan = PLAN.model_copy(update={"min_cell": config.policy.min_cell})
     document = Site(config).answer(order("describe", plan=plan), {}).document
@@ -46,9 +62,9 @@ def test_a_modality_below_min_cases_is_neither_trained_nor_told(make_site: MakeS
     assert told.groups == ("us", "clinical", "head")
     assert told.combinations == {"us": 15}  # the two cases with MRI alone are left out
     assert (told.flow.in_table, told.flow.accepted, told.flow.left_out) == (17, 15, 2)
-    answer = Site(config).answer(order(), weights(*told.groups))
+    answer = ask(Site(config), order(), weights(*told.groups))
     assert isinstance(answer.document, SiteReply)
-    assert set(answer.weights) == {"us", "clinical", "head"}
+    assert set(answer.update) == {"us", "clinical", "head"}
     assert answer.document.counts == {"us": 15, "clinical": 15, "head": 15}
 
 
@@ -92,7 +108,7 @@ def test_too_few_training_cases_stop_every_task(make_site: MakeSite) -> None:
     )
     for task in ("describe", "train", "evaluate"):
         with pytest.raises(DataError, match=r"expected at least 10 training cases.*got 0"):
-            Site(config).answer(order(task), {})
+            ask(Site(config), order(task), {})
 
 
 def test_no_cache_no_answer(make_site: MakeSite) -> None:
@@ -106,7 +122,7 @@ def test_the_policy_comes_before_the_work(make_site: MakeSite) -> None:
     config = make_site([("us",)] * 12, allowed_tasks=("describe",))
     config.data.cache.joinpath("index.json").unlink()  # the cache would be missed
     with pytest.raises(PolicyError, match="allowed_tasks"):
-        Site(config).answer(order("evaluate"), {})
+        ask(Site(config), order("evaluate"), {})
 
 
 def test_an_update_of_too_few_cases_does_not_leave(
@@ -117,7 +133,7 @@ def test_an_update_of_too_few_cases_does_not_leave(
     monkeypatch.setattr(Site, "_groups", lambda _: ("mri", "us", "clinical", "head"))
     monkeypatch.setattr(cohort_module, "usable_modalities", lambda *_: ("us", "mri"))
     with pytest.raises(PolicyError, match="group 'mri' has 5 training cases"):
-        Site(config).answer(order(), weights("mri", "us", "clinical", "head"))
+        ask(Site(config), order(), weights("mri", "us", "clinical", "head"))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +149,7 @@ def test_training_needs_exactly_its_own_groups(
 ) -> None:
     config = make_site([("us",)] * 12)
     with pytest.raises(error, match="expected the groups us, clinical, head, got"):
-        Site(config).answer(order(), weights(*sent))
+        ask(Site(config), order(), weights(*sent))
 
 
 def test_weights_of_another_model_are_refused(make_site: MakeSite) -> None:
@@ -141,7 +157,7 @@ def test_weights_of_another_model_are_refused(make_site: MakeSite) -> None:
     sent = weights("us", "clinical", "head")
     sent["us"] = sent["us"][:-1]
     with pytest.raises(UpdateError, match="group 'us'"):
-        Site(config).answer(order(), sent)
+        ask(Site(config), order(), sent)
 
 
 def test_training_scores_the_weights_as_they_came(make_site: MakeSite) -> None:
@@ -149,25 +165,26 @@ def test_training_scores_the_weights_as_they_came(make_site: MakeSite) -> None:
     config = make_site([("us",)] * 36, lambda i: THIRDS[i // 12], min_cases=5)
     site, sent = Site(config), weights("us", "clinical", "head")
     before = {group: vector.copy() for group, vector in sent.items()}
-    trained = site.answer(order(), sent)
-    evaluated = site.answer(order("evaluate"), sent)
+    trained = ask(site, order(), sent)
+    evaluated = ask(site, order("evaluate"), sent)
     assert trained.scores.keys() == {"fused|us", "single|us"}
     assert trained.scores == evaluated.scores
-    assert evaluated.weights == {}
+    assert evaluated.update == {}
     assert all(np.array_equal(sent[g], before[g]) for g in sent)  # not trained in place
-    assert not np.array_equal(trained.weights["us"], sent["us"])
+    assert np.any(trained.update["us"])
 
 
-def test_a_site_keeps_no_state_between_orders(make_site: MakeSite) -> None:
+def test_with_plain_averaging_a_site_keeps_no_memory(make_site: MakeSite) -> None:
     """A restarted site answers an order with the bits of one that has been at work."""
     config = make_site([("us", "mg")] * 12)
     sent = weights("mg", "us", "clinical", "head")
     worn = Site(config)
-    worn.answer(order(), sent)
-    worn.answer(order("evaluate", split="val"), sent)
-    first = worn.answer(order(round=2), sent).weights
-    second = Site(config).answer(order(round=2), sent).weights
-    assert {g: v.tobytes() for g, v in first.items()} == {g: v.tobytes() for g, v in second.items()}
+    ask(worn, order(), sent)
+    ask(worn, order("evaluate", split="val"), sent)
+    first = changes(ask(worn, order(round=2), sent))
+    assert first.keys() == {"mg", "us", "clinical", "head"}
+    assert first == changes(ask(Site(config), order(round=2), sent))
+    assert not (config.state / "memory").exists()
 
 
 def test_a_new_plan_loads_the_cohort_anew(make_site: MakeSite) -> None:
@@ -181,7 +198,7 @@ def test_a_new_plan_loads_the_cohort_anew(make_site: MakeSite) -> None:
 
 def test_evaluation_scores_a_split(make_site: MakeSite) -> None:
     site = Site(make_site([("us",)] * 24, lambda i: "train" if i < 12 else "val"))
-    answer = site.answer(order("evaluate"), weights("us", "clinical", "head"))
+    answer = ask(site, order("evaluate"), weights("us", "clinical", "head"))
     assert answer.scores["fused|us"].n == 12
     assert isinstance(answer.document, SiteReply)
     assert answer.document.score_keys == ("fused|us", "single|us")
@@ -215,7 +232,7 @@ def test_few_clinical_inputs_are_not_used_at_all(make_site: MakeSite) -> None:
 def test_weights_of_other_groups_are_not_scored(make_site: MakeSite) -> None:
     site = Site(make_site([("us",)] * 12, min_cases=5))
     with pytest.raises(DataError, match="expected the groups us, clinical, head"):
-        site.answer(order("evaluate"), weights("us", "mri", "clinical", "head"))
+        ask(site, order("evaluate"), weights("us", "mri", "clinical", "head"))
 
 
 # --- three levels -------------------------------------------------------------------------------
@@ -234,7 +251,7 @@ def answers_of(config: SiteConfig) -> tuple[SiteDescription, set[str], list[str]
     description = site.answer(order("describe", plan=THREE), {}).document
     assert isinstance(description, SiteDescription)
     sent = get_groups(build_model("compact", 0, levels=3), description.groups)
-    answer = site.answer(order("evaluate", plan=THREE), sent)
+    answer = ask(site, order("evaluate", plan=THREE), sent)
     return description, set(answer.scores), told
 
 
@@ -273,10 +290,10 @@ def test_a_profile_is_the_scores_of_validation_and_the_moments_of_training(
     has = [("us",)] * 9 + [("us", "mri")] * 15 + [("us", "mri")] * 12
     site = Site(make_site(has, halves, min_cases=10))
     sent = weights("us", "mri", "clinical", "head")
-    answer = site.answer(order("profile", round=3), sent)
-    assert answer.scores == site.answer(order("evaluate", round=3), sent).scores
+    answer = ask(site, order("profile", round=3), sent)
+    assert answer.scores == ask(site, order("evaluate", round=3), sent).scores
     assert {m: total[0, 0] for m, total in answer.moments.items()} == {"us": 24, "mri": 15}
-    assert answer.weights == {}
+    assert answer.update == {}
     assert answer.distances == {}
     document = answer.document
     assert isinstance(document, SiteReply)
@@ -286,12 +303,12 @@ def test_a_profile_is_the_scores_of_validation_and_the_moments_of_training(
 def test_moments_of_fewer_than_min_cases_do_not_leave(make_site: MakeSite) -> None:
     has = [("us",)] * 15 + [("us", "mri")] * 9 + [("us",)] * 6
     site = Site(make_site(has, halves, min_cases=10))
-    answer = site.answer(order("profile", round=3), weights("us", "clinical", "head"))
+    answer = ask(site, order("profile", round=3), weights("us", "clinical", "head"))
     assert list(answer.moments) == ["us"]
 
 
 def references(site: Site, sent: dict[str, np.ndarray]) -> dict[Any, Reference]:
-    moments = site.answer(order("profile", round=3), sent).moments
+    moments = ask(site, order("profile", round=3), sent).moments
     found = {modality: reference_of(total) for modality, total in moments.items()}
     return {modality: made for modality, made in found.items() if made is not None}
 
@@ -301,11 +318,11 @@ def test_distances_are_those_of_the_cases_of_the_split(make_site: MakeSite) -> N
     config = make_site(has, halves, min_cases=2)
     site, sent = Site(config), weights("us", "clinical", "head")
     known = references(site, sent)
-    answer = site.answer(order("evaluate", round=3), sent, known)
+    answer = ask(site, order("evaluate", round=3), sent, known)
     assert {m: histogram.n for m, histogram in answer.distances.items()} == {"us": 10}
     assert isinstance(answer.document, SiteReply)
     assert answer.document.distance_keys == ("us",)
-    assert answer.scores == site.answer(order("evaluate", round=3), sent).scores
+    assert answer.scores == ask(site, order("evaluate", round=3), sent).scores
 
 
 def test_no_distances_leave_a_site_that_allows_no_profile(make_site: MakeSite) -> None:
@@ -314,16 +331,16 @@ def test_no_distances_leave_a_site_that_allows_no_profile(make_site: MakeSite) -
     known = references(Site(config), sent)
     policy = config.policy.model_copy(update={"allowed_tasks": ("describe", "train", "evaluate")})
     silent = Site(config.model_copy(update={"policy": policy}))
-    answer = silent.answer(order("evaluate", round=3), sent, known)
+    answer = ask(silent, order("evaluate", round=3), sent, known)
     assert answer.distances == {}
     with pytest.raises(PolicyError, match="'profile' is not among"):
-        silent.answer(order("profile", round=3), sent)
+        ask(silent, order("profile", round=3), sent)
 
 
 def test_a_site_without_validation_cases_has_a_profile(make_site: MakeSite) -> None:
     site = Site(make_site([("us",)] * 24))
     sent = weights("us", "clinical", "head")
-    answer = site.answer(order("profile", round=3), sent)
+    answer = ask(site, order("profile", round=3), sent)
     assert answer.scores == {}
     assert answer.moments["us"][0, 0] == 24
-    assert site.answer(order("evaluate", round=3), sent, references(site, sent)).distances == {}
+    assert ask(site, order("evaluate", round=3), sent, references(site, sent)).distances == {}

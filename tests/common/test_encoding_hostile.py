@@ -11,8 +11,8 @@ from her2_common.encoding import (
     BITS,
     Encoded,
     Kind,
+    add_to,
     decode,
-    decode_groups,
     encode,
     encoded_bytes,
 )
@@ -108,27 +108,20 @@ def test_hostile_bytes_take_no_more_memory_than_honest_ones(fill: int) -> None:
     assert peak(np.broadcast_to(np.uint8(fill), (2**40,))) < 10_000
 
 
-def test_groups_are_decoded_by_name() -> None:
-    made = {"us": changes(3, 2000), "head": changes(4, 10)}
-    sent = {g: encode(v, "int8", 0.1)[0].data for g, v in made.items()}
-    decoded = decode_groups(sent, {"us": 2000, "head": 10, "mg": 5}, "int8", 0.1)
-    assert list(decoded) == ["us", "head"]
-    for group, change in made.items():
-        assert decoded[group].tolist() == decode(encode(change, "int8", 0.1)[0]).tolist()
+@pytest.mark.parametrize("share", [1.0, 0.1])
+@pytest.mark.parametrize("kind", tuple(BITS))
+def test_adding_is_adding_what_is_decoded(kind: Kind, share: float) -> None:
+    encoded, start = encode(changes(3, 140_000), kind, share)[0], changes(4, 140_000)
+    vector = start.copy()
+    add_to(vector, encoded)
+    np.testing.assert_array_equal(vector, start + decode(encoded))
 
 
-@pytest.mark.parametrize(
-    ("sent", "reason", "says"),
-    [
-        ({"x\x1b": np.zeros(11, np.uint8)}, "unknown group", "an unknown parameter group"),
-        ({"us": None}, "misshapen", "us: not a numpy array"),
-        ({"us": np.zeros(9, np.uint8)}, "misshapen", "us: expected 11 bytes"),
-        ({"us": np.zeros(11, np.int8)}, "wrong type", "us: expected bytes"),
-    ],
-)
-def test_groups_that_cannot_be_used_are_named(
-    sent: dict[str, np.ndarray | None], reason: str, says: str
-) -> None:
-    with pytest.raises(UpdateError, match=says) as caught:
-        decode_groups(sent, {"us": 10}, "int8", 1.0)
-    assert caught.value.reason == reason
+def test_what_cannot_be_read_is_not_added() -> None:
+    encoded, vector = encode(changes(3, 2000), "int8")[0], changes(4, 2000)
+    data = encoded.data.copy()
+    data[-1] = 120  # the last exponent
+    before = vector.tobytes()
+    with pytest.raises(UpdateError):
+        add_to(vector, Encoded(data, 2000, "int8"))
+    assert vector.tobytes() == before

@@ -12,12 +12,13 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
+from pydantic import ValidationError
 
 from her2_common.config import RunConfig
 from her2_common.errors import UpdateError
 from her2_common.metrics import GRID, ScoreHistogram
 from her2_common.novelty import moments, reference_of
+from her2_common.vectors import vectors_record
 from her2_common.wire import (
     SiteDescription,
     SiteReply,
@@ -29,17 +30,10 @@ from her2_common.wire import (
     read_moments,
     read_references,
     read_scores,
-    read_weights,
     references_record,
     scores_record,
-    weights_record,
 )
 
-SIZES = {"head": 4, "clinical": 2}
-finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
-vectors = st.fixed_dictionaries(
-    {}, optional={g: hnp.arrays(np.float32, n, elements=finite) for g, n in SIZES.items()}
-)
 KEYS = ("fused|mg", "fused|mg+us", "fused|us+mri", "single|us")
 
 
@@ -49,86 +43,17 @@ def packed(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def array_of(content: bytes) -> Array:
-    return Array(dtype="float32", shape=(4,), stype="numpy.ndarray", data=content)
-
-
-# --- weights ------------------------------------------------------------------------------------
-
-
-@settings(deadline=None, max_examples=40)
-@given(groups=vectors)
-def test_weights_come_back_bit_for_bit(groups: dict[str, np.ndarray]) -> None:
-    got = read_weights(RecordDict({"weights": weights_record(groups)}), SIZES)
-    assert {g: v.tobytes() for g, v in got.items()} == {g: v.tobytes() for g, v in groups.items()}
-
-
-def claim_of_400_terabytes() -> bytes:
-    stream = io.BytesIO()
-    header = {"descr": "<f4", "fortran_order": False, "shape": (10**14,)}
-    np.lib.format.write_array_header_1_0(stream, header)
-    return stream.getvalue() + b"1234"
+HEAD = np.arange(4, dtype=np.float32)
 
 
 def archive() -> bytes:
     stream = io.BytesIO()
-    np.savez(stream, a=np.zeros(4, np.float32))
+    np.savez(stream, a=HEAD)
     return stream.getvalue()
 
 
-HEAD = np.arange(4, dtype=np.float32)
-BAD_WEIGHTS: dict[str, tuple[dict[str, Array], str]] = {
-    "unknown group": ({"tail": Array(HEAD)}, "unknown group"),
-    "short": ({"head": Array(HEAD[:3])}, "misshapen"),
-    "two axes": ({"head": Array(HEAD[None])}, "misshapen"),
-    "scalar": ({"head": Array(np.array(1, np.float32))}, "misshapen"),
-    "float64": ({"head": Array(HEAD.astype(np.float64))}, "wrong type"),
-    "big-endian": ({"head": Array(HEAD.astype(">f4"))}, "wrong type"),
-    "nan": ({"head": Array(HEAD / np.float32(np.nan))}, "not finite"),
-    "infinity": ({"head": Array(HEAD + np.float32(np.inf))}, "not finite"),
-    "no bytes": ({"head": array_of(b"")}, "misshapen"),
-    "noise": ({"head": array_of(b"\x93NUMPY\x01\x00nonsense")}, "misshapen"),
-    "cut off": ({"head": array_of(packed(HEAD)[:-1])}, "misshapen"),
-    "pickle": ({"head": array_of(packed(np.array([{}], dtype=object)))}, "misshapen"),
-    "an archive": ({"head": array_of(archive())}, "misshapen"),
-    "half an archive": ({"head": array_of(archive()[:20])}, "misshapen"),
-    "a shape that nobody sent": ({"head": array_of(claim_of_400_terabytes())}, "misshapen"),
-    "foreign form": (
-        {"head": Array(dtype="float32", shape=(4,), stype="other", data=packed(HEAD))},
-        "misshapen",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD_WEIGHTS)
-def test_bad_weights_have_their_reason(name: str) -> None:
-    arrays, reason = BAD_WEIGHTS[name]
-    with pytest.raises(UpdateError) as caught:
-        read_weights(RecordDict({"weights": ArrayRecord(arrays)}), SIZES)
-    assert caught.value.reason == reason
-
-
-def test_no_weights() -> None:
-    for record in (RecordDict(), RecordDict({"weights": ConfigRecord({"head": 1})})):
-        with pytest.raises(UpdateError) as caught:
-            read_weights(record, SIZES)
-        assert caught.value.reason == "missing"
-
-
-@settings(deadline=None, max_examples=150)
-@given(data=st.data())
-def test_altered_bytes_are_an_array_or_a_named_fault(data: st.DataObject) -> None:
-    content = bytearray(packed(HEAD))
-    for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    record = RecordDict({"weights": ArrayRecord({"head": array_of(bytes(content))})})
-    try:
-        vector = read_weights(record, SIZES)["head"]
-    except UpdateError as error:
-        assert error.reason in {"misshapen", "wrong type", "not finite"}  # noqa: PT017
-    else:
-        assert (vector.dtype, vector.shape) == (np.float32, (4,))
-        assert np.isfinite(vector).all()
+def array_of(content: bytes) -> Array:
+    return Array(dtype="float32", shape=(4,), stype="numpy.ndarray", data=content)
 
 
 # --- documents ----------------------------------------------------------------------------------
@@ -295,7 +220,7 @@ def test_payload_bytes_are_those_of_the_content() -> None:
     """A float32 vector of n numbers is 4 n bytes and numpy's header of 128; text is UTF-8."""
     record = RecordDict(
         {
-            "weights": weights_record({"head": HEAD}),
+            "weights": vectors_record({"head": HEAD}),
             "reply": ConfigRecord({"json": "größe"}),
         }
     )
@@ -378,3 +303,33 @@ def test_histograms_of_distances_have_a_record_of_their_own() -> None:
     assert read_scores(record, keys, "distances") == {"mri": histogram}
     with pytest.raises(UpdateError, match="histograms of scores, got none"):
         read_scores(record, keys)
+
+
+# --- orders -------------------------------------------------------------------------------------
+
+
+def order(**changes: Any) -> dict[str, Any]:
+    return {"task": "train", "run": "r", "version": "1", "round": 3, "plan": {}} | changes
+
+
+def test_an_order_names_its_vectors_and_its_base() -> None:
+    made = TaskOrder.model_validate(order(base=2, weights={"us": "0" * 64, "us.control": "f" * 64}))
+    assert made.base == 2
+    assert TaskOrder.model_validate(order(task="evaluate", base=3)).base == 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base": 3},
+        {"base": -1},
+        {"task": "profile", "base": 4},
+        {"weights": {"ct": "0" * 64}},
+        {"weights": {"us.step": "0" * 64}},
+        {"weights": {"us": "0" * 63}},
+        {"weights": {"us": "Z" * 64}},
+    ],
+)
+def test_an_order_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        TaskOrder.model_validate(order(**changes))

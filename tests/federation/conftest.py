@@ -138,6 +138,7 @@ def make_federation(tmp_path: Path) -> MakeFederation:
             "local_epochs": 1,
             "round_timeout": 20,
             "start_timeout": 1,
+            "pause_timeout": 0,
             "min_cell": 3,
             "seed": 5,
         } | run

@@ -12,7 +12,7 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from her2_common.errors import RunError
-from her2_common.wire import weights_record
+from her2_common.vectors import vectors_record
 from her2_server import checkpoint
 from her2_server.summary import weights_hash
 
@@ -68,14 +68,13 @@ def test_a_killed_run_resumes_to_the_same_bits(make_federation: MakeFederation) 
 
     coordinator = killed.coordinator()
     current = coordinator._begin()
-    coordinator._wait_for_sites()
     coordinator._describe()
     for _ in range(2):
         current = coordinator._round(current)
     # The coordinator dies while it writes round 3; every site is restarted, too.
     torn = killed.folder.rounds / ".0003.tmp"
     torn.mkdir()
-    (torn / "groups.safetensors").write_bytes(b"half")
+    (torn / "us.safetensors").write_bytes(b"half")
 
     log: list[str] = []
     killed.coordinator(log=log).run()
@@ -89,7 +88,7 @@ def test_a_damaged_checkpoint_is_passed_over(make_federation: MakeFederation) ->
     undisturbed, damaged = make_federation("a"), make_federation("b")
     undisturbed.coordinator().run()
     damaged.coordinator().run()
-    newest = damaged.folder.rounds / "0002" / "groups.safetensors"
+    newest = damaged.folder.rounds / "0002" / "us.safetensors"
     content = bytearray(newest.read_bytes())
     content[-1] ^= 1
     newest.write_bytes(content)
@@ -127,11 +126,11 @@ def altered(change: Callable[[RecordDict], None]) -> Callable[[Message, Answer],
     return fault
 
 
-def set_weights(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[RecordDict], None]:
+def set_update(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[RecordDict], None]:
     def apply(content: RecordDict) -> None:
-        vectors = {name: a.numpy().copy() for name, a in content["weights"].items()}
+        vectors = {name: a.numpy().copy() for name, a in content["update"].items()}
         vectors["head"] = change(vectors["head"])
-        content["weights"] = weights_record(vectors)
+        content["update"] = vectors_record(vectors)
 
     return apply
 
@@ -150,14 +149,14 @@ def spoil(vector: np.ndarray) -> np.ndarray:
 
 
 FAULTS = {
-    "not finite": altered(set_weights(spoil)),
-    "misshapen": altered(set_weights(lambda v: v[:-1])),
-    "wrong type": altered(set_weights(lambda v: v.astype(np.float64))),
-    "out of range": altered(set_weights(lambda v: v + 1e6)),
+    "not finite": altered(set_update(spoil)),
+    "misshapen": altered(set_update(lambda v: v[:-1])),
+    "wrong type": altered(set_update(lambda v: v.astype(np.float64))),
+    "out of range": altered(set_update(lambda v: v + 1e6)),
     "stale round": altered(set_reply(round=0)),
     "wrong reply": altered(set_reply(site="centre-a")),
     "wrong count": altered(set_reply(counts={"head": -5, "us": 10, "clinical": 9})),
-    "missing": altered(lambda content: content.pop("weights")),
+    "missing": altered(lambda content: content.pop("update")),
 }
 
 
@@ -221,7 +220,7 @@ def test_below_quorum_the_run_stops_and_can_be_resumed(make_federation: MakeFede
     undisturbed, stopped = make_federation("a"), make_federation("b")
     undisturbed.coordinator().run()
     grid = stopped.grid()
-    stopped.node(grid, "centre-c").fault = altered(set_weights(spoil))
+    stopped.node(grid, "centre-c").fault = altered(set_update(spoil))
     with pytest.raises(RunError, match=r"expected 4 sites, got 3.*centre-c refused: not finite"):
         stopped.coordinator(grid).run()
     stopped.coordinator().run()
@@ -232,7 +231,7 @@ def test_a_missing_site_is_named_before_the_run(make_federation: MakeFederation)
     federation = make_federation()
     grid = federation.grid()
     federation.node(grid, "centre-b").online = False
-    with pytest.raises(RunError, match="got 3; not online: centre-b"):
+    with pytest.raises(RunError, match=r"got 3 \(centre-b missing: not online\)"):
         federation.coordinator(grid).run()
 
 

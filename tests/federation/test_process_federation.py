@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
+from tests.federation.ground import Ground, her2, join, open_ground, wait_for
 
 from her2_common.config import FederationConfig, load
 from her2_common.errors import ConnectionFailedError, RunError
 from her2_common.network import check_tls, free_port
-from her2_deploy.processes import Child, child, environment, program, wait_for_tls
+from her2_deploy.processes import child, program
 from her2_deploy.provision import provision, superlink_command
 from her2_server import checkpoint
 from her2_server.run_folder import RunFolder
@@ -25,61 +23,10 @@ from her2_server.summary import weights_hash
 SITES = {"centre-a": (50, ("mg", "us", "mri")), "centre-c": (50, ("mri",))}
 
 
-@dataclass
-class Ground:
-    """A running SuperLink and where to find it."""
-
-    address: str
-    paths: dict[str, Path]
-    superlink: Child
-    logs: Path
-
-
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    folder = tmp_path_factory.mktemp("superlink")
-    paths = provision(folder, ["localhost", "127.0.0.1"])
-    port = free_port()
-    command = superlink_command(paths, host="127.0.0.1", port=port)
-    command[0] = program(command[0])
-    with child(
-        "superlink", command, folder / "superlink.log", {"FLWR_HOME": str(folder)}
-    ) as process:
-        wait_for_tls(process, f"localhost:{port}", paths["root"])
-        yield Ground(f"localhost:{port}", paths, process, folder)
-
-
-def join(federation, ground: Ground, out: str = "processes") -> Path:
-    """Point the sites of a local federation and a new federation.yaml at the real SuperLink."""
-    root = federation.folder.path.parent
-    for name in federation.configs:
-        path = root / name / "site.yaml"
-        text = path.read_text().replace("localhost:1", ground.address)
-        path.write_text(text.replace("keys/ca.crt", str(ground.paths["root"])))
-    document = yaml.safe_load((root / "federation.yaml").read_text())
-    document["superlink"] = {
-        "address": ground.address,
-        "root_certificates": str(ground.paths["root"]),
-        "superexec_secret_file": str(ground.paths["secret"]),
-    }
-    document["run"] |= {"start_timeout": 60, "round_timeout": 120}
-    path = root / f"{out}.yaml"
-    path.write_text(yaml.safe_dump(document))
-    return path
-
-
-def her2(*arguments: str | Path, timeout: float = 150) -> subprocess.CompletedProcess[str]:
-    command = [program(str(arguments[0])), *map(str, arguments[1:])]
-    return subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
-    )
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
+    with open_ground(tmp_path_factory.mktemp("superlink")) as ground:
+        yield ground
 
 
 def test_real_processes_give_the_bits_of_the_simulation(

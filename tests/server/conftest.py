@@ -208,6 +208,8 @@ def write_simulated_run(folder: Path, rounds: int = 12) -> Path:
             "started": "2026-01-15T09:12:04Z",
             "finished": "2026-01-15T09:14:31Z",
             "rounds": rounds,
+            "rounds_done": rounds,
+            "final_round": rounds,
             "preset": "compact",
             "label": "reference",
             "seed": 7,

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
+from her2_common.broadcast import fingerprint
 from her2_common.errors import CheckpointError
 from her2_server import checkpoint
 from her2_server.checkpoint import Checkpoint
@@ -27,7 +29,7 @@ def save(folder: Path, *rounds: int) -> None:
 
 
 def same(a: Checkpoint, b: Checkpoint) -> bool:
-    bits = [{g: v.tobytes() for g, v in c.groups.items()} for c in (a, b)]
+    bits = [{g: v.tobytes() for m in (c.groups, c.memory) for g, v in m.items()} for c in (a, b)]
     return (a.round, a.state, bits[0]) == (b.round, b.state, bits[1])
 
 
@@ -64,6 +66,57 @@ def test_a_loaded_checkpoint_can_be_saved_again(tmp_path: Path) -> None:
     assert same(checkpoint.load(tmp_path / "b" / "0002"), loaded)
 
 
+MEMORY = {
+    "us.residual": RNG.normal(size=7).astype(np.float32),
+    "us.step": np.arange(11, dtype=np.uint8),
+    "us.control": np.zeros(7, np.float32),
+    "us.control.step": np.ones(3, np.uint8),
+    "head.velocity": np.array([2.5], np.float32),
+}
+
+
+def test_what_the_next_round_needs_comes_back_too(tmp_path: Path) -> None:
+    saved = checkpoint.save(tmp_path, Checkpoint(4, GROUPS, dict(STATE), MEMORY))
+    loaded = checkpoint.load(tmp_path / "0004")
+    assert same(saved, loaded)
+    assert loaded.memory.keys() == MEMORY.keys()
+    for name, tensor in MEMORY.items():
+        assert loaded.memory[name].dtype == tensor.dtype
+        assert loaded.memory[name].tobytes() == tensor.tobytes()
+    assert loaded.state["fingerprints"].keys() == {"us", "us.control", "head"}
+    with pytest.raises(KeyError):
+        loaded.memory["us.velocity"]
+
+
+def test_the_library_s_reader_takes_the_files(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, Checkpoint(4, GROUPS, dict(STATE), MEMORY))
+    tensors = load_file(tmp_path / "0004" / "us.safetensors")
+    assert tensors.keys() == {"weights", "residual", "step", "control", "control.step"}
+    assert tensors["weights"].tobytes() == GROUPS["us"].tobytes()
+
+
+def test_tensors_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    loaded = checkpoint.save(tmp_path, Checkpoint(4, GROUPS, dict(STATE), MEMORY))
+    first, second = loaded.groups["us"], loaded.groups["us"]
+    first[0] += 1  # the caller's own copy
+    assert second.tobytes() == loaded.groups["us"].tobytes() == GROUPS["us"].tobytes()
+    (tmp_path / "0004" / "us.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"us\.safetensors: cannot be read"):
+        loaded.groups["us"]
+
+
+def test_the_newest_rounds_and_the_one_that_is_named_stay(tmp_path: Path) -> None:
+    for number in range(1, 8):
+        draft = checkpoint.Draft(tmp_path, number)
+        draft.add("us", {"weights": GROUPS["us"]})
+        draft.seal(STATE)
+        before = {path.name for path in tmp_path.iterdir()}
+        assert f"{number:04d}" not in before  # complete, but not yet visible
+        draft.publish(keep=2)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["0002", "0005", "0006", "0007"]
+
+
 @pytest.mark.parametrize("rounds", [(0,), (0, 1, 2), (9, 10, 11), (9999, 10_000)])
 def test_the_newest_is_the_highest_number(tmp_path: Path, rounds: tuple[int, ...]) -> None:
     save(tmp_path, *rounds)
@@ -81,7 +134,7 @@ def test_a_half_written_round_is_never_looked_at(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path).round == 2
 
 
-@pytest.mark.parametrize("name", ["state.json", "groups.safetensors"])
+@pytest.mark.parametrize("name", ["state.json", "us.safetensors", "head.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut off"])
 def test_a_damaged_round_is_told_and_passed_over(tmp_path: Path, name: str, damage: str) -> None:
     save(tmp_path, 1, 2, 3)
@@ -112,7 +165,7 @@ def test_no_sound_round_is_an_error(tmp_path: Path) -> None:
     deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    name=st.sampled_from(["state.json", "groups.safetensors"]),
+    name=st.sampled_from(["state.json", "us.safetensors", "head.safetensors"]),
     share=st.floats(0, 1, exclude_max=True),
     bit=st.integers(0, 7),
 )
@@ -138,7 +191,7 @@ def test_one_flipped_bit_is_noticed(tmp_path: Path, name: str, share: float, bit
 
 def test_files_of_two_rounds_do_not_mix(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
-    shutil.copy(tmp_path / "0001" / "groups.safetensors", tmp_path / "0002")
+    shutil.copy(tmp_path / "0001" / "us.safetensors", tmp_path / "0002")
     with pytest.raises(CheckpointError, match="expected SHA-256"):
         checkpoint.load(tmp_path / "0002")
 
@@ -161,4 +214,5 @@ def test_what_is_no_state(tmp_path: Path, text: str) -> None:
 def test_the_state_is_readable(tmp_path: Path) -> None:
     save(tmp_path, 1)
     state = json.loads((tmp_path / "0001" / "state.json").read_text())
-    assert set(state) == {*STATE, "round", "sha256", "state_sha256"}
+    assert set(state) == {*STATE, "round", "files", "fingerprints", "state_sha256"}
+    assert state["fingerprints"] == {g: fingerprint(v + np.float32(1)) for g, v in GROUPS.items()}

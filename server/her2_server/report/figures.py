@@ -40,7 +40,10 @@ _MARKS: Final[dict[str, dict[str, Any]]] = {
 
 
 def learning_curves(
-    rounds: Sequence[Mapping[str, Any]], final: Mapping[str, Any], sites: Sequence[str]
+    rounds: Sequence[Mapping[str, Any]],
+    final: Mapping[str, Any],
+    sites: Sequence[str],
+    final_round: int,
 ) -> str:
     """Validation AUC with its interval, training loss, and the updates of each site.
 
@@ -49,6 +52,7 @@ def learning_curves(
             started from and is drawn at the number of rounds completed before it.
         final: the validation of the final weights, from summary.json.
         sites: names in the order of their letters.
+        final_round: the round whose weights are the final ones; marked, if it is not the last.
     """
     last = rounds[-1]["round"]
     strip = 0.2 * len(sites) + 0.1
@@ -58,7 +62,11 @@ def learning_curves(
     marks = add_axes(figure, (0.62, 0.42, 3.85, strip))
 
     points = [(entry["round"] - 1, (entry["validation"] or {}).get("auc")) for entry in rounds]
-    known = [(x, auc) for x, auc in [*points, (last, final.get("auc"))] if auc]
+    if final_round == last:
+        points.append((last, final.get("auc")))
+    else:
+        curve.axvline(final_round, color=MUTED, lw=0.8)
+    known = [(x, auc) for x, auc in points if auc]
     xs = [x for x, _ in known]
     curve.fill_between(
         xs,
@@ -122,7 +130,7 @@ def learning_curves(
 def roc(result: Mapping[str, Any]) -> str:
     """The ROC curve with the operating point and its two intervals."""
     figure = new_figure(4.4, 4.0)
-    axes = _unit_square(add_axes(figure, (0.62, 0.55, 3.6, 3.3)))
+    axes = unit_square(add_axes(figure, (0.62, 0.55, 3.6, 3.3)))
     fpr, tpr = zip(*result["roc"], strict=True)
     axes.fill_between(fpr, tpr, color=BLUE, alpha=0.1, lw=0)
     axes.plot(fpr, tpr, color=BLUE, lw=1.8)
@@ -143,12 +151,28 @@ def roc(result: Mapping[str, Any]) -> str:
     )
 
 
-def calibration(result: Mapping[str, Any]) -> str:
-    """The reliability diagram, with the number of cases of each bin below it."""
-    figure = new_figure(4.4, 4.0)
-    axes = _unit_square(add_axes(figure, (0.62, 1.3, 3.4, 2.55)))
-    below = add_axes(figure, (0.62, 0.55, 3.4, 0.55))
-    bins = [bin_ for bin_ in result["calibration"]["bins"] if bin_["n"]]
+def calibration(
+    all_bins: Sequence[Mapping[str, Any]],
+    name: str = "calibration",
+    title: str = "Calibration of the test cases",
+    observed: str = "share that is positive",
+    tag: str = "",
+) -> str:
+    """The reliability diagram, with the number of cases of each bin below it.
+
+    Args:
+        all_bins: ``{"low", "high", "n", "mean_score", "observed"}`` each; empty ones and those
+            whose number is withheld are not drawn.
+        name: unique in the page.
+        title: what is compared.
+        observed: label of the upper axis.
+        tag: a warning drawn into the figure, so that no copy of it goes without.
+    """
+    foot = 0.25 if tag else 0.0
+    figure = new_figure(4.4, 4.0 + foot)
+    axes = unit_square(add_axes(figure, (0.62, 1.3 + foot, 3.4, 2.55)))
+    below = add_axes(figure, (0.62, 0.55 + foot, 3.4, 0.55))
+    bins = [bin_ for bin_ in all_bins if bin_["n"] and bin_["observed"]]
     for bin_ in bins:
         x, seen = bin_["mean_score"], bin_["observed"]
         axes.plot([x, x], [seen["low"], seen["high"]], color=BLUE, lw=1.4)
@@ -170,7 +194,7 @@ def calibration(result: Mapping[str, Any]) -> str:
         alpha=0.5,
     )
     axes.tick_params(labelbottom=False)
-    axes.set_ylabel("share that is positive")
+    axes.set_ylabel(observed)
     below.set_xlim(-0.02, 1.02)
     below.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
     below.yaxis.set_major_locator(MaxNLocator(nbins=2, integer=True))
@@ -181,13 +205,14 @@ def calibration(result: Mapping[str, Any]) -> str:
         f"{interval(bin_['observed'])}"
         for bin_ in bins
     )
-    return to_svg(figure, "calibration", "Calibration of the test cases", f"Observed: {points}.")
+    figure.text(0.02, 0.012, tag, fontsize=8, color=ORANGE, va="bottom")
+    return to_svg(figure, name, title, f"{tag} Observed: {points}.".strip())
 
 
 def reliability(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> str:
     """Reliability of the validation cases before and after the temperature, two sets of bins."""
     figure = new_figure(4.4, 4.0)
-    axes = _unit_square(add_axes(figure, (0.62, 0.55, 3.6, 3.3)))
+    axes = unit_square(add_axes(figure, (0.62, 0.55, 3.6, 3.3)))
     told = []
     for words, bins, colour, face in (
         ("before", before, ORANGE, PAPER),
@@ -209,7 +234,7 @@ def reliability(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str
     )
 
 
-def _unit_square(axes: Axes) -> Axes:
+def unit_square(axes: Axes) -> Axes:
     """Both axes 0 to 1, with the diagonal."""
     axes.plot([0, 1], [0, 1], color=MUTED, lw=0.8, ls=(0, (4, 3)))
     ticks = [0, 0.25, 0.5, 0.75, 1]

@@ -23,7 +23,8 @@ from her2_common.clinical import PCR_DEFINITION
 from her2_common.config import Policy
 from her2_common.errors import RunError
 from her2_common.pages import environment, style
-from her2_server.report import figures, flow, text
+from her2_server.report import comparison, figures, flow, text
+from her2_server.report.response import response_section
 
 _NEEDED: Final = ("version", "run", "sites", "threshold", "validation", "test", "bytes", "seconds")
 
@@ -48,7 +49,7 @@ _KINDS: Final = (
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write ``report.html`` into ``run_folder`` from its summary.json and metrics.jsonl.
+    """Write ``report.html`` into ``run_folder`` from its summary.json, metrics.jsonl, compare.json.
 
     Returns the path of the report. Without metrics.jsonl the learning curves are left out.
 
@@ -57,7 +58,12 @@ def write_report(run_folder: Path) -> Path:
     """
     summary, rounds = read_run(run_folder)
     try:
-        page = render(summary, rounds)
+        page = render(
+            summary,
+            rounds,
+            comparison.read_comparison(run_folder),
+            response_section(run_folder),
+        )
     except (KeyError, TypeError, AttributeError, UndefinedError) as error:
         raise RunError(
             f"{run_folder / 'summary.json'}: expected the summary of a finished run, "
@@ -97,8 +103,17 @@ def read_run(run_folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return summary, [rounds[number] for number in sorted(rounds)]
 
 
-def render(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> str:
-    """The page as HTML."""
+def render(
+    summary: Mapping[str, Any],
+    rounds: Sequence[Mapping[str, Any]],
+    compared: Mapping[str, Any] | None = None,
+    response: str | None = None,
+) -> str:
+    """The page as HTML.
+
+    ``compared`` is compare.json, if the centres were compared; ``response`` is the section of
+    response.json, as HTML, if the response to therapy was evaluated.
+    """
     templates = environment("her2_server.report")
     templates.filters.update(
         count=lambda value: text.count(value, SITE_MIN_CELL),
@@ -109,6 +124,7 @@ def render(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> s
         duration=text.duration,
         moment=text.moment,
         combination=text.combination,
+        signed=comparison.signed,
     )
     run, test, sites = summary["run"], summary["test"], summary["sites"]
     positive, negative = text.OUTCOMES[run["label"]]
@@ -131,6 +147,8 @@ def render(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> s
         pcr_definition=PCR_DEFINITION if run["label"] == "pcr" else None,
         caution=text.RESPONSE_CAUTION if run["label"] == "pcr" else None,
         levels=_levels(summary),
+        worth=comparison.section(compared),
+        response=response,
         temperature=summary.get("temperature"),
         temperature_told=text.temperature(summary.get("temperature")),
         novelty=summary.get("novelty", {}),
@@ -191,12 +209,19 @@ def _figures(
     return {
         "flow": [flow.patient_flow(site, index, SITE_MIN_CELL) for index, site in enumerate(sites)],
         "learning": (
-            figures.learning_curves(rounds, summary["validation"], [site["name"] for site in sites])
+            figures.learning_curves(
+                rounds,
+                summary["validation"],
+                [site["name"] for site in sites],
+                summary["run"]["final_round"],
+            )
             if rounds
             else None
         ),
         "roc": figures.roc(test) if test["roc"] else None,
-        "calibration": figures.calibration(test) if test["calibration"] else None,
+        "calibration": (
+            figures.calibration(test["calibration"]["bins"]) if test["calibration"] else None
+        ),
         "temperature": _temperature_figure(summary),
         "centres": figures.forest("centres", "AUC by centre", centres, test["auc"]),
         "kinds": figures.forest("kinds", "AUC by modalities", kinds, test["auc"]),

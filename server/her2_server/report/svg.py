@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from html import escape
 from typing import Any, Final
 
@@ -90,7 +91,9 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
         description: what the figure shows, for those who cannot see it.
     """
     buffer = io.StringIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        # The browser draws the letters, in a font that has them
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
@@ -99,8 +102,8 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r"url\(#", f"url(#{name}-", text)
     text = re.sub(r'xlink:href="#', f'href="#{name}-', text)
-    text = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", text)
-    text = re.sub(r"font: ((?:[\w.]+ )*?[\d.]+px) [^;\"]*", r"font: \1 var(--sans)", text)
+    text = re.sub(r"font-family: [^;\"<]*", "font-family: var(--sans)", text)
+    text = re.sub(r"font: ((?:[\w.]+ )*?[\d.]+px) [^;\"<]*", r"font: \1 var(--sans)", text)
     for stand_in, variable in _VARIABLES.items():
         text = text.replace(stand_in, f"var(--{variable})")
     width, height = figure.get_size_inches() * 72

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from her2_server.strategies.settings import (
+from her2_common.strategy import (
     FedAdam,
     FedAvg,
     FedAvgM,

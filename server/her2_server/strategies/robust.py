@@ -15,9 +15,9 @@ own claim: a weighted median follows whoever claims half of all cases. And the g
 al. count machines. The price: a small centre moves the result as far as a large one, so where all
 sites are honest the weighted mean is the better estimate.
 
-The rules see the values of a block of coordinates, (sites, block) float32, and give its change,
-(block,) float64. Median and trimmed mean do not depend on the order of the rows; the mean of
-clipped changes does in its last bits, and the spool's order is that of the sites' names.
+The rules see the sites' changes of a block of coordinates, (sites, block) float32, and give one
+change, (block,) float64. Median and trimmed mean do not depend on the order of the rows; the mean
+of clipped changes does in its last bits, and the spool's order is that of the sites' names.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from functools import cache, partial
 
 import numpy as np
 
-from her2_server.strategies.settings import Median, NormClip, RobustRule, TrimmedMean
+from her2_common.strategy import Median, NormClip, RobustRule, TrimmedMean
 from her2_server.strategies.spool import Spool
 from her2_server.strategies.step import Changes
 
 
-def coordinate_median(values: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """The median over sites of each coordinate, minus ``start``: (sites, n), (n,) -> (n,).
+def coordinate_median(changes: np.ndarray) -> np.ndarray:
+    """The median over sites of each coordinate: (sites, n) -> (n,).
 
     Of an even number, the mean of the middle two. As long as fewer than half of the sites are
     bad, each coordinate stays within the range of the honest ones.
@@ -43,15 +43,15 @@ def coordinate_median(values: np.ndarray, start: np.ndarray) -> np.ndarray:
     Source: Yin et al., Byzantine-robust distributed learning: towards optimal statistical rates,
     ICML 2018, definition 1.
 
-    >>> coordinate_median(np.float32([[1], [2], [99]]), np.float32([0])).tolist()
+    >>> coordinate_median(np.float32([[1], [2], [99]])).tolist()
     [2.0]
     """
-    return trimmed_mean(values, start, trim=(len(values) - 1) // 2)
+    return trimmed_mean(changes, trim=(len(changes) - 1) // 2)
 
 
-def trimmed_mean(values: np.ndarray, start: np.ndarray, *, trim: int) -> np.ndarray:
-    """The mean of each coordinate without its ``trim`` smallest and ``trim`` largest values, minus
-    ``start``: (sites, n), (n,) -> (n,).
+def trimmed_mean(changes: np.ndarray, *, trim: int) -> np.ndarray:
+    """The mean of each coordinate without its ``trim`` smallest and ``trim`` largest values:
+    (sites, n) -> (n,).
 
     As long as at most ``trim`` sites are bad, each coordinate stays within the range of the honest
     ones.
@@ -61,20 +61,19 @@ def trimmed_mean(values: np.ndarray, start: np.ndarray, *, trim: int) -> np.ndar
     Raises:
         ValueError: nothing would be left.
     """
-    sites = len(values)
+    sites = len(changes)
     if not 0 <= 2 * trim < sites:
         raise ValueError(f"expected 0 to {(sites - 1) // 2} sites to trim of {sites}, got {trim}")
-    rows = sorted_rows(values)[trim : sites - trim]
+    rows = sorted_rows(changes)[trim : sites - trim]
     total = rows[0].astype(np.float64)
     for row in rows[1:]:  # one row after the other: a fixed order of sums
         total += row
     total /= len(rows)
-    total -= start
     return total
 
 
-def clipped_mean(values: np.ndarray, start: np.ndarray, shares: Sequence[float]) -> np.ndarray:
-    """The sum of the sites' changes, each times its share: (sites, n), (n,) -> (n,).
+def clipped_mean(changes: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """The sum of the sites' changes, each times its share: (sites, n) -> (n,).
 
     ``shares`` are those of ``clip_shares``. The change's norm is at most the clip's limit.
 
@@ -82,9 +81,9 @@ def clipped_mean(values: np.ndarray, start: np.ndarray, shares: Sequence[float])
     thresholding); theirs is the norm of a whole update, ours that of a group, because sites hold
     different groups and one with few would be clipped less.
     """
-    total = np.zeros(start.shape, np.float64)
-    for row, share in zip(values, shares, strict=True):
-        total += share * np.subtract(row, start, dtype=np.float64)
+    total = np.zeros(changes.shape[1:], np.float64)
+    for row, share in zip(changes, shares, strict=True):
+        total += np.multiply(row, share, dtype=np.float64)
     return total
 
 
@@ -138,13 +137,10 @@ def robust_changes(spool: Spool, group: str, rule: RobustRule) -> Changes:
     if not spool.sites(group):
         raise ValueError(f"group {group}: expected an update, got none")
     combine = _combiner(spool, group, rule)
-    start = spool.start[group]
-    return ((part, combine(values, start[part])) for part, values in spool.blocks(group))
+    return ((part, combine(changes)) for part, changes in spool.blocks(group))
 
 
-def _combiner(
-    spool: Spool, group: str, rule: RobustRule
-) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def _combiner(spool: Spool, group: str, rule: RobustRule) -> Callable[[np.ndarray], np.ndarray]:
     match rule:
         case Median():
             return coordinate_median

@@ -13,10 +13,10 @@
 
 A round that is killed starts anew, so nothing is synced and a folder left behind is deleted.
 
-Memory is the reply at hand and a block (BLOCK_VALUES), whatever the number of sites; disk is one
-copy of a group for each site that sent it. Files are read and written, not mapped: a write to a
-full disk is then an error that can be told (through a mapping it kills the process), and pages
-that were read count as the system's cache and not as the process's memory.
+Memory is the reply at hand, one group of it decoded, and a block (BLOCK_VALUES), whatever the
+number of sites; disk is one copy of a group for each site that sent it. Files are read and written,
+not mapped: a write to a full disk is then an error that can be told (through a mapping it kills the
+process), and pages that were read count as the system's cache and not as the process's memory.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from typing import Final
 
 import numpy as np
 
+from her2_common.encoding import Encoded, decode
 from her2_common.errors import RunError, UpdateError
-from her2_server.aggregation import Accumulator
+from her2_server.aggregation import vet
 from her2_server.strategies.step import parts
 
 BLOCK_VALUES: Final = 2**19
@@ -44,20 +45,20 @@ processor's cache. A design value."""
 
 VALUE_BYTES: Final = 4
 ROW_BLOCK: Final = 2**14
-"""Values of one site that are vetted, measured and written at once. Fixed, since a norm's last
+"""Values of one site that are measured and written at once. Fixed, since a norm's last
 bits depend on how its sum is cut."""
 
 
 class Spool:
-    """The updates of one round. Use it in ``with``; ``start`` holds the round's starting values.
+    """The sites' changes of one round, of groups of ``sizes``. Use it in ``with``.
 
     Raises:
         RunError: ``folder`` cannot be made.
     """
 
-    def __init__(self, folder: Path, start: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, folder: Path, sizes: Mapping[str, int]) -> None:
         self.folder = folder
-        self.start = start
+        self.sizes = sizes
         self._files: dict[str, FileIO] = {}
         self._rows: dict[str, dict[str, int]] = {}
         self._norms: dict[str, dict[str, float]] = {}
@@ -87,19 +88,24 @@ class Spool:
 
     # --- 1. -------------------------------------------------------------------------------------
 
-    def add(self, site: str, update: Mapping[str, np.ndarray], counts: Mapping[str, int]) -> None:
-        """Take in one site's values; ``counts[g]`` is its number of cases that use group g.
+    def add(
+        self, site: str, update: Mapping[str, np.ndarray | Encoded], counts: Mapping[str, int]
+    ) -> None:
+        """Take in one site's changes; ``counts[g]`` is its number of cases that use group g.
 
         All or nothing: a refused update, or one that could not be written, leaves no trace.
 
         Raises:
-            UpdateError: "duplicate", or what ``Accumulator.add`` raises.
+            UpdateError: "duplicate", or what ``aggregation.vet`` raises.
             RunError: the disk is full or broken.
         """
         if site in self._sites:
             raise UpdateError(f"{site}: expected one update a round, got two", reason="duplicate")
-        self._check(update, counts)
-        norms = {group: self._write(group, values) for group, values in update.items()}
+        vet(update, counts, self.sizes)
+        norms = {
+            group: self._write(group, decode(vector) if isinstance(vector, Encoded) else vector)
+            for group, vector in update.items()
+        }
         self._sites.add(site)
         for group, norm in norms.items():
             rows = self._rows.setdefault(group, {})
@@ -107,21 +113,8 @@ class Spool:
             self._norms.setdefault(group, {})[site] = norm
             self._counts.setdefault(group, {})[site] = counts[group]
 
-    def _check(self, update: Mapping[str, np.ndarray], counts: Mapping[str, int]) -> None:
-        """The accumulator's checks, a block at a time: they copy what they look at."""
-        sound = update.keys() == counts.keys() and all(
-            group in self.start and values.shape == self.start[group].shape
-            for group, values in update.items()
-        )
-        if not sound:
-            Accumulator(self.start).check(update, counts)  # raises: it says what is wrong
-        for group, values in update.items():
-            for part in parts(values.size, ROW_BLOCK):
-                block = Accumulator({group: self.start[group][part]})
-                block.check({group: values[part]}, {group: counts[group]})
-
     def _write(self, group: str, values: np.ndarray) -> float:
-        """Write a row behind the last one; its L2 distance from the start."""
+        """Write a row behind the last one; its L2 norm."""
         path = self.folder / f"{group}.f32"
         squares = 0.0
         with _told(path):
@@ -131,9 +124,7 @@ class Spool:
             file.seek(len(self._rows.get(group, {})) * values.size * VALUE_BYTES)
             for part in parts(values.size, ROW_BLOCK):
                 row = np.ascontiguousarray(values[part], np.float32)
-                squares += float(
-                    np.square(np.subtract(row, self.start[group][part], dtype=float)).sum()
-                )
+                squares += float(np.square(row, dtype=np.float64).sum())
                 _write_all(file, row)
         return math.sqrt(squares)
 
@@ -153,17 +144,17 @@ class Spool:
 
     @property
     def groups(self) -> list[str]:
-        """The groups that a site has sent, in the order of ``start``."""
-        return [group for group in self.start if self._rows.get(group)]
+        """The groups that a site has sent, in the order of ``sizes``."""
+        return [group for group in self.sizes if self._rows.get(group)]
 
     def blocks(self, group: str) -> Iterator[tuple[slice, np.ndarray]]:
-        """The group's coordinates in blocks: where, and the sites' values (sites, block) float32.
+        """The group's coordinates in blocks: where, and the sites' changes (sites, block) float32.
 
         Raises:
             RunError: the file is shorter than what was written, or cannot be read.
         """
         rows = [self._rows[group][site] for site in self.sites(group)]
-        file, size = self._files[group], self.start[group].size
+        file, size = self._files[group], self.sizes[group]
         for part in parts(size, max(BLOCK_VALUES // len(rows), 1)):
             values = np.empty((len(rows), part.stop - part.start), np.float32)
             with _told(self.folder / f"{group}.f32"):

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from her2_common.strategy import ServerStep
 from her2_server.strategies.optimisers import State, optimise
-from her2_server.strategies.settings import ServerStep
 
 Changes = Iterable[tuple[slice, np.ndarray]]
 States = Mapping[str, State]

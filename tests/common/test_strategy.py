@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from her2_common.config import parse
+from her2_common.config import FederationConfig, parse
 from her2_common.errors import ConfigError
 from her2_common.model import GROUPS
-from her2_server.strategies.settings import (
+from her2_common.section import Section
+from her2_common.strategy import (
+    Compression,
     Ditto,
     FedAdam,
     FedAvg,
@@ -25,7 +27,6 @@ from her2_server.strategies.settings import (
     NotPersonal,
     Plain,
     Scaffold,
-    Section,
     StrategyConfig,
     TrimmedMean,
 )
@@ -76,7 +77,8 @@ def test_groups_are_those_of_the_model() -> None:
         ({"personal": {"name": "fine-tuning", "groups": ["ct"]}}, "groups"),
         ({"private_groups": ["ct"]}, "private_groups"),
         ({"private_groups": ["mg", "mg"]}, "expected each group once"),
-        ({"private_groups": ["head"]}, "expected head to be shared"),
+        ({"private_groups": ["head"]}, "private_groups.0: expected 'mg', 'us' or 'mri'"),
+        ({"private_groups": ["clinical"]}, "private_groups.0: expected"),
         ({"local": {"name": "scaffold"}, "combine": {"name": "median"}}, "got median and fedavg"),
         ({"local": {"name": "scaffold"}, "step": {"name": "fedadam"}}, "got mean and fedadam"),
     ],
@@ -84,3 +86,34 @@ def test_groups_are_those_of_the_model() -> None:
 def test_what_cannot_be_is_refused(document: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read(document)
+
+
+def test_a_strategy_is_told_in_a_few_words() -> None:
+    assert str(read({})) == "fedavg"
+    chosen = {"step": {"name": "fedadam"}, "local": {"name": "fedprox"}, "private_groups": ["us"]}
+    assert str(read(chosen)) == "fedadam, fedprox, private us"
+    robust = {"combine": {"name": "median"}, "personal": {"name": "ditto"}}
+    assert str(read(robust)) == "fedavg, median, ditto"
+
+
+def test_a_misspelt_key_of_a_choice_is_told_with_the_keys_of_that_choice() -> None:
+    document = {"run": {"strategy": {"step": {"name": "fedadam", "beta3": 0.5}}}}
+    with pytest.raises(ConfigError, match="did you mean 'beta"):
+        parse(FederationConfig, document, where="federation.yaml", folder=Path())
+    document = {"run": {"strategy": {"local": {"name": "fedprox", "nu": 0.5}}}}
+    with pytest.raises(ConfigError, match=r"nu: unknown key; (did you mean 'mu'|known: mu)"):
+        parse(FederationConfig, document, where="federation.yaml", folder=Path())
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"keep": 0.1}, "keep: expected 1 with float32, got 0.1"),
+        ({"up": "int8", "down_keep": 0.5}, "down_keep: expected 1 with float32, got 0.5"),
+        ({"up": "int4"}, "up: expected 'float32', 'int16' or 'int8'"),
+        ({"up": "int8", "keep": 0}, "keep"),
+    ],
+)
+def test_a_compression_that_cannot_be_is_refused(document: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(Compression, document, where="federation.yaml", folder=Path())

@@ -1,4 +1,7 @@
-"""What a run may choose about its strategy, as frozen sections of federation.yaml.
+"""What a run may choose about its strategy and its traffic, as frozen sections of federation.yaml.
+
+How the choices are carried out: her2_server.strategies and her2_client.local_objectives;
+her2_common.encoding and her2_common.broadcast.
 
 A default is the source's where the source has one; where it tunes the value on a grid, the
 default lies on that grid and the docstring says so.
@@ -10,10 +13,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from her2_common.config import Section
+from her2_common.section import Section
 
 GroupName = Literal["mg", "us", "mri", "clinical", "head"]
 """The names of ``her2_common.model.GROUPS``, without importing torch."""
+
+EncoderName = Literal["mg", "us", "mri"]
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -169,23 +174,19 @@ Personal = Annotated[NotPersonal | Ditto | FineTuning, Field(discriminator="name
 
 
 class StrategyConfig(Section):
-    """``run.strategy``: one choice of each kind; ``private_groups`` never leave a site."""
+    """``run.strategy``: one choice of each kind; the encoders of ``private_groups`` never leave a
+    site. (Head and clinical inputs are shared: the temperature is one for all sites.)"""
 
     combine: Combine = Mean()
     step: ServerStep = FedAvg()
     local: LocalObjective = Plain()
     personal: Personal = NotPersonal()
-    private_groups: tuple[GroupName, ...] = ()
+    private_groups: tuple[EncoderName, ...] = ()
 
     @model_validator(mode="after")
     def _check_private(self) -> StrategyConfig:
         if len(set(self.private_groups)) != len(self.private_groups):
             raise ValueError("private_groups: expected each group once, got one twice")
-        if "head" in self.private_groups:
-            raise ValueError(
-                "private_groups: expected head to be shared: it is the one group that every site "
-                "trains"
-            )
         return self
 
     @model_validator(mode="after")
@@ -198,4 +199,41 @@ class StrategyConfig(Section):
                 "local: scaffold needs combine: mean and step: fedavg, for the server's control "
                 f"must be the mean of the sites', got {self.combine.name} and {self.step.name}"
             )
+        return self
+
+    def __str__(self) -> str:
+        """In a few words, e.g. "fedavg" or "fedadam, fedprox, private us"."""
+        words: list[str] = [self.step.name]
+        if self.combine.name != "mean":
+            words.append(self.combine.name)
+        if self.local.name != "plain":
+            words.append(self.local.name)
+        if self.personal.name != "none":
+            words.append(self.personal.name)
+        return ", ".join([*words, *(f"private {group}" for group in self.private_groups)])
+
+
+# --- traffic ------------------------------------------------------------------------------------
+
+
+class Compression(Section):
+    """``run.compression``: how a site's change (``up``) and the model's (``down``) are rounded.
+
+    ``keep`` and ``down_keep`` are the share of an encoder's values that is sent, the largest ones;
+    head and clinical inputs are always sent whole. What is not sent is sent later (error feedback).
+    """
+
+    up: Literal["float32", "int16", "int8"] = "float32"
+    keep: float = Field(default=1.0, gt=0, le=1)
+    down: Literal["float32", "int16", "int8"] = "float32"
+    down_keep: float = Field(default=1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> Compression:
+        for key, kind, share in (
+            ("keep", self.up, self.keep),
+            ("down_keep", self.down, self.down_keep),
+        ):
+            if kind == "float32" and share < 1:
+                raise ValueError(f"{key}: expected 1 with float32, got {share:g}")
         return self
