@@ -20,4 +20,18 @@ federation, and the answer is that of the pooled rows.
     decision     net benefit, calibration error
     subgroups    the primary comparison in subgroups
     weighting    inverse-probability weights
+
+What makes them one analysis, of tables here or of sites far away:
+
+    plan         what is chosen beforehand, and its hash
+    queries      what is asked of a centre's rows; what it answers, or withholds
+    cells        tables of counts that are told whole or not at all
+    codec        a statistic as arrays, and back
+    pooling      every centre's answers, added; who must have answered
+    models       models and weights, fitted by asking again and again
+    publish      which lines of a result are shown
+    document     numbers as JSON
+    study        what the sections have at hand
+    *_section    the sections of the result
+    analysis     plan and answers -> the result
 """

@@ -180,7 +180,7 @@ def placement_sums(
     placed = np.zeros((2, len(names))), np.zeros((2, len(names), len(names)))
     if pooled.histograms[0].both_classes:
         for label, mask in enumerate((~responded, responded)):
-            centred = np.stack([_centred(one, label) for one in pooled.histograms])
+            centred = np.stack([centred_placements(one, label) for one in pooled.histograms])
             # (scores, GRID + 1) -> (patients of this outcome, scores)
             values = centred[np.arange(len(names)), bins[mask]]
             placed[0][label] = values.sum(axis=0)
@@ -188,7 +188,7 @@ def placement_sums(
     return PlacementSums(names, counts, *placed)
 
 
-def _centred(histogram: ScoreHistogram, label: int) -> Vector:
+def centred_placements(histogram: ScoreHistogram, label: int) -> Vector:
     """Placement values of one outcome at each grid value, less their mean, the AUC: (GRID + 1,)."""
     below, above = twice_placements(histogram)
     if label:

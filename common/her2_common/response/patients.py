@@ -28,12 +28,17 @@ COLUMNS: Final[dict[str, tuple[float, float, bool]]] = {
     "n": (0, 3, True),
     "age": (18, 110, False),
     "modalities": (1, 7, True),
+    "mg": (0, 1, False),
+    "us": (0, 1, False),
+    "mri": (0, 1, False),
+    "call": (0, 1, True),
 }
 """Column -> lowest value, highest value, whole numbers only.
 
 pcr: ypT0/is ypN0. biopsy: HER2 of the needle. therapy: anti-HER2 drugs given. hr: ER or PR
 positive. t, n: clinical stage. age: years. modalities: the sum of 1 for mammography, 2 for
-ultrasound and 4 for MRI."""
+ultrasound and 4 for MRI. mg, us, mri: the score from one modality alone. call: the score's, at the
+frozen threshold."""
 
 
 @dataclass(frozen=True, eq=False)

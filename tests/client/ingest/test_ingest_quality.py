@@ -18,9 +18,9 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from her2_client.ingest.outcome import Note
 from her2_client.ingest.quality.readiness import MIN_TEST_CASES, readiness
 from her2_client.ingest.quality.sharing import shareable
-from her2_client.ingest.quality.withhold import TOTAL, WHOLE, Counts, withhold
 from her2_client.ingest.summary import IngestSummary, RowNote
 from her2_common.config import Policy
+from her2_common.withhold import TOTAL, WHOLE, Counts, withhold
 
 POLICY = Policy()
 LIMIT = POLICY.min_cell

@@ -27,7 +27,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from her2_client.ingest.quality.withhold import TOTAL, WHOLE, Counts, withhold
 from her2_client.ingest.summary import (
     DISPOSITIONS,
     NO_USABLE_IMAGE,
@@ -37,6 +36,7 @@ from her2_client.ingest.summary import (
 )
 from her2_common.cases import CLINICAL_INPUTS, IMAGES, MODALITIES, SPLITS
 from her2_common.config import Policy
+from her2_common.withhold import TOTAL, WHOLE, Counts, withhold
 
 LOCAL: Final = ("work", "seconds", "published")
 """What concerns this machine, not the data."""

@@ -48,7 +48,9 @@ class Counts:
     """Counts of one centre and what holds between them.
 
     ``values`` holds None for what nobody has counted. ``names`` and ``ranks`` are of the counts
-    that would be published; the others have the name None.
+    that would be published; the others have the name None. Without ``zeros_shown``, zeros are
+    withheld beside others, so that nobody knows a withheld count not to be one. ``limits`` holds,
+    by position, what else is known of a count: it is from the first to the second.
     """
 
     values: list[int | None] = field(default_factory=list)
@@ -56,6 +58,8 @@ class Counts:
     ranks: list[int] = field(default_factory=list)
     sums: list[dict[int, int]] = field(default_factory=list)
     secret: set[int] = field(default_factory=set)
+    zeros_shown: bool = True
+    limits: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def publish(self, name: tuple[str, ...], value: int, rank: int = PART) -> int:
         """A count that would be published; returns its position."""
@@ -95,7 +99,7 @@ def withhold(counts: Counts, min_cell: int) -> frozenset[tuple[str, ...]]:
     """
     if min_cell <= 1:
         return frozenset()
-    audit = _Audit(counts, min_cell)
+    audit = Audit(counts, min_cell)
     hidden = np.array([name is None for name in counts.names], dtype=np.bool_)
     if audit.largest(hidden, []) is None:
         # The sums contradict the counts: nothing is known to be safe.
@@ -128,8 +132,8 @@ def withhold(counts: Counts, min_cell: int) -> frozenset[tuple[str, ...]]:
     return frozenset(name for i, name in enumerate(counts.names) if name is not None and hidden[i])
 
 
-class _Audit:
-    """What can be worked out from the published counts."""
+class Audit:
+    """What can be worked out from the counts that are not hidden, flags (counts,)."""
 
     def __init__(self, counts: Counts, min_cell: int) -> None:
         self.counts = counts
@@ -146,12 +150,22 @@ class _Audit:
         self.exact = np.array([value or 0 for value in counts.values], dtype=np.float64)
         self.least = np.array(
             [
-                float(bool(value) and name is not None and position not in counts.secret)
+                float(
+                    counts.zeros_shown
+                    and bool(value)
+                    and name is not None
+                    and position not in counts.secret
+                )
                 for position, (value, name) in enumerate(
                     zip(counts.values, counts.names, strict=True)
                 )
             ]
         )
+
+        self.most = np.full(len(counts.values), np.inf)
+        for position, (low, high) in counts.limits.items():
+            self.least[position] = max(self.least[position], low)
+            self.most[position] = high
 
     def unsafe(self, hidden: Flags, protected: Sequence[int]) -> list[int]:
         """Those of ``protected`` that are certain to be below ``min_cell``."""
@@ -186,12 +200,13 @@ class _Audit:
     def largest(self, hidden: Flags, positions: list[int]) -> Vector | None:
         """Whole numbers that agree with all that is known, ``positions`` large; None: no answer."""
         low = np.where(hidden, self.least, self.exact)
-        high = np.where(hidden, np.inf, self.exact)
+        high = np.where(hidden, self.most, self.exact)
         for position in positions:
             if hidden[position]:
                 # More than min_cell for one of them is of no use. The truth is still among the
                 # answers, for a secret one may be larger than that.
-                high[position] = max(self.min_cell, self.exact[position])
+                wanted = max(self.min_cell, self.exact[position])
+                high[position] = min(wanted, self.most[position])
         wish = np.zeros(len(low))
         wish[positions] = -1
         # Without the demand for whole numbers it is faster, and mostly they come out whole.

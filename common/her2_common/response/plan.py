@@ -1,0 +1,149 @@
+"""The analysis plan: everything that is chosen, chosen before the outcomes are seen.
+
+A plan is a small YAML file. Its SHA-256, over the canonical JSON of all its values (those left at
+their defaults included), is printed with every result; a site that has answered under one plan
+refuses another for the same model. ``her2-server response --write-plan FILE`` writes the default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Final, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from her2_common.cases import MODALITIES, Modality
+from her2_common.config import Name
+from her2_common.response.decision import THRESHOLDS
+from her2_common.response.design import RESPONSE_TERMS
+from her2_common.response.inference import MIN_CELL
+from her2_common.response.patients import COLUMNS
+from her2_common.response.primary import RELEVANT_ODDS_RATIO
+from her2_common.response.subgroups import SUBGROUPS
+from her2_common.section import Section
+
+Probability = Annotated[float, Field(gt=0, lt=1)]
+
+PROPENSITY: Final = "propensity"
+"""The name of the model of the weights; no other model may have it."""
+
+_COMMENT: Final = """\
+# Analysis plan of `her2-server response`. Fix it before the outcomes are seen: its SHA-256 stands
+# in every result, and a site that has answered under one plan refuses another.
+# threshold: at or above it the model calls positive; a number, or release: the release's.
+# relevant_odds_ratio: the smallest one that would change practice.
+# models: terms are columns (pcr ~ ...), centre, or two joined by a colon; tested: those of the
+#   likelihood-ratio test. propensity: terms of the probability of being called positive.
+# compare: modalities whose own score is compared with the score of all.
+# min_cell: counts below it are not shown; min_centres: fewer sites give no pooled number.
+# one_class_centres: refuse, or keep, a table whose known pCR are all alike.
+"""
+
+
+def _checked(terms: tuple[str, ...]) -> tuple[str, ...]:
+    known = ("centre", *(name for name in COLUMNS if name not in ("pcr", "call")))
+    for term in terms:
+        parts = term.split(":")
+        if len(parts) > 2 or any(part not in known for part in parts):
+            raise ValueError(f"expected {', '.join(known)}, or two joined by a colon, got {term!r}")
+    if len(set(terms)) != len(terms):
+        raise ValueError(f"expected each term once, got {', '.join(terms)}")
+    return terms
+
+
+class Model(Section):
+    """A logistic model of pCR; ``tested`` are the terms that the smaller model lacks."""
+
+    name: Name
+    terms: tuple[str, ...] = Field(min_length=1)
+    tested: tuple[str, ...] = ()
+
+    @field_validator("terms")
+    @classmethod
+    def _check_terms(cls, terms: tuple[str, ...]) -> tuple[str, ...]:
+        return _checked(terms)
+
+    @model_validator(mode="after")
+    def _check_tested(self) -> Model:
+        if self.name == PROPENSITY:
+            raise ValueError(f"models: expected another name than {PROPENSITY}")
+        if unknown := [term for term in self.tested if term not in self.terms]:
+            raise ValueError(f"tested: expected terms of the model, got {unknown[0]!r}")
+        if len(self.tested) == len(self.terms):
+            raise ValueError("tested: expected fewer than all terms, got all")
+        return self
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns of its terms, and ``centre``."""
+        return frozenset(part for term in self.terms for part in term.split(":"))
+
+    def reduced(self) -> tuple[str, ...]:
+        """The terms of the smaller model."""
+        return tuple(term for term in self.terms if term not in self.tested)
+
+
+class Plan(Section):
+    """plan.yaml. ``population`` and ``strata`` of the primary comparison are what they are; they
+    stand here so that the hash covers them."""
+
+    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["release"] = "release"
+    population: Literal["biopsy-positive and treated"] = "biopsy-positive and treated"
+    strata: Literal["centre"] = "centre"
+    relevant_odds_ratio: float = Field(default=RELEVANT_ODDS_RATIO, gt=1, le=1000)
+    models: tuple[Model, ...] = (
+        Model(name="response", terms=RESPONSE_TERMS, tested=RESPONSE_TERMS[-2:]),
+    )
+    propensity: tuple[str, ...] = ("centre", "hr", "t", "n")
+    subgroups: tuple[Literal["hr", "t", "n", "modalities"], ...] = SUBGROUPS
+    compare: tuple[Modality, ...] = MODALITIES
+    net_benefit: tuple[Probability, ...] = THRESHOLDS
+    max_fpr: float = Field(default=0.2, gt=0, le=1)
+    min_cell: int = Field(default=MIN_CELL, ge=1)
+    min_centres: int = Field(default=3, ge=1)
+    one_class_centres: Literal["refuse", "keep"] = "refuse"
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @field_validator("propensity")
+    @classmethod
+    def _check_propensity(cls, terms: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := {part for term in terms for part in term.split(":")} & {"score", "call"}:
+            raise ValueError(f"expected terms other than the call itself, got {min(wrong)!r}")
+        return _checked(terms)
+
+    @field_validator("subgroups", "compare")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names):
+            raise ValueError(f"expected each once, got {', '.join(names)}")
+        return names
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Plan:
+        names = [model.name for model in self.models]
+        if len(set(names)) != len(names):
+            raise ValueError(f"models: expected different names, got {', '.join(names)}")
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256, hex, of the canonical JSON: keys sorted, no spaces."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def model(self, name: str) -> Model:
+        """The model of that name.
+
+        Raises:
+            KeyError: the plan has none.
+        """
+        return {model.name: model for model in self.models}[name]
+
+    def as_yaml(self) -> str:
+        """The plan as a file, with comments."""
+        body: str = yaml.safe_dump(
+            self.model_dump(mode="json"), sort_keys=False, default_flow_style=None
+        )
+        return _COMMENT + body

@@ -1,0 +1,102 @@
+"""What travels between the coordinator and a site for the task ``response``, as Flower records.
+
+    order, coordinator to site
+        "order"    ConfigRecord {"json": TaskOrder}     the run, and the release's weights by
+                                                        their fingerprints
+        "query"    ConfigRecord {"json": ResponseQuery} the analysis plan, the frozen threshold,
+                                                        and what is asked
+        "arrays"   ArrayRecord {name: float64}          what earlier answers gave: coefficients,
+                                                        histograms of all sites
+        "weights"  ArrayRecord {group: float32 vector}  if the site has no scores of them yet
+    reply, site to coordinator
+        "reply"    ConfigRecord {"json": ResponseReply}
+        "arrays"   ArrayRecord {name: float64}          the statistic, unless it is withheld
+
+The receiver trusts nothing: see her2_common.wire and her2_common.response.codec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Final
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, RecordDict
+from numpy.typing import NDArray
+from pydantic import Field
+
+from her2_common.config import Name
+from her2_common.errors import UpdateError
+from her2_common.response.plan import Plan
+from her2_common.response.queries import Kind, Query
+from her2_common.section import Section
+from her2_common.vectors import arrays_of, read_array
+
+_ARRAYS: Final = 64
+"""Arrays of one message, at most: a plan has some 25 tables."""
+
+
+class ResponseQuery(Section):
+    """A ``her2_common.response.queries.Query`` but for its arrays, and under what it is asked."""
+
+    analysis: Plan
+    threshold: Annotated[float, Field(ge=0, le=1)]
+    kind: Kind
+    item: str = Field(default="", max_length=40)
+    centres: tuple[Name, ...] = ()
+    reduced: bool = False
+
+    @classmethod
+    def of(cls, query: Query, plan: Plan, threshold: float) -> ResponseQuery:
+        """The document of a query."""
+        return cls(
+            analysis=plan,
+            threshold=threshold,
+            kind=query.kind,
+            item=query.item,
+            centres=query.centres,
+            reduced=query.reduced,
+        )
+
+    def query(self, arrays: Mapping[str, NDArray[np.float64]]) -> Query:
+        """The query, with the arrays that came beside it."""
+        return Query(self.kind, self.item, self.centres, self.reduced, arrays)
+
+
+class ResponseReply(Section):
+    """A site's answer: whose, to what, whether it is withheld, and how many queries of how many
+    it has answered for this run."""
+
+    site: Name
+    kind: Kind
+    item: str = Field(max_length=40)
+    withheld: bool = False
+    queries: int = Field(ge=0)
+    max_queries: int = Field(ge=0)
+
+
+def arrays_record(arrays: Mapping[str, NDArray[np.float64]]) -> ArrayRecord:
+    """Named arrays of float64 as an ArrayRecord."""
+    return ArrayRecord(
+        {name: Array(np.asarray(array, order="C")) for name, array in arrays.items()}
+    )
+
+
+def read_arrays(record: RecordDict) -> dict[str, NDArray[np.float64]]:
+    """The arrays of a message, none if it has none.
+
+    Raises:
+        UpdateError: "misshapen", "wrong type".
+    """
+    arrays = arrays_of(record, "arrays")
+    if len(arrays) > _ARRAYS:
+        raise UpdateError(f"expected at most {_ARRAYS} arrays", reason="misshapen")
+    result = {}
+    for name, array in arrays.items():
+        values = read_array(array)
+        if values is None:
+            raise UpdateError("not a numpy array", reason="misshapen")
+        if values.dtype != np.float64:
+            raise UpdateError(f"expected float64, got {values.dtype}", reason="wrong type")
+        result[name] = values
+    return result

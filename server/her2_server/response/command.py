@@ -1,0 +1,217 @@
+"""`her2-server response`: read, ask, write.
+
+1. Read the plan (the default without one) and the threshold: ``--threshold``, else the plan's,
+   else the release's.
+2. Tables: read them (``tables``). A finished run: ask its sites (``federation``).
+3. Compute (``her2_common.response.analysis``), and write what is asked for: JSON, CSV, page.
+
+All faults that can be known are told before anything is computed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from her2_common import __version__
+from her2_common.config import load
+from her2_common.errors import ConfigError, TableError
+from her2_common.metrics import GRID
+from her2_common.release import Manifest, read_release
+from her2_common.response.analysis import analyse
+from her2_common.response.plan import Plan
+from her2_common.response.pooling import ask_sources
+from her2_common.response.queries import Source
+from her2_common.response.study import Label
+from her2_server.report.response import DOCUMENT, PAGE, write_response_report
+from her2_server.response.csv_rows import to_csv
+from her2_server.response.tables import Tables, read_tables
+
+FORMAT: Final = "her2-map response"
+
+NOT_SAFE: Final = (
+    "lines are hidden because of small cells, but what stands beside them tells of them: odds "
+    "ratios without one centre, McNemar's p, NRI. Nothing is withheld from who holds the tables; "
+    "before this is handed to others, take out the centres that are too small"
+)
+"""Over tables; a site withholds instead."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The frozen threshold and where it comes from; ``label`` is what the score tells."""
+
+    value: float
+    origin: str
+    label: Label
+
+
+def read_plan(path: Path | None) -> Plan:
+    """The plan of a file, or the default.
+
+    Raises:
+        ConfigError: the file is missing or breaks the schema.
+    """
+    return Plan() if path is None else load(Plan, path)
+
+
+def write_plan(path: Path) -> None:
+    """Write the default plan.
+
+    Raises:
+        ConfigError: the file exists.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        raise ConfigError(f"{path}: exists already", hint="a plan is never overwritten") from None
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(Plan().as_yaml())
+
+
+def freeze(
+    plan: Plan, option: float | None, manifest: Manifest | None, *, binary: bool = False
+) -> Threshold:
+    """Step 1, the threshold. Calls of 0 and 1 (``binary``) need none.
+
+    Raises:
+        ConfigError: there is none, it is not from 0 to 1, or option and plan contradict each other.
+    """
+    label: Label = "pcr" if manifest is not None and manifest.label == "pcr" else "her2"
+    if option is not None and not 0.0 <= option <= 1.0:
+        raise ConfigError(f"--threshold: expected a number from 0 to 1, got {option}")
+    if plan.threshold != "release":
+        if option not in (None, plan.threshold):
+            raise ConfigError(
+                f"--threshold: expected {plan.threshold}, which the plan fixes, got {option}"
+            )
+        return Threshold(plan.threshold, "plan", label)
+    if option is not None:
+        return Threshold(option, "option", label)
+    if manifest is not None:
+        return Threshold(manifest.threshold, "release", label)
+    if binary:
+        return Threshold(0.5, "calls of 0 and 1", label)
+    raise ConfigError(
+        "expected a frozen threshold, got none",
+        hint="give --threshold, or --release with the folder of the release that scored the cases",
+    )
+
+
+def over_tables(
+    paths: Sequence[Path], plan: Plan, option: float | None, release: Path | None
+) -> dict[str, Any]:
+    """The result over tables.
+
+    Raises:
+        ConfigError, TableError, DataError: plan, threshold, release or a table cannot be used.
+    """
+    manifest = None if release is None else read_release(release)[0]
+    if plan.threshold != "release" or option is not None or manifest is not None:
+        freeze(plan, option, manifest)  # its faults before those of the tables
+    tables = read_tables(paths)
+    threshold = freeze(plan, option, manifest, binary=tables.binary)
+    warnings = [*tables.warnings, *check_outcomes(tables, plan)]
+    if len(tables.centres) < plan.min_centres:
+        warnings.append(
+            f"fewer centres than the plan's min_centres ({plan.min_centres}): the result says "
+            "little of other centres, and should not be published as that of several"
+        )
+    sources = [Source(patients, plan, threshold.value) for patients in tables.centres]
+    found = analyse(ask_sources(sources), plan, threshold.value, label=threshold.label)
+    if "refused" not in found["auc"]:
+        found["auc"]["on_grid"] = _on_grid(tables)
+    if found["suppressed"]:
+        warnings.append(NOT_SAFE)
+    return head({"kind": "tables", "tables": list(tables.names)}, plan, threshold, warnings) | found
+
+
+def head(
+    source: dict[str, Any], plan: Plan, threshold: Threshold, warnings: list[str]
+) -> dict[str, Any]:
+    """What stands before the sections of every result."""
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "source": source,
+        "plan": {"sha256": plan.sha256, "document": plan.model_dump(mode="json")},
+        "threshold_from": threshold.origin,
+        "warnings": warnings,
+    }
+
+
+def check_outcomes(tables: Tables, plan: Plan) -> list[str]:
+    """What is to be said of centres whose known responses are all alike.
+
+    Raises:
+        TableError: there is one, and the plan refuses it; or nobody's response is known.
+    """
+    alike: list[str] = []
+    for patients in tables.centres:
+        known = patients.column("pcr")[patients.known("pcr")]
+        if np.unique(known).size < 2:
+            got = "none at all" if not known.size else "with" if known[0] else "without"
+            alike.append(f"{patients.centre} ({got})")
+    if not alike:
+        return []
+    message = f"expected patients with and without pCR at every centre, got one kind: {alike[0]}"
+    if plan.one_class_centres == "refuse" or len(alike) == len(tables.centres) == 1:
+        raise TableError(
+            message,
+            hint="is the column pcr right? A centre that truly has one kind can be left out, or "
+            "kept by one_class_centres: keep in the plan (--write-plan)",
+        )
+    return [f"{name}: all known responses are alike" for name in alike]
+
+
+def _on_grid(tables: Tables) -> bool:
+    scores = np.concatenate([patients.column("score") for patients in tables.centres]) * GRID
+    return bool(np.all(np.isnan(scores) | (scores == np.round(scores))))
+
+
+def check_destinations(files: Mapping[str, Path | None], folder: Path | None) -> None:
+    """Whether what is computed can be written; ``files`` by their options.
+
+    Raises:
+        ConfigError: a file's folder is not there, or a folder and a file are mixed up.
+    """
+    for option, path in files.items():
+        if path is None:
+            continue
+        if str(path) == "-":
+            raise ConfigError(f"{option}: expected a file, got -", hint="only --json prints")
+        if path.is_dir() or not path.parent.is_dir():
+            got = "a folder" if path.is_dir() else f"no folder {path.parent}"
+            raise ConfigError(f"{option}: expected a file in a folder that exists, got {got}")
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out: expected a folder, got the file {folder}")
+
+
+def write(
+    document: Mapping[str, Any],
+    *,
+    json_file: Path | None = None,
+    csv_file: Path | None = None,
+    folder: Path | None = None,
+) -> list[Path]:
+    """Step 3: the files that were written."""
+    numbers = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    texts = [(json_file, numbers), (csv_file, to_csv(document))]
+    written = []
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        texts += [(folder / DOCUMENT, numbers), (folder / "response.csv", texts[1][1])]
+    for path, text in texts:
+        if path is not None:
+            path.write_text(text, encoding="utf-8")
+            written.append(path)
+    if folder is not None:
+        write_response_report(document, folder / PAGE)
+        written.append(folder / PAGE)
+    return written

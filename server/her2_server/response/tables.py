@@ -1,0 +1,341 @@
+"""Tables of patients -> the rows of each centre, checked.
+
+1. A table has the columns of cases.csv, beside them ``score`` or ``her2_imaging`` (probability of
+   HER2-positive, or a call of 0 and 1), and if wanted ``mg_score``, ``us_score``, ``mri_score``
+   and ``modalities`` (as in predictions.csv). Its centre is the column ``centre``, else the
+   file's name.
+2. HER2 and pCR are derived as everywhere (``her2_common.clinical``); a stated value that
+   contradicts them is an error. HR is positive if ER or PR is, negative if neither is and one is
+   known. A response without therapy (nat 0) is none.
+3. Rows of the train and val splits are left out, and a table without others is refused: the model
+   has seen the first, and the threshold was chosen on the second.
+4. A patient in two tables is an error. Patients are compared by a hash whose key is drawn anew
+   each time and kept nowhere.
+
+Each column is parsed once a distinct text, not once a row: a million rows take seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from her2_common.cases import CASE_COLUMNS, MODALITIES, PARSERS, BadCellError
+from her2_common.clinical import her2_from_ihc_ish, pcr_from_stage
+from her2_common.errors import TableError
+from her2_common.response.patients import Patients
+from her2_common.tables import Faults, read_columns
+
+SCORES: Final = ("score", "her2_imaging")
+"""Columns that hold the score; a table has one of them."""
+
+_MODALITY_SCORES: Final = {f"{m}_score": m for m in MODALITIES}
+_IGNORED: Final = ("call", "unlike", "low_score", "level")
+"""Columns of predictions.csv that are not needed here."""
+
+COLUMNS: Final = (
+    *CASE_COLUMNS,
+    *SCORES,
+    "centre",
+    "modalities",
+    *_MODALITY_SCORES,
+    *_IGNORED,
+)
+
+_IMAGES: Final = {"mg": ("mg_cc", "mg_mlo"), "us": ("us",), "mri": ("mri",)}
+
+Vector = NDArray[np.float64]
+
+
+@dataclass
+class Tables:
+    """The centres' rows and what there is to say about them.
+
+    ``binary`` says that every score is 0 or 1, so that any threshold gives the same calls.
+    """
+
+    centres: list[Patients]
+    names: tuple[str, ...]
+    warnings: list[str] = field(default_factory=list)
+    binary: bool = False
+
+
+def read_tables(paths: Sequence[Path]) -> Tables:
+    """Steps 1 to 4.
+
+    Raises:
+        TableError: a table breaks its contract; the message names table, row and column.
+    """
+    key = secrets.token_bytes(32)
+    seen: dict[bytes, tuple[int, int]] = {}
+    rows: dict[str, list[dict[str, Vector]]] = {}
+    of_table: dict[str, int] = {}
+    warnings: list[str] = []
+    for index, path in enumerate(paths):
+        table = _Table(path)
+        for name in table.centre_names():
+            if of_table.setdefault(name, index) != index:
+                raise TableError(
+                    f"{path.name}: centre {name!r} is that of another table",
+                    hint="name the files after their centres, or give them a column centre",
+                )
+        table.check_patients(key, index, seen, paths)
+        warnings += table.warnings
+        for name, columns in table.by_centre():
+            rows.setdefault(name, []).append(columns)
+    centres = []
+    for name, parts in rows.items():
+        columns = {c: np.concatenate([part[c] for part in parts]) for c in parts[0]}
+        centres.append(Patients(name, columns))
+    scores = np.concatenate([patients.column("score") for patients in centres])
+    binary = bool(np.isin(scores[~np.isnan(scores)], (0, 1)).all())
+    return Tables(centres, tuple(path.name for path in paths), warnings, binary)
+
+
+class _Table:
+    """One file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.exists():
+            raise TableError(f"{path}: no such file", hint="--table takes the path of a CSV file")
+        self.cells, self.numbers = read_columns(path, COLUMNS, {"case_id"})
+        if not self.numbers:
+            raise TableError(f"{path.name}: expected rows, got a header alone")
+        self.faults = Faults(path)
+        self.warnings: list[str] = []
+        self.score = self._score_column()
+        self._require("pcr", ("ypt", "ypn"), "a response")
+        self._require("biopsy_her2", ("biopsy_ihc", "biopsy_ish"), "HER2 of the biopsy")
+        self._require("anti_her2", (), "anti-HER2 therapy")
+        for wanted, names in (("HR status", ("er", "pr")), ("T", ("clinical_t",)),
+                              ("N", ("clinical_n",))):  # fmt: skip
+            if not any(name in self.cells for name in names):
+                self._warn(f"no column {' or '.join(names)}: {wanted} is unknown")
+        self.columns = self._columns()
+        self._check_cases()
+        self.faults.raise_if_any()
+        self.kept = self._held_out()
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(f"{self.path.name}: {text}")
+
+    def _score_column(self) -> str:
+        there = [name for name in SCORES if name in self.cells]
+        if len(there) != 1:
+            raise TableError(
+                f"{self.path.name}: expected one column of {' and '.join(SCORES)}, got "
+                f"{'both' if there else 'none'}",
+                hint="join the score of predictions.csv to the case table",
+            )
+        return there[0]
+
+    def _require(self, stated: str, sources: tuple[str, ...], what: str) -> None:
+        if not any(name in self.cells for name in (stated, *sources)):
+            others = f" (or {' and '.join(sources)})" if sources else ""
+            raise TableError(
+                f"{self.path.name}: column {stated!r}{others} is missing from the header: "
+                f"without it nothing is known of {what}"
+            )
+
+    # --- cells ----------------------------------------------------------------------------------
+
+    def _parsed(self, name: str, parse: Callable[[str], Any]) -> list[Any]:
+        """The values of a column, None where blank; what cannot be parsed is a fault."""
+        texts = self.cells.get(name)
+        if texts is None:
+            return [None] * len(self.numbers)
+        value_of: dict[str, Any] = {"": None}
+        bad: dict[str, str] = {}
+        for text in dict.fromkeys(texts):
+            if text:
+                try:
+                    value_of[text] = parse(text)
+                except BadCellError as error:
+                    value_of[text], bad[text] = None, str(error)
+        if bad:
+            for number, text in zip(self.numbers, texts, strict=True):
+                if text in bad:
+                    self.faults.cell(number, name, bad[text], text)
+        return [value_of[text] for text in texts]
+
+    def _columns(self) -> dict[str, Vector]:
+        values = {
+            name: self._parsed(name, PARSERS[name])
+            for name in ("age", "clinical_t", "clinical_n", "er", "pr", "nat", "anti_her2",
+                         "biopsy_ihc", "biopsy_ish", "biopsy_her2", "ypt", "ypn", "pcr", "split")
+        }  # fmt: skip
+        biopsy = self._derived(
+            her2_from_ihc_ish, values, ("biopsy_ihc", "biopsy_ish"), "biopsy_her2"
+        )
+        pcr = self._derived(pcr_from_stage, values, ("ypt", "ypn"), "pcr")
+        self.split = values["split"]
+        nat = _numbers(values["nat"])
+        pcr[nat == 0] = np.nan
+        if untreated := int(np.count_nonzero(nat == 0)):
+            self._warn(f"{untreated} rows without neoadjuvant therapy (nat 0) have no response")
+        er, pr = _numbers(values["er"]), _numbers(values["pr"])
+        columns = {
+            "pcr": pcr,
+            "biopsy": biopsy,
+            "therapy": _numbers(values["anti_her2"]),
+            "hr": np.fmax(er, pr),  # the known one where one is unknown
+            "t": _numbers(values["clinical_t"]),
+            "n": _numbers(values["clinical_n"]),
+            "age": _numbers(values["age"]),
+            "modalities": self._modalities(),
+            "score": _numbers(self._parsed(self.score, _probability)),
+        }
+        for name, modality in _MODALITY_SCORES.items():
+            columns[modality] = _numbers(self._parsed(name, _probability))
+        self._parsed("laterality", PARSERS["laterality"])
+        return columns
+
+    def _derived(
+        self,
+        rule: Callable[[Any, Any], int | None],
+        values: dict[str, list[Any]],
+        sources: tuple[str, str],
+        stated: str,
+    ) -> Vector:
+        """A value as the rule has it; where it has none, as stated; both, unequal, is a fault."""
+        triples = list(zip(values[sources[0]], values[sources[1]], values[stated], strict=True))
+        result: dict[tuple[Any, Any, Any], int | None] = {}
+        wrong: dict[tuple[Any, Any, Any], int] = {}
+        for triple in dict.fromkeys(triples):
+            derived = rule(triple[0], triple[1])
+            result[triple] = triple[2] if derived is None else derived
+            if derived is not None and triple[2] not in (None, derived):
+                wrong[triple] = derived
+        if wrong:
+            for number, triple in zip(self.numbers, triples, strict=True):
+                if triple in wrong:
+                    one, two = ("blank" if part is None else part for part in triple[:2])
+                    self.faults.row(
+                        number,
+                        f"{stated} is {triple[2]}, but {sources[0]} {one} with {sources[1]} {two} "
+                        f"means {wrong[triple]}",
+                    )
+        return _numbers(result[triple] for triple in triples)
+
+    def _modalities(self) -> Vector:
+        """1 for mammography, 2 for ultrasound, 4 for MRI, summed; unknown where none is named."""
+        if "modalities" in self.cells:
+            return _numbers(self._parsed("modalities", _combination))
+        total = np.zeros(len(self.numbers))
+        for bit, modality in enumerate(MODALITIES):
+            there = [np.array(self.cells[c]) != "" for c in _IMAGES[modality] if c in self.cells]
+            if there:
+                total += np.any(there, axis=0) * 2**bit
+        total[total == 0] = np.nan
+        return total
+
+    # --- rows -----------------------------------------------------------------------------------
+
+    def _check_cases(self) -> None:
+        first: dict[str, int] = {}
+        for number, case in zip(self.numbers, self.cells["case_id"], strict=True):
+            if not case:
+                self.faults.row(number, "case_id is blank")
+            elif first.setdefault(case, number) != number:
+                self.faults.row(number, f"case_id is the same as in row {first[case]}")
+
+    def _held_out(self) -> NDArray[np.bool_]:
+        """Step 3, (rows,)."""
+        split = np.array([value or "" for value in self.split])
+        used = np.isin(split, ("train", "val"))
+        if used.all():
+            raise TableError(
+                f"{self.path.name}: expected held-out cases, got those of the train and val splits "
+                "alone",
+                hint="the model has seen them; give scores of the test split, or out-of-fold "
+                "scores with the column split left blank",
+            )
+        if used.any():
+            self._warn(f"{int(used.sum())} rows of the train and val splits are not evaluated")
+        return ~used
+
+    def _patients(self) -> Iterable[tuple[int, str]]:
+        patients = self.cells.get("patient_id", self.cells["case_id"])
+        for number, patient, case, kept in zip(
+            self.numbers, patients, self.cells["case_id"], self.kept, strict=True
+        ):
+            if kept:
+                yield number, patient or case
+
+    def check_patients(
+        self, key: bytes, index: int, seen: dict[bytes, tuple[int, int]], paths: Sequence[Path]
+    ) -> None:
+        """Step 4; ``seen`` maps the hash of a patient to its first table and row.
+
+        Raises:
+            TableError: a patient is in an earlier table, too.
+        """
+        again = 0
+        for number, patient in self._patients():
+            digest = hashlib.blake2b(patient.encode(), key=key, digest_size=16).digest()
+            table, row = seen.setdefault(digest, (index, number))
+            if table != index:
+                raise TableError(
+                    f"{self.path.name}, row {number}: the same patient as in row {row} of "
+                    f"{paths[table].name}",
+                    hint="a patient counts once: leave one of them out; if they are two patients, "
+                    "give them different ids",
+                )
+            again += row != number
+        if again:
+            self._warn(f"{again} rows are of a patient with an earlier row; all count as patients")
+
+    def centre_names(self) -> list[str]:
+        """The centres of the rows that are kept.
+
+        Raises:
+            TableError: a cell of the column centre is blank.
+        """
+        if "centre" not in self.cells:
+            return [self.path.stem]
+        names = np.array(self.cells["centre"])[self.kept]
+        if blank := np.flatnonzero(names == "").tolist():
+            number = np.array(self.numbers)[self.kept][blank[0]]
+            raise TableError(f"{self.path.name}, row {number}, column centre: expected a name")
+        return sorted(set(names.tolist()))
+
+    def by_centre(self) -> Iterable[tuple[str, dict[str, Vector]]]:
+        """The columns of each centre."""
+        kept = {name: values[self.kept] for name, values in self.columns.items()}
+        names = self.centre_names()
+        if "centre" not in self.cells:
+            yield names[0], kept
+            return
+        of_row = np.array(self.cells["centre"])[self.kept]
+        for name in names:
+            yield name, {column: values[of_row == name] for column, values in kept.items()}
+
+
+def _numbers(values: Iterable[Any]) -> Vector:
+    """Numbers, NaN for None."""
+    return np.array(list(values), dtype=np.float64)
+
+
+def _probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise BadCellError("a number from 0 to 1") from None
+    if not 0.0 <= value <= 1.0:
+        raise BadCellError("a number from 0 to 1")
+    return value
+
+
+def _combination(text: str) -> int:
+    parts = text.split("+")
+    if not set(parts) <= set(MODALITIES) or len(set(parts)) != len(parts):
+        raise BadCellError(f"{', '.join(MODALITIES)}, joined by +")
+    return sum(2 ** MODALITIES.index(part) for part in parts)
