@@ -78,12 +78,25 @@ class Held:
 
 
 def remembered(state: Path, order: TaskOrder) -> dict[str, np.ndarray]:
-    """What the site kept in the order's base round; {} if the run has it keep nothing.
+    """What the site kept in the order's base round; {} if the order needs nothing of it.
+
+    The weights of an earlier round may be the final ones (run.patience), whose memory is gone: so
+    it is only opened for what needs it.
 
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    return site_memory.load(state, order.run, order.base) if keeps_memory(order.plan) else {}
+    strategy = order.plan.strategy
+    needed = {
+        "train": keeps_memory(order.plan),
+        "compare": isinstance(strategy.personal, Ditto) or bool(strategy.private_groups),
+    }.get(order.task, bool(strategy.private_groups))
+    return site_memory.load(state, _run(order), order.base) if needed else {}
+
+
+def _run(order: TaskOrder) -> str:
+    """Under which name the memory of the order's run is kept."""
+    return f"{order.run}-{order.run_id}" if order.run_id else order.run
 
 
 def keeps_memory(plan: RunConfig) -> bool:
@@ -182,7 +195,7 @@ def keep(state: Path, order: TaskOrder, memory: Weights) -> None:
         CheckpointError: it cannot be written.
     """
     if keeps_memory(order.plan):
-        site_memory.save(state, order.run, order.round, memory, base=order.base)
+        site_memory.save(state, _run(order), order.round, memory, base=order.base)
 
 
 # --- a model of the site's own --------------------------------------------------------------------

@@ -69,6 +69,10 @@ refused just like an unknown key. Refused for longer than this, it is the key.""
 REFUSED: Final = "[code: 2004]"  # flwr ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED, in its log
 ACCEPTED: Final = "SuperNode ID:"
 
+LOG_BYTES: Final = 10_000_000
+"""A SuperNode's log of more than this is put aside when the next one starts, in place of the one
+that was put aside before: a site that is refused for weeks fills no disk."""
+
 
 class SuperNode:
     """The ``flower-supernode`` child process of a site."""
@@ -101,6 +105,8 @@ class SuperNode:
             *("--port", str(self.port)),
         ]
         environment = os.environ | FLOWER_ENVIRONMENT | {"FLWR_HOME": str(self.config.state)}
+        if self.log_path.exists() and self.log_path.stat().st_size > LOG_BYTES:
+            self.log_path.replace(self.log_path.with_suffix(".log.1"))
         with self.log_path.open("ab") as output:
             self._log_start = output.tell()
             self.process = subprocess.Popen(  # noqa: S603 (our own interpreter's script)
@@ -216,6 +222,7 @@ class Answers:
         key = _work(task.message.content) if task.message.has_content() else ""
         if key and key == self._last[0]:
             return Message(self._last[1], reply_to=task.message)
+        self._last = ("", RecordDict())  # an update is as large as the model: one at a time
         reply = self.app(task.message, task.context)
         if key and reply.has_content():
             self._last = (key, reply.content)

@@ -37,7 +37,7 @@ from her2_common import __version__
 from her2_common.cases import SPLITS, Modality, Split
 from her2_common.config import RunConfig, SiteConfig
 from her2_common.encoding import Encoded
-from her2_common.errors import DataError
+from her2_common.errors import CacheError, DataError, TrainingError
 from her2_common.memory import keep_memory
 from her2_common.metrics import ScoreHistogram
 from her2_common.model import GROUPS, Group, MapModel, get_groups, preset
@@ -99,6 +99,20 @@ class Site:
         check_order(self.config.policy, order)
         if order.split == "test":
             check_tested(self.config.state, order)
+        try:
+            return self._answer(order, weights, references, initial, steps)
+        except (DataError, CacheError, TrainingError):
+            self._plan = None  # the engineer may mend the cache: it is read anew next time
+            raise
+
+    def _answer(
+        self,
+        order: TaskOrder,
+        weights: Mapping[str, np.ndarray],
+        references: Mapping[Modality, Reference] | None,
+        initial: Mapping[str, np.ndarray] | None,
+        steps: Mapping[str, Encoded] | None,
+    ) -> Answer:
         self._prepare(order.plan)
         if order.task == "describe":
             return Answer(self._describe(order.plan))

@@ -12,7 +12,8 @@ this site was folded in, 0 if there was none.
    whether or not this update is folded in.
 
 A memory is one file, ``memory/<run>/<round>.safetensors`` under site.yaml's ``state``, with a
-SHA-256 over run, round and arrays. It is written under a temporary name, fsynced and renamed: a
+SHA-256 over run, round and arrays. <run> is the run's name and its id, so that two runs of one name
+stay apart. It is written under a temporary name, fsynced and renamed: a
 kill at any moment leaves the old state or the new. What is missing or damaged is an error and
 never replaced by zeros, which would quietly train another model. Only the owner may read it:
 weights tell of the cases that they were trained on.

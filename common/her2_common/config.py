@@ -6,8 +6,6 @@ file they stand in; every fault is reported as "file: key: expected X, got Y".
 
 from __future__ import annotations
 
-import difflib
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,7 +13,6 @@ import yaml
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     Field,
     ValidationError,
@@ -26,6 +23,7 @@ from pydantic import (
 
 from her2_common.cases import Label
 from her2_common.errors import ConfigError
+from her2_common.schema_faults import told
 from her2_common.section import Section
 from her2_common.strategy import Compression, StrategyConfig
 
@@ -62,10 +60,19 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 ResolvedPath = Annotated[Path, BeforeValidator(_resolve)]
 """A path; a relative one starts at the folder of the file in which it stands."""
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9-]{0,39}$",
+        description="lower-case letters, digits and hyphens, at most 40",
+    ),
+]
 """Lower-case letters, digits and hyphens, at most 40: names appear in file names and reports."""
 
-Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9.\-\[\]:]+:[0-9]{1,5}$")]
+Address = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9.\-\[\]:]+:[0-9]{1,5}$", description="host:port, no https://"),
+]
 """host:port, without a scheme."""
 
 
@@ -136,7 +143,10 @@ class Site(Section):
     """A site as the coordinator knows it: its name and the public half of its key (OpenSSH)."""
 
     name: Name
-    public_key: str = Field(pattern=r"^ecdsa-sha2-nistp(256|384|521) [A-Za-z0-9+/=]+( .*)?$")
+    public_key: str = Field(
+        pattern=r"^ecdsa-sha2-nistp(256|384|521) [A-Za-z0-9+/=]+( .*)?$",
+        description="an ECDSA key, ecdsa-sha2-... (the line of the site's .pub file)",
+    )
 
 
 class RunConfig(Section):
@@ -205,7 +215,11 @@ class FederationConfig(Section):
     sites: tuple[Site, ...] = Field(min_length=1)
     run: RunConfig = RunConfig()
     initial: ResolvedPath | None = None
-    initial_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    initial_sha256: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="64 hexadecimal digits, the sha256 of the release's manifest.json",
+    )
     synthetic: bool = False
     left_out: Name | None = None
 
@@ -298,46 +312,4 @@ def parse(schema: type[S], document: dict[str, Any], *, where: str, folder: Path
     try:
         return schema.model_validate(document, context={"folder": str(folder)})
     except ValidationError as error:
-        raise ConfigError(*_explain(schema, error, where)) from None
-
-
-def _explain(schema: type[Section], error: ValidationError, where: str) -> tuple[str]:
-    lines = []
-    for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
-        got = fault["input"]
-        if fault["type"] == "extra_forbidden":
-            known = _known_keys(schema, fault["loc"][:-1])
-            near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
-            advice = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)
-            lines.append(f"{key}: unknown key; {advice}")
-        elif fault["type"] == "missing":
-            lines.append(f"{key}: missing")
-        elif fault["type"] == "value_error":
-            message = re.sub(r"^Value error, ", "", fault["msg"])
-            lines.append(f"{key}: {message}" if key else message)
-        else:
-            message = fault["msg"].replace("Input should be", "expected")
-            message = message.replace("String should match pattern", "expected the form")
-            lines.append(f"{key}: {message}, got {got!r}")
-    text = lines[0] if len(lines) == 1 else f"{len(lines)} faults\n  " + "\n  ".join(lines)
-    return (f"{where}: {text}",)
-
-
-def _known_keys(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The valid keys of the section at ``location`` (list positions are passed over)."""
-    current: type[BaseModel] = schema
-    for part in location:
-        if isinstance(part, int) or part not in current.model_fields:
-            continue
-        annotation = current.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if sections:
-            # of several, the one that the section's own name says
-            named = [c for c in sections if "name" in c.model_fields]
-            current = (
-                next((c for c in named if c.model_fields["name"].default in location), None)
-                or sections[0]
-            )
-    return sorted(current.model_fields)
+        raise ConfigError(f"{where}: {told(schema, error)}") from None

@@ -48,7 +48,8 @@ def check_tls(address: str, root_certificates: Path, *, timeout: float = 10.0) -
         context = ssl.create_default_context(cafile=str(root_certificates))
     except FileNotFoundError:
         raise ConfigError(
-            f"{root_certificates}: no such file", hint="the coordinator sends it: ca.crt"
+            f"{root_certificates}: no such file",
+            hint="it is the ca.crt that the coordinator makes and sends",
         ) from None
     except (OSError, ssl.SSLError):
         raise ConfigError(f"{root_certificates}: expected PEM certificates") from None

@@ -20,5 +20,6 @@ class Section(BaseModel):
             for key, value in values.items():
                 field = cls.model_fields.get(key)
                 if isinstance(value, bool) and field is not None and field.annotation is not bool:
-                    raise ValueError(f"{key}: expected no yes or no, got {value}")
+                    got = "yes" if value else "no"
+                    raise ValueError(f"{key}: expected another value than yes or no, got {got}")
         return values

@@ -79,10 +79,12 @@ class TaskOrder(Section):
 
     ``base`` is the last round in which an update of this site was folded in (0: none): the round
     whose memory the site works from, if the run's strategy or compression has it keep one.
+    ``run_id`` is drawn when a run begins: memories of runs of the same name stay apart.
     """
 
     task: Task
     run: Name
+    run_id: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""
     version: str
     round: int = Field(default=0, ge=0)
     base: int = Field(default=0, ge=0)

@@ -180,6 +180,8 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: a file is missing, or does not match its digest, or belongs to another
             round than the folder.
     """
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such round; only the newest and the best are kept")
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         sound = state["state_sha256"] == _digest(state)
@@ -234,7 +236,8 @@ def latest(folder: Path, on_damaged: Callable[[str], None] = lambda _: None) -> 
         except CheckpointError as error:
             on_damaged(str(error))
     raise CheckpointError(
-        f"{folder}: no sound checkpoint", hint="start the run anew: her2-server run"
+        f"{folder}: no sound checkpoint",
+        hint="begin the run anew in another folder: her2-server run FEDERATION --out FOLDER",
     )
 
 

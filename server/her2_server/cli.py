@@ -24,6 +24,7 @@ from her2_server.initial import read_initial
 from her2_server.report import write_report
 from her2_server.response.cli import response
 from her2_server.run_folder import RunFolder
+from her2_server.summary import close
 from her2_server.superlink import conduct
 from her2_server.watch import show, state_of
 
@@ -69,12 +70,13 @@ def resume(
     """Go on with a run from its newest sound checkpoint."""
     run_folder = RunFolder(folder)
     config = run_folder.load_config()
-    if run_folder.summary.exists():
-        raise RunError(
-            f"{folder}: the run is finished; its test split is not scored again",
-            hint=f"its report is {folder / 'report.html'}",
-        )
-    _conduct(run_folder, config, partial(_train, run_folder))
+    if not _closed(run_folder):
+        if run_folder.summary.exists():
+            raise RunError(
+                f"{folder}: the run is finished; its test split is not scored again",
+                hint=f"its report is {folder / 'report.html'}",
+            )
+        _conduct(run_folder, config, partial(_train, run_folder))
     if json:
         _print_json(run_folder.summary)
 
@@ -109,6 +111,7 @@ def compare(
         run_folder,
         config,
         lambda grid, notify: tell(conduct_comparison(grid, run_folder, notify), notify),
+        again=f"her2-server compare {folder}",
     )
     if json:
         _print_json(folder / COMPARISON)
@@ -129,6 +132,7 @@ def leave_one_out(
     runs = leave.plan(federation, out, without or [])
     for left in runs:
         if left.finished:
+            _closed(left.folder)
             console.print(f"{left.folder.path}: finished, passed over", soft_wrap=True)
             continue
         console.print(f"without {left.site}: {left.folder.path}", soft_wrap=True)
@@ -153,6 +157,16 @@ def report(folder: Annotated[Path, typer.Argument(help="The run's folder, runs/<
     console.print(f"report  {write_report(folder)}", soft_wrap=True)
 
 
+def _closed(folder: RunFolder) -> bool:
+    """Does what a run left undone that was killed between its summary and its report."""
+    if not folder.summary.exists() or (folder.path / "report.html").exists():
+        return False
+    with folder.held():
+        close(folder)
+    console.print(f"finished, report  {folder.path / 'report.html'}", soft_wrap=True)
+    return True
+
+
 def _train(folder: RunFolder, grid: Grid, notify: Callable[[str], None]) -> None:
     Coordinator(grid, folder, notify).run()
 
@@ -162,15 +176,18 @@ def _conduct(
     config: FederationConfig,
     work: Callable[[Grid, Callable[[str], None]], object],
     prepare: Callable[[], None] = lambda: None,
+    again: str | None = None,
 ) -> None:
-    """Do ``work`` over a run at the SuperLink; ``prepare`` is called once it was accepted there."""
+    """Do ``work`` over a run at the SuperLink; ``prepare`` is called once it was accepted there.
+    ``again`` is the command that goes on with the work (by default resume)."""
     started = time.monotonic()
 
     def notify(text: str) -> None:
         shown = escape(text)
         console.print(f"[dim]{time.monotonic() - started:6.1f} s[/]  {shown}", soft_wrap=True)
 
-    with conduct(config, notify, previous=folder.flower_run()) as held:
+    again = again or f"her2-server resume {folder.path}"
+    with conduct(config, notify, previous=folder.flower_run(), again=again) as held:
         prepare()
         with folder.held():
             folder.set_flower_run(held.run_id)

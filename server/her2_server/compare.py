@@ -208,7 +208,8 @@ def conduct_comparison(
     summary, _ = read_run(folder.path)
     last = checkpoint.latest(folder.rounds, notify)
     _, released = read_release(folder.release)
-    model, orders = model_with(last, {**last.groups, **released}), Orders(config)
+    model = model_with(last, {**last.groups, **released})
+    orders = Orders(config, last.state.get("run_id", ""))
     first = read_initial(config)
     names = [site.name for site in config.sites if site.name != config.left_out]
     sites: dict[str, SiteDescription] = {}

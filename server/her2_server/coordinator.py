@@ -10,7 +10,8 @@
 4. After the last round: score the final weights on validation, for the temperature, and sum the
    moments of the training features (with run.patience, if an earlier round was better, that of the
    best one is then taken instead); score the calibrated weights on validation and freeze the
-   threshold and the limits there; and only then score them, once, on the test split.
+   threshold and the limits there. All this is kept on disk (frozen.py), and only then are the
+   calibrated weights scored, once, on the test split.
 5. Write summary.json, the release and the report.
 
 A run that is stopped anywhere goes on from its newest checkpoint (``resume``) and gives the same
@@ -20,8 +21,10 @@ arrival.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -31,31 +34,23 @@ from flwr.serverapp import Grid
 from her2_common import __version__
 from her2_common.cases import Split
 from her2_common.config import FederationConfig, Task
-from her2_common.errors import CheckpointError, Her2Error, RunError, UpdateError
-from her2_common.metrics import ScoreHistogram
-from her2_common.model import GROUPS, build_model, get_groups, preset
-from her2_common.wire import (
-    SiteDescription,
-    SiteReply,
-    read_document,
-    read_moments,
-    read_scores,
-    references_record,
-)
-from her2_server import checkpoint
+from her2_common.errors import CheckpointError, Her2Error, RunError
+from her2_common.model import GROUPS, build_model, get_groups
+from her2_common.wire import SiteDescription
+from her2_server import checkpoint, frozen
 from her2_server.checkpoint import Checkpoint
 from her2_server.closing import (
     Evaluation,
-    MomentSum,
     Settled,
     freeze_limits,
     freeze_threshold,
     pooled_fused,
-    settle,
 )
 from her2_server.exchange import STATE, Exchange, Outcome
+from her2_server.final_steps import Profile, Scoring
+from her2_server.frozen import Frozen
 from her2_server.initial import read_initial
-from her2_server.orders import Orders, model_of, model_with
+from her2_server.orders import Orders
 from her2_server.progress import (
     best_rounds,
     may_join,
@@ -68,19 +63,15 @@ from her2_server.rounds import Round, first
 from her2_server.run_folder import RunFolder
 from her2_server.status import Status
 from her2_server.summary import Totals, finish
-from her2_server.vetting import (
-    check_counts,
-    check_reply,
-    check_scores,
-    check_sites,
-    read_description,
-)
+from her2_server.vetting import check_sites, read_description
 
 DECLINED: Final = "site error: policy"
 """The reason of an outcome whose site does not allow the task."""
 
+EVALUATION: Final = "evaluation on "
+"""How a person reads of the steps that score a split."""
+
 Notify = Callable[[str], None]
-Scores = dict[str, dict[str, ScoreHistogram]]
 
 
 class Coordinator:
@@ -105,9 +96,10 @@ class Coordinator:
         )
         self._doubtful: set[str] = set()
         self.sites: dict[str, SiteDescription] = {}
+        self._earlier: dict[str, SiteDescription] = {}
         self.initial: dict[str, Any] | None = None
         self.totals = Totals()
-        self.started = datetime.now(UTC)
+        self.started = datetime.now(UTC).isoformat(timespec="seconds")
 
     def run(self) -> None:
         """Conduct the run from its newest checkpoint (or from the start) to its report.
@@ -130,21 +122,19 @@ class Coordinator:
     def _conduct(self) -> None:
         started = time.perf_counter()
         current = self._begin()
+        earlier = sum(line["seconds"]["total"] for line in self.folder.read_metrics())
         self._describe()
         while current.round < self.plan.rounds and not self._enough():
             current = self._round(current)
-        current, settled = self._settle(current)
-        validation = self._evaluate(current, settled, "val")
-        threshold = freeze_threshold(pooled_fused(validation.scores))
-        limits = freeze_limits(settled, validation.distances)
-        test = self._evaluate(current, settled, "test")
-        self.totals.seconds["total"] += time.perf_counter() - started
+        end = self._freeze(current)
+        threshold = freeze_threshold(pooled_fused(end.validation.scores))
+        limits = freeze_limits(end.settled, end.validation.distances)
+        test = self._evaluate(end.final, end.settled, "test")
+        self.totals.seconds["total"] += earlier + time.perf_counter() - started
         finish(
             self.folder,
-            current,
-            settled,
-            sites=self.sites,
-            validation=validation,
+            end,
+            sites=self.everyone,
             test=test,
             threshold=threshold,
             limits=limits,
@@ -160,13 +150,19 @@ class Coordinator:
             current = checkpoint.latest(self.folder.rounds, self.notify)
             if current.state.get("config_sha256") != self.folder.config_hash():
                 raise RunError(
-                    f"{self.folder.path}: its checkpoints belong to another federation.yaml"
+                    f"{self.folder.path}: its checkpoints belong to another federation.yaml",
+                    hint="put the one back that the run began with, or begin another run",
                 )
             self.folder.write_metrics(self.folder.read_metrics(up_to=current.round))
             self.initial = current.state.get("initial")
+            self.orders.run_id = current.state.get("run_id", "")
+            self.started = current.state.get("started", self.started)
+            described = current.state.get("sites", {})
+            self._earlier = {n: SiteDescription.model_validate(d) for n, d in described.items()}
             if current.round:
                 self.notify(f"going on after round {current.round}/{self.plan.rounds}")
             return current
+        self.orders.run_id = secrets.token_hex(8)
         model = build_model(self.plan.preset, self.plan.seed, **self.plan.layout)
         groups = get_groups(model, GROUPS)
         if (release := read_initial(self.config)) is not None:
@@ -178,11 +174,14 @@ class Coordinator:
     def _state(self) -> dict[str, Any]:
         return {
             "run": self.config.name,
+            "run_id": self.orders.run_id,
+            "started": self.started,
             "version": __version__,
             "config_sha256": self.folder.config_hash(),
             "preset": self.plan.preset,
             "seed": self.plan.seed,
             "initial": self.initial,
+            "sites": {name: site.model_dump(mode="json") for name, site in self.everyone.items()},
         }
 
     def _describe(self) -> None:
@@ -197,12 +196,17 @@ class Coordinator:
         )
         if missing := [name for name in self.names if name not in self.sites]:
             self.notify(f"beginning without {', '.join(missing)}")
-        check_sites(self.config, self.sites, self.notify)
+        check_sites(self.config, self.everyone, self.notify)
+
+    @property
+    def everyone(self) -> dict[str, SiteDescription]:
+        """The sites that have described themselves in this run, also before it was resumed."""
+        return self._earlier | self.sites
 
     @property
     def training(self) -> dict[str, SiteDescription]:
-        """The sites that have described themselves and train: all but the one left out."""
-        return {n: site for n, site in self.sites.items() if n != self.config.left_out}
+        """Those of them that train: all but the one left out."""
+        return {n: site for n, site in self.everyone.items() if n != self.config.left_out}
 
     def _described(self, site: str, content: RecordDict) -> None:
         self.sites[site] = read_description(site, content)
@@ -212,17 +216,13 @@ class Coordinator:
 
     def _round(self, current: Checkpoint) -> Checkpoint:
         started = time.perf_counter()
-        work = Round(self.config, self.sites, self.orders, current, self.folder.rounds)
-        number = work.number
-        outcomes = self._ask(
-            "train",
-            f"round {number}",
-            work.order,
-            work.on_reply,
-        )
-        answered = time.perf_counter()
-        draft = work.finish(self._state())
-        replies, scores = work.replies, work.scores
+        with closing(
+            Round(self.config, self.sites, self.orders, current, self.folder.rounds)
+        ) as work:
+            outcomes = self._ask("train", f"round {work.number}", work.order, work.on_reply)
+            answered = time.perf_counter()
+            draft = work.finish(self._state())
+        number, replies, scores = work.number, work.replies, work.scores
         trained = {name: r.seconds.get("train", 0.0) for name, r in replies.items()}
         scoring = {name: r.seconds.get("evaluate", 0.0) for name, r in replies.items()}
         slowest = max(replies, key=lambda name: trained[name] + scoring[name])
@@ -259,6 +259,17 @@ class Coordinator:
         alone, so that a resumed run decides alike."""
         return out_of_patience(self.folder.read_metrics(), self.plan.patience)
 
+    def _freeze(self, last: Checkpoint) -> Frozen:
+        """What the test cases are scored with; what an earlier process had settled, if it had."""
+        found = frozen.read(self.folder, self.notify)
+        if found is None:
+            final, settled = self._settle(last)
+            found = Frozen(final, settled, self._evaluate(final, settled, "val"))
+            frozen.write(self.folder, found)
+        else:
+            self.notify(f"the weights of round {found.final.round} were settled before")
+        return found
+
     def _settle(self, last: Checkpoint) -> tuple[Checkpoint, Settled]:
         """The final weights, settled: those of the last round or, with patience, of the best."""
         settled = self._profile(last)
@@ -282,76 +293,27 @@ class Coordinator:
 
         A site whose policy leaves ``profile`` out has answered: its cases do not count.
         """
-        scores: Scores = {}
-        moments = MomentSum(len(self.config.sites))
-        features = preset(self.plan.preset, **self.plan.layout).features
-        model = model_of(current)
-
-        def order(site: str, whole: bool) -> RecordDict:
-            described = self.sites[site]
-            return self.orders.work("profile", current.round, "val", model, described, whole=whole)
-
-        def on_reply(site: str, content: RecordDict) -> None:
-            reply = read_document(content, "reply", SiteReply)
-            check_reply(site, reply, "profile", current.round, "val")
-            self.orders.answered(site)
-            check_counts(reply, self.sites[site], len(self.config.sites))
-            histograms = read_scores(content, reply.score_keys)
-            check_scores(self.sites[site], "val", histograms, len(self.config.sites))
-            private = self.plan.strategy.private_groups
-            shared = {group: n for group, n in reply.counts.items() if group not in private}
-            moments.add(read_moments(content, features, shared))
-            scores[site] = histograms
-
         started = time.perf_counter()
-        self._ask("profile", "profile", order, on_reply)
-        settled = settle(self.plan, current.groups, dict(sorted(scores.items())), moments.result())
+        work = Profile(self.config, self.sites, self.orders, current)
+        self._ask("profile", "profile", work.order, work.on_reply)
+        settled = work.settled()
         seconds = time.perf_counter() - started
         self.totals.seconds["evaluate"] += seconds
         shown = settled.fit.reason or f"{settled.fit.temperature:.3f}"
-        self.notify(f"temperature: {shown}, {len(scores)} sites, {seconds:.1f} s")
+        self.notify(f"temperature: {shown}, {len(settled.before)} sites, {seconds:.1f} s")
         return settled
 
     def _evaluate(self, current: Checkpoint, settled: Settled, split: Split) -> Evaluation:
-        scores: Scores = {}
-        distances: Scores = {}
-        model = model_with(current, settled.groups)
-
-        def order(site: str, whole: bool) -> RecordDict:
-            described = self.sites[site]
-            record = self.orders.work(
-                "evaluate", current.round, split, model, described, whole=whole
-            )
-            if known := {m: r for m, r in settled.references.items() if m in described.groups}:
-                record["references"] = references_record(known)
-            return record
-
-        def on_reply(site: str, content: RecordDict) -> None:
-            reply = read_document(content, "reply", SiteReply)
-            check_reply(site, reply, "evaluate", current.round, split)
-            self.orders.answered(site)
-            described = self.sites[site]
-            if not set(reply.distance_keys) <= settled.references.keys() & set(described.groups):
-                raise UpdateError(f"{site}: expected its own modalities", reason="wrong reply")
-            histograms = read_scores(content, reply.score_keys)
-            away = (
-                read_scores(content, reply.distance_keys, "distances")
-                if reply.distance_keys
-                else {}
-            )
-            check_scores(described, split, histograms, len(self.config.sites), away)
-            scores[site], distances[site] = histograms, away
-
         started = time.perf_counter()
-        self._ask("evaluate", split, order, on_reply, guest=split == "test")
+        work = Scoring(self.config, self.sites, self.orders, current, settled, split)
+        self._ask("evaluate", split, work.order, work.on_reply, guest=split == "test")
+        result = work.result()
         seconds = time.perf_counter() - started
         self.totals.seconds["evaluate"] += seconds
-        interval = publishable_auc(pooled_fused(scores), self.plan.min_cell)
+        interval = publishable_auc(pooled_fused(result.scores), self.plan.min_cell)
         shown = f"AUC {interval.estimate:.3f}" if interval else "too few cases for an AUC"
-        self.notify(f"{split}: {shown}, {len(scores)} sites, {seconds:.1f} s")
-        # Not in the order of arrival
-        told = {name: away for name, away in sorted(distances.items()) if away}
-        return Evaluation(dict(sorted(scores.items())), told)
+        self.notify(f"{split}: {shown}, {len(result.scores)} sites, {seconds:.1f} s")
+        return result
 
     # --- messages -------------------------------------------------------------------------------
 
@@ -391,7 +353,7 @@ class Coordinator:
             may_decline=task == "profile",
         )
         if task != "train":  # a round's bytes stand in metrics.jsonl
-            self.totals.add(what, outcomes)
+            self.totals.add(what.removeprefix(EVALUATION), outcomes)
         return outcomes
 
     def _told(self, site: str, state: STATE, reason: str | None) -> None:

@@ -95,6 +95,8 @@ class _Seat:
     received: int = 0
     orders: int = 0
     """Orders of the task itself."""
+    lost: int = 0
+    """Orders or answers of any task that were lost."""
     working: bool = False
     """Has an order that it has not answered."""
     online: bool = False
@@ -113,6 +115,7 @@ class _Asked:
     site: str
     task: Task
     what: str
+    exchange: int
     until: float
 
 
@@ -132,6 +135,8 @@ class Exchange:
     on_pause: Callable[[Mapping[str, str]], None] = lambda _waits_for: None
     _open: dict[str, _Asked] = field(default_factory=dict)
     """Orders without an answer by message id, those of earlier exchanges included."""
+    _number: int = 0
+    """Of the exchange; two may have the same name."""
 
     def ask(
         self,
@@ -154,6 +159,7 @@ class Exchange:
         Raises:
             RunError: no quorum within run.pause_timeout after a pause began.
         """
+        self._number += 1
         ask = _Ask(self, task, what, order, on_reply, timeout, quorum, everyone, may_decline)
         return ask.conduct([_Seat(site) for site in sites])
 
@@ -188,7 +194,9 @@ class _Ask:
             if not self._receive() and not self._over():
                 time.sleep(PAUSED_POLL_SECONDS if self.paused else POLL_SECONDS)
         for seat in self.seats.values():
-            if not seat.done and not seat.orders and seat.status == "missing":
+            if seat.working:
+                self._end(seat, "missing", "still at work when the others were enough")
+            elif not seat.done and not seat.orders and seat.status == "missing":
                 self._end(seat, "missing", seat.reason)
         if self.paused:
             self.post.on_pause({})
@@ -290,7 +298,7 @@ class _Ask:
             return
         seat.sent += payload_bytes(content)
         seat.working = True
-        self.post._open[ids[0]] = _Asked(seat.site, task, self.what, now + ttl)
+        self.post._open[ids[0]] = _Asked(seat.site, task, self.what, self.post._number, now + ttl)
         self.post.on_site(seat.site, "working", None)
 
     # --- 2. replies -----------------------------------------------------------------------------
@@ -315,7 +323,7 @@ class _Ask:
 
     def _answered(self, asked: _Asked, reply: Message) -> None:
         seat = self.seats.get(asked.site)
-        if seat is None or asked.what != self.what:
+        if seat is None or asked.exchange != self.post._number:
             if not reply.has_error():
                 self._unwanted(asked, "stale round")
         elif seat.done:
@@ -341,13 +349,16 @@ class _Ask:
         if code in LOST:
             self._end(seat, "missing", LOST[code])
             self.looked, seat.online = -math.inf, False  # it may have gone
+            seat.lost += 1
             if not self.paused:
-                seat.ask_at = 0.0 if seat.orders <= self.post.config.run.retries else math.inf
+                tries = max(seat.orders, seat.lost)
+                seat.ask_at = 0.0 if tries <= self.post.config.run.retries else math.inf
         elif reason == StaleBaseError.code and not seat.whole:
             seat.working, seat.whole, seat.ask_at = False, True, 0.0
         else:
             seat.done = self.may_decline and reason == PolicyError.code
-            self._refuse(seat, _site_reason(reason))
+            # The site's error code; anything longer than a code is not repeated.
+            self._refuse(seat, f"site error: {reason}" if reason.isidentifier() else "site error")
 
     def _refuse(self, seat: _Seat, reason: str) -> None:
         if not self.paused:
@@ -386,8 +397,3 @@ def online_sites(grid: Grid, keys: Mapping[str, str]) -> dict[str, int]:
         if name is not None:
             found[name] = node.node_id
     return {name: found[name] for name in keys if name in found}
-
-
-def _site_reason(reason: str) -> str:
-    """The site's error code; anything longer than a code is not repeated."""
-    return f"site error: {reason}" if reason.isidentifier() else "site error"

@@ -61,6 +61,12 @@ def read_initial(config: FederationConfig) -> Initial | None:
     """
     if config.initial is None:
         return None
+    if not config.initial.is_dir():
+        got = "a file" if config.initial.exists() else "nothing of that name"
+        raise ConfigError(
+            f"initial: {config.initial}: expected a folder, got {got}",
+            hint="it is the release/ folder of a finished run",
+        )
     try:
         manifest, groups = read_release(config.initial)
     except DataError as error:

@@ -57,10 +57,11 @@ def model_with(checkpoint: Checkpoint, groups: Mapping[str, np.ndarray]) -> Mode
 
 
 class Orders:
-    """Writes the orders of one run."""
+    """Writes the orders of one run; ``run_id`` tells it from others of its name."""
 
-    def __init__(self, config: FederationConfig) -> None:
+    def __init__(self, config: FederationConfig, run_id: str = "") -> None:
         self.config = config
+        self.run_id = run_id
         self._held: dict[str, dict[str, str]] = {}  # site: {vector: fingerprint}
         self._named: dict[str, dict[str, str]] = {}  # the same, of the last order
         # Serialised vectors, as long as an order that holds them is under way.
@@ -92,6 +93,7 @@ class Orders:
         order = TaskOrder(
             task=task,
             run=self.config.name,
+            run_id=self.run_id,
             version=__version__,
             round=number,
             base=base,

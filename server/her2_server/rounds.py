@@ -7,6 +7,7 @@
 3. ``finish``: vector after vector, the combined change moves the weights (``strategies.step``),
    and the move is rounded as the sites will get it (her2_common.broadcast). Each group goes to the
    disk before the next is worked out.
+4. ``close``, whether or not it came so far.
 
 Memory: two copies of the model for the sums, and four of the group at hand, smallest first.
 """
@@ -151,8 +152,6 @@ class Round:
         draft = Draft(self.folder, self.number)
         for group in sorted(self.current.groups, key=lambda group: self._up[group].size):
             draft.add(group, self._next(group))
-        if self._spool is not None:
-            self._spool.close()
         before = self.current.state
         counts = {name: reply.counts for name, reply in self.replies.items()}
         draft.seal(
@@ -165,6 +164,11 @@ class Round:
         )
         self.seconds += time.perf_counter() - began - draft.seconds
         return draft
+
+    def close(self) -> None:
+        """Delete the spool, if there is one: it holds single sites' updates."""
+        if self._spool is not None:
+            self._spool.close()
 
     def _next(self, group: str) -> dict[str, np.ndarray]:
         """The tensors of a group after the round. One that nobody trained keeps them all, and what

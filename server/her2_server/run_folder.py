@@ -6,6 +6,7 @@ runs/<name>/
 ├── flower-run        Flower's number of the run, to stop a killed one
 ├── metrics.jsonl     one line a round
 ├── status.json       where the run stands, for her2-server watch
+├── settled/          what the test cases are scored with, from then to the end (her2_server.frozen)
 ├── summary.json      at the end
 ├── report.html       at the end
 └── release/          model.safetensors and manifest.json, at the end
@@ -57,6 +58,11 @@ class RunFolder:
     def status(self) -> Path:
         """Where the run stands."""
         return self.path / "status.json"
+
+    @property
+    def settled(self) -> Path:
+        """What was settled before the test cases are scored."""
+        return self.path / "settled"
 
     @property
     def summary(self) -> Path:

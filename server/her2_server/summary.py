@@ -20,10 +20,12 @@ from her2_common.config import FederationConfig
 from her2_common.model import GROUPS, Group, preset
 from her2_common.release import Manifest, write_release
 from her2_common.wire import SiteDescription
+from her2_server import frozen
 from her2_server.checkpoint import Checkpoint
 from her2_server.closing import Evaluation, Settled, novelty_record, temperature_record
 from her2_server.evaluation import evaluate
 from her2_server.exchange import Outcome
+from her2_server.frozen import Frozen
 from her2_server.report import write_report
 from her2_server.report.text import predicted
 from her2_server.run_folder import RunFolder
@@ -48,19 +50,18 @@ class Totals:
 
 def finish(
     folder: RunFolder,
-    final: Checkpoint,
-    settled: Settled,
+    end: Frozen,
     *,
     sites: Mapping[str, SiteDescription],
-    validation: Evaluation,
     test: Evaluation,
     threshold: Mapping[str, Any],
     limits: Mapping[Modality, float],
     totals: Totals,
-    started: datetime,
+    started: str,
 ) -> dict[str, Any]:
     """Write the release, summary.json and report.html; returns the summary."""
     config = folder.load_config()
+    final, settled, validation = end.final, end.settled, end.validation
     lines = folder.read_metrics()
     min_cell = config.run.min_cell
     accounts = [_site(name, sites[name], lines, totals) for name in sorted(sites)]
@@ -73,10 +74,11 @@ def finish(
             account["status"] = "left out"
     hide_positives(accounts, val=results["validation"], test=results["test"])
     private = config.run.strategy.private_groups  # each site's own: nothing that could be released
+    counts = final.state.get("counts", {}).values()  # of the sites whose updates were folded in
     trained = [
         group
         for group in GROUPS
-        if group not in private and any(group in s.groups for s in sites.values())
+        if group not in private and any(group in trained_by for trained_by in counts)
     ]
     summary: dict[str, Any] = {
         "version": __version__,
@@ -95,8 +97,14 @@ def finish(
     }
     release(folder, config, settled, summary, trained)
     folder.write_json(folder.summary, summary)
-    write_report(folder.path)
+    close(folder)
     return summary
+
+
+def close(folder: RunFolder) -> None:
+    """What is left to do when summary.json is there: draw the report, drop what was settled."""
+    frozen.drop(folder)
+    write_report(folder.path)
 
 
 def hide_positives(accounts: list[dict[str, Any]], **results: Mapping[str, Any]) -> None:
@@ -145,13 +153,13 @@ def release(
 
 
 def _run(
-    folder: RunFolder, config: FederationConfig, final: Checkpoint, started: datetime, done: int
+    folder: RunFolder, config: FederationConfig, final: Checkpoint, started: str, done: int
 ) -> dict[str, Any]:
     plan = config.run
     layout = preset(plan.preset, **plan.layout)
     return {
         "name": config.name,
-        "started": started.isoformat(timespec="seconds"),
+        "started": started,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "rounds": plan.rounds,
         "rounds_done": done,

@@ -73,13 +73,14 @@ def conduct(
     notify: Callable[[str], None] = lambda _: None,
     *,
     previous: int | None = None,
+    again: str = "her2-server resume",
 ) -> Iterator[Conduct]:
     """Start a run at the SuperLink and hold its ServerApp task while the block runs.
 
-    A resumed run gives the number of the one that
-    was killed as ``previous``: while the SuperLink believes that it goes on (a minute, and three
-    for a message that was half sent), its sites wait for the rest of that message and for nothing
-    else; stopped, it frees them at once.
+    A resumed run gives the number of the one that was killed as ``previous``: while the SuperLink
+    believes that it goes on (a minute, and three for a message that was half sent), its sites wait
+    for the rest of that message and for nothing else; stopped, it frees them at once. ``again`` is
+    the command that goes on after an interruption, for the hints.
 
     Raises:
         ConnectionFailedError: the SuperLink does not answer, its certificate is foreign, or it
@@ -133,14 +134,14 @@ def conduct(
                 run_id = 0  # nobody is there to be told
                 raise RunError(
                     f"{superlink.address}: the SuperLink no longer answers",
-                    hint="start it again, then go on: her2-server resume",
+                    hint=f"start it again, then go on: {again}",
                 ) from None
             except httpx.HTTPStatusError as error:
                 run_id = 0  # it does not know the run, or no longer believes that we conduct it
                 raise RunError(
                     f"{superlink.address}: the SuperLink has given this run up "
                     f"(HTTP {error.response.status_code})",
-                    hint="was it started anew, or away for long? go on: her2-server resume",
+                    hint=f"was it started anew, or away for long? go on: {again}",
                 ) from None
             finally:
                 if run_id:

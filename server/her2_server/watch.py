@@ -94,6 +94,8 @@ def _read(folder: RunFolder) -> dict[str, Any]:
 
 
 def _state(folder: RunFolder, status: Mapping[str, Any]) -> State:
+    if status.get("ended") == "finished" and folder.summary.exists():
+        return "finished"  # its folder may be held for a comparison
     if folder.is_held():
         return "paused" if status.get("waits_for") else "training"
     if folder.summary.exists():

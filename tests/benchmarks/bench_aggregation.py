@@ -9,6 +9,11 @@ above what it was before the round, in copies of the model (float32).
 
 Throughput. One site's change of 30 million parameters is folded in, beside a copy of the same
 array in memory, in the same run: gigabytes of float32 (or what they stand for) a second.
+
+Half of the copy's rate is about what one thread can reach: the copy moves 8 bytes a value (4 read,
+4 written), an exact sum at least 17 (1 of the change read, 8 of the sum read and written), for
+float32 20. Two threads over pieces of their own were tried, on two cores that others used too:
+0.9 to 1.6 GB/s for float32 against 1.7 with one, for 8 bits 3.1 against 3.4. So it is one thread.
 """
 
 from __future__ import annotations

@@ -103,6 +103,19 @@ def test_nothing_to_say_once_it_is_accepted(node: SuperNode, script: Callable[[s
     assert node.accepted
 
 
+def test_a_long_log_is_put_aside_and_one_of_them_is_kept(
+    node: SuperNode, script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "LOG_BYTES", 20)
+    script("echo twelve bytes")
+    for _ in range(5):
+        node.start()
+        ended(node)
+    aside = node.log_path.with_suffix(".log.1")
+    assert (node.log_path.stat().st_size, aside.stat().st_size) == (13, 26)
+    assert sorted(node.log_path.parent.glob("supernode*")) == [node.log_path, aside]
+
+
 def test_the_command_line_keeps_the_secret_in_its_file(
     node: SuperNode, script: Callable[[str], None], config: SiteConfig
 ) -> None:
@@ -272,6 +285,21 @@ def test_an_order_that_comes_twice_is_worked_on_once(answers: Answers) -> None:
     assert reply.metadata.reply_to_message_id == again.metadata.message_id
     assert number(ask(answers, order("round 2", weights=1.0))) == 2
     assert number(ask(answers, order("round 1", weights=1.0))) == 3  # only the last is kept
+
+
+def test_one_answer_is_held_at_a_time(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update is as large as the model: the last one goes before the next is made."""
+    held: list[int] = []
+    app = answers.app
+
+    def work(message: Message, context: Context) -> Message:
+        held.append(len(answers._last[1]))
+        return app(message, context)
+
+    monkeypatch.setattr(answers, "app", work)
+    for text in ("round 1", "round 2"):
+        ask(answers, order(text))
+    assert held == [0, 0]
 
 
 def test_what_the_document_does_not_name_is_worked_on_again(answers: Answers) -> None:

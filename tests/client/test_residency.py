@@ -16,6 +16,7 @@ from her2_client.residency import AHEAD, Streamed, ahead, stays_resident
 from her2_client.site import Site
 from her2_client.training import train_round
 from her2_common import __version__
+from her2_common.broadcast import fingerprint
 from her2_common.config import RunConfig, SiteConfig
 from her2_common.errors import CacheError
 from her2_common.model import GROUPS, build_model, get_groups, preset
@@ -60,8 +61,11 @@ def test_training_from_disk_gives_the_same_bits(cache: Cache, image_size: int) -
 def test_a_site_answers_the_same_either_way(make_site: MakeSite) -> None:
     config = make_site([("us",)] * 24, lambda i: "train" if i < 12 else "val")
     plan = RunConfig(image_size=32, volume_size=16, local_epochs=1)
-    order = TaskOrder(task="train", run="r", version=__version__, round=1, plan=plan)
     weights = get_groups(build_model("compact", plan.seed), ("us", "clinical", "head"))
+    named = {group: fingerprint(vector) for group, vector in weights.items()}
+    order = TaskOrder(
+        task="train", run="r", version=__version__, round=1, weights=named, plan=plan
+    )
     answers, lines = [], []
     for choice in ("always", "never"):
         told: list[str] = []
@@ -71,8 +75,9 @@ def test_a_site_answers_the_same_either_way(make_site: MakeSite) -> None:
     assert lines[0].startswith("images resident in RAM: 0.0 GB, ")
     assert lines[1].startswith("images read from the cache batch by batch: 0.0 GB, ")
     assert answers[0].scores == answers[1].scores
-    for group, vector in answers[0].weights.items():
-        assert vector.tobytes() == answers[1].weights[group].tobytes()
+    assert set(answers[0].update) == set(weights)
+    for group, change in answers[0].update.items():
+        assert np.asarray(change).tobytes() == np.asarray(answers[1].update[group]).tobytes()
 
 
 def test_what_fits_into_half_of_the_free_memory_stays(monkeypatch: pytest.MonkeyPatch) -> None:

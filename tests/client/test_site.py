@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from her2_client import cohort as cohort_module
+from her2_client import site as site_module
 from her2_client.site import Answer, Site, select_device
 from her2_common import __version__
 from her2_common.broadcast import fingerprint
@@ -194,6 +195,28 @@ def test_a_new_plan_loads_the_cohort_anew(make_site: MakeSite) -> None:
     with pytest.raises(CacheError, match="at least 64 pixels"):
         site.answer(order("describe", plan=larger), {})
     site.answer(order("describe"), {})  # and back
+
+
+def test_after_an_error_the_cache_is_read_anew(
+    make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engineer mends it while the process lives on."""
+    read: list[int] = []
+    load = site_module.load_cohorts
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        read.append(1)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(site_module, "load_cohorts", counted)
+    site, sent = Site(make_site([("us",)] * 12)), weights("us", "clinical", "head")
+    for _ in range(2):
+        ask(site, order(), sent)
+    assert len(read) == 1
+    with pytest.raises(DataError):
+        ask(site, order(), weights("us", "head"))
+    ask(site, order(), sent)
+    assert len(read) == 2
 
 
 def test_evaluation_scores_a_split(make_site: MakeSite) -> None:

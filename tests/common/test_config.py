@@ -85,17 +85,17 @@ def test_a_configuration_is_frozen(tmp_path: Path) -> None:
         ("polycy", {}, "polycy: unknown key; did you mean 'policy'?"),
         ("zzz", 1, "zzz: unknown key; known: compile, data, device, devices, name, policy, "),
         ("resident", "ram", "resident: expected 'auto', 'always' or 'never', got 'ram'"),
-        ("resident", True, "resident: expected no yes or no, got True"),
-        ("rows_at_once", 0, "rows_at_once: expected greater than or equal to 1, got 0"),
-        ("devices", True, "devices: expected no yes or no, got True"),
-        ("name", "Centre A", "name: expected the form"),
+        ("resident", True, "resident: expected another value than yes or no, got yes"),
+        ("rows_at_once", 0, "rows_at_once: expected at least 1, got 0"),
+        ("devices", True, "devices: expected another value than yes or no, got yes"),
+        ("name", "Centre A", "name: expected lower-case letters"),
         ("name", ..., "name: missing"),
         ("data.cases", ..., "data.cases: missing"),
         ("data.image_size", 100, "data.image_size: expected a multiple of 16, got 100"),
-        ("data.volume_size", 0, "data.volume_size: expected greater than or equal to 16, got 0"),
-        ("superlink.address", "https://h:1", "superlink.address: expected the form"),
+        ("data.volume_size", 0, "data.volume_size: expected at least 16, got 0"),
+        ("superlink.address", "https://h:1", "superlink.address: expected host:port"),
         ("device", "tpu", "device: expected 'auto', 'cpu' or 'cuda', got 'tpu'"),
-        ("policy.min_cases", 0, "policy.min_cases: expected greater than or equal to 1, got 0"),
+        ("policy.min_cases", 0, "policy.min_cases: expected at least 1, got 0"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, path: str, value: Any, message: str) -> None:
@@ -150,7 +150,7 @@ def test_faults_inside_the_list_of_sites_are_named() -> None:
     with pytest.raises(ConfigError, match=r"sites\.1\.public_kei.* did you mean 'public_key'"):
         federation(FEDERATION | {"sites": sites})
     sites[1] = {"name": "b", "public_key": "ssh-rsa AAAA"}
-    with pytest.raises(ConfigError, match=r"sites\.1\.public_key: expected the form"):
+    with pytest.raises(ConfigError, match=r"sites\.1\.public_key: expected an ECDSA key"):
         federation(FEDERATION | {"sites": sites})
     with pytest.raises(ConfigError, match="sites: "):
         federation(FEDERATION | {"sites": []})

@@ -123,7 +123,7 @@ def test_every_error_has_a_code_that_may_leave() -> None:
 
     kinds = [kind for kind in tree(Her2Error) if kind.__module__ == "her2_common.errors"]
     codes = [kind.code for kind in kinds]
-    assert len(set(codes)) == len(codes) == 13
+    assert len(set(codes)) == len(codes) == 14
     assert all(code.isidentifier() for code in codes)
     assert {kind.exit_code for kind in kinds} == {1, 2}
     assert [kind for kind in kinds if kind.exit_code == 2] == [ConfigError]

@@ -262,6 +262,23 @@ def test_a_lost_site_ends_the_analysis_by_name(finished: LocalFederation) -> Non
         over_sites(grid, finished.folder, QUICK)
 
 
+def test_a_site_that_is_still_starting_is_waited_for(finished: LocalFederation) -> None:
+    grid = finished.grid()
+    late, never = finished.node(grid, "centre-b"), finished.node(grid, "centre-d")
+    late.online = never.online = False
+
+    told: list[str] = []
+
+    def notify(text: str) -> None:
+        told.append(text)
+        late.online = True
+
+    found = over_sites(grid, finished.folder, QUICK, notify=notify)
+    assert told[0] == "response: waits for centre-b, centre-d"
+    assert found["centres"] == ["centre-a", "centre-b", "centre-c"]
+    assert found["source"]["absent"] == {"centre-d": "missing: not online"}
+
+
 def test_an_unfinished_run_and_a_contradicting_threshold(
     make_federation: MakeFederation, finished: LocalFederation
 ) -> None:

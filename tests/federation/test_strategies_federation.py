@@ -105,11 +105,18 @@ def at(federation: Federation, number: int) -> Checkpoint:
 def bits(federation: Federation, current: Checkpoint) -> dict[str, bytes]:
     """All that the next round depends on: the checkpoint's tensors, and the sites' memories."""
     kept = {n: v.tobytes() for n, v in [*current.groups.items(), *current.memory.items()]}
-    for name, config in federation.configs.items():
-        path = config.state / "memory" / "test" / f"{current.round:05d}.safetensors"
-        if path.exists():
-            kept[f"memory of {name}"] = path.read_bytes()
+    for name in federation.configs:
+        for key, vector in memory_of(federation, name, current.round).items():
+            kept[f"memory of {name}: {key}"] = vector.tobytes()
     return kept
+
+
+def memory_of(federation: Federation, name: str, number: int) -> dict[str, np.ndarray]:
+    """What a site keeps of a round of the only run; {} if it keeps nothing of it."""
+    state = federation.configs[name].state
+    runs = [path.parent.name for path in state.glob(f"memory/*/{number:05d}.safetensors")]
+    assert len(runs) < 2
+    return site_memory.load(state, runs[0], number) if runs else {}
 
 
 def mean_change(watch: Watch, number: int, name: str) -> np.ndarray:
@@ -207,14 +214,14 @@ def test_scaffold_keeps_the_mean_of_the_sites_controls(make: MakeFederation) -> 
         total = sum(mean_change(watch, number, f"{group}.control") for number in (1, 2))
         np.testing.assert_allclose(final.memory[f"{group}.control"], total, rtol=1e-5, atol=1e-8)
         assert np.any(total)
-    for name, config in federation.configs.items():
+    for name in federation.configs:
         (second,) = watch.orders[2, name]
         order = read_document(second, "order", TaskOrder)
         assert {n for n in order.weights if n.endswith(".control")} == {
             f"{n}.control" for n in order.weights if "." not in n
         }
         assert order.weights["us.control"] == fingerprint(at(federation, 1).memory["us.control"])
-        assert (config.state / "memory" / "test" / "00002.safetensors").exists()
+        assert {n for n in memory_of(federation, name, 2) if n.startswith("control:")}
 
 
 # --- the sites' side ----------------------------------------------------------------------------
@@ -238,7 +245,7 @@ def test_a_site_sends_what_its_objective_gives(make: MakeFederation, local: str)
     order = read_document(content, "order", TaskOrder)
     one = at(federation, 1)
     vectors = {n: one.groups[n] if "." not in n else one.memory[n] for n in order.weights}
-    memory = site_memory.load(config.state, "test", 1)
+    memory = memory_of(federation, "centre-b", 1)
     start = start_of(order, vectors, memory)
     made = contribute(order, start, vectors, memory, site._trained)
     sent = watch.changes(2)["centre-b"][0]
@@ -274,8 +281,7 @@ def test_a_private_encoder_stays_at_its_site(make: MakeFederation) -> None:
     assert all("us" in watch.orders[1, name][0]["weights"] for name in CENTRES)
     assert all("us" not in watch.orders[2, name][0]["weights"] for name in CENTRES)
     kept = {
-        name: (config.state / "memory" / "test" / "00002.safetensors").read_bytes()
-        for name, config in federation.configs.items()
+        name: memory_of(federation, name, 2)["private:us"].tobytes() for name in federation.configs
     }
     assert len(set(kept.values())) == len(CENTRES)
     manifest, released = read_release(federation.folder.release)
@@ -296,6 +302,7 @@ def test_an_encoder_of_its_own_scores_at_each_site(make: MakeFederation) -> None
     order = TaskOrder(
         task="evaluate",
         run="test",
+        run_id=at(federation, 1).state["run_id"],
         version=__version__,
         round=1,
         base=1,
@@ -479,7 +486,8 @@ DISTURBED = (
 def test_no_disturbance_changes_a_bit(make: MakeFederation, kind: str) -> None:
     plain = make("plain", **KINDS[kind])
     expected = bits(plain, rounds(plain, 3))
-    assert sum(name.startswith("memory of") for name in expected) == len(CENTRES)
+    memories = {name.split(":")[0] for name in expected if name.startswith("memory of")}
+    assert memories == {f"memory of {name}" for name in CENTRES}
     for disturb in DISTURBED:
         more = {"round_timeout": 4} if disturb is reply_lost else {}
         federation = make(disturb.__name__.replace("_", "-"), **KINDS[kind], **more)
@@ -533,8 +541,8 @@ def test_a_refused_update_keeps_its_base(make: MakeFederation) -> None:
     assert bases[3, "centre-a"] == 2
     assert final.state["bases"] == dict.fromkeys(CENTRES, 3)
     held = at(federation, 2).groups["us"]
-    residual = site_memory.load(federation.configs["centre-b"].state, "test", 1)["residual:us"]
-    after = site_memory.load(federation.configs["centre-b"].state, "test", 3)["residual:us"]
+    residual = memory_of(federation, "centre-b", 1)["residual:us"]
+    after = memory_of(federation, "centre-b", 3)["residual:us"]
     sent = watch.changes(3)["centre-b"][0]["us"]
     trained = Site(federation.configs["centre-b"])
     trained._prepare(watch.plan)

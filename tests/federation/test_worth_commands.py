@@ -54,6 +54,22 @@ def test_run_can_compare_at_its_end(
     assert json.loads(command(federation, "compare", str(out), "--json")) == compared
 
 
+def test_resume_draws_the_report_that_a_killed_run_left_out(
+    make_federation: MakeFederation, command: Command
+) -> None:
+    federation = make_federation(centres=CENTRES, rounds=1)
+    federation.coordinator().run()
+    folder, report = federation.folder, federation.folder.path / "report.html"
+    drawn = report.read_text()
+    report.unlink()
+    folder.settled.mkdir()
+    printed = command(federation, "resume", str(folder.path), "--json")
+    assert json.loads(printed[printed.index("{") :])["run"]["name"] == "test"
+    assert (report.read_text(), folder.settled.exists()) == (drawn, False)
+    with pytest.raises(RunError, match="its test split is not scored again"):
+        command(federation, "resume", str(folder.path))
+
+
 def test_compare_wants_a_finished_run(make_federation: MakeFederation, command: Command) -> None:
     federation = make_federation(centres=CENTRES)
     with pytest.raises(RunError, match="not finished"):

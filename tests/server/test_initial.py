@@ -168,6 +168,13 @@ def test_weights_of_another_length_or_not_finite_are_refused(
 
 
 def test_no_release(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"initial: .*her2: expected a folder, got nothing"):
+        read_initial(configuration(tmp_path, {}))
+    (tmp_path / "her2").touch()
+    with pytest.raises(ConfigError, match=r"initial: .*her2: expected a folder, got a file"):
+        read_initial(configuration(tmp_path, {}))
+    (tmp_path / "her2").unlink()
+    (tmp_path / "her2").mkdir()
     with pytest.raises(ConfigError, match=r"initial: .*manifest\.json is missing"):
         read_initial(configuration(tmp_path, {}))
 

@@ -9,15 +9,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from tests.common.response.cohorts import cohort
 from tests.server.response_tables import PLAN, four
 
 from her2_common.errors import Her2Error, TableError
+from her2_common.response.analysis import analyse
+from her2_common.response.patients import Patients
 from her2_common.response.plan import Plan
+from her2_common.response.pooling import ask_sources
+from her2_common.response.queries import Source
 from her2_server.cli import main
+from her2_server.report.response import render_response
 from her2_server.response import csv_rows, text
-from her2_server.response.command import over_tables
+from her2_server.response.command import Threshold, head, over_tables
 
 ESTIMATE = ("estimate", "low", "high")
 
@@ -119,6 +126,42 @@ def test_the_summary_fits_80_columns_whatever_was_refused(tables: list[Path]) ->
     for section in ("primary", "auc", "ipw"):
         refused = {**wide, section: {"refused": "expected answers of 3 centres, got 2"}}
         assert "expected answers of 3 centres, got 2" in text.summary(refused)
+
+
+def test_the_summary_of_synthetic_data_says_so(tables: list[Path]) -> None:
+    document = over_tables(tables, PLAN, 0.5, None)
+    assert "Synthetic" not in text.summary(document)
+    document["source"]["synthetic"] = True
+    assert text.summary(document).splitlines()[1] == "Synthetic data: no clinical claim."
+
+
+def test_subgroups_that_are_refused_are_named_on_the_page(tables: list[Path]) -> None:
+    document = over_tables(tables, PLAN, 0.5, None)
+    document["subgroups"][0] = {"by": "hr", "refused": "expected answers of 3 centres"}
+    page = render_response(document)
+    assert "hormone receptors; not computed: expected answers of 3 centres" in page  # the table
+    assert "hormone receptors: not computed" in page  # the figure
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_sites_keep_back_the_result_can_be_read(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sites = []
+    for number in range(4):
+        rows = cohort(10 * seed + number, int(rng.choice([0, 20, 200, 800])), levels=64)
+        if rng.random() < 0.5:
+            rows["modalities"] = np.full_like(rows["pcr"], rng.integers(1, 8))
+        if rng.random() < 0.3:
+            rows["therapy"] = np.zeros_like(rows["pcr"])
+        sites.append(Source(Patients(f"site-{number}", rows), Plan(), 0.5, min_cell=10))
+    found = analyse(ask_sources(sites), Plan(), 0.5, min_centres=3)
+    source = {"kind": "federation", "run": "run", "release_sha256": "ab", "label": "reference",
+              "queries": 3, "synthetic": True, "sites": {}, "absent": {}}  # fmt: skip
+    document = head(source, Plan(), Threshold(0.5, "release", "her2"), []) | found
+    assert max(map(len, text.summary(document).splitlines())) <= 80
+    page = render_response(document)
+    assert all(line["which"] in page for line in found["suppressed"] if line["what"] == "primary")
+    assert csv_rows.to_csv(document).count("\n") > 2
 
 
 @pytest.mark.parametrize(

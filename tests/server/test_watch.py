@@ -166,6 +166,8 @@ def test_a_finished_run(folder: RunFolder, status: Status) -> None:
     folder.write_json(folder.summary, {})
     status.end("finished")
     assert state_of(folder)["state"] == "finished"
+    with folder.held():  # by a comparison, which is no training
+        assert state_of(folder)["state"] == "finished"
 
 
 def test_looking_does_not_keep_a_coordinator_out(folder: RunFolder) -> None:

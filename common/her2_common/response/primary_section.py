@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from her2_common.metrics import Estimate
@@ -13,27 +15,42 @@ from her2_common.response.document import random_effects as effects_document
 from her2_common.response.pooling import RefusedError
 from her2_common.response.queries import labels
 from her2_common.response.strata import Strata
-from her2_common.response.study import Study
+from her2_common.response.study import FEW, Study
 
 
-def _groups(study: Study) -> dict[str, dict[str, Strata]]:
-    """Subgroups by column and label; columns that some centre withholds are left out."""
-    found: dict[str, dict[str, Strata]] = {}
+@dataclass(frozen=True)
+class _Groups:
+    """Subgroups by one column: the tables of those that are given, the labels of the others."""
+
+    given: dict[str, Strata]
+    few: list[str]
+
+
+def _groups(study: Study) -> dict[str, _Groups]:
+    """Subgroups by column. Too few centres have patients in those of ``few``; a column is left out
+    where even all of these together come from too few, for a difference would tell of them."""
+    found: dict[str, _Groups] = {}
     for column in study.plan.subgroups:
-        try:
-            found[column] = {
-                name: study.pool.strata(name, f"subgroups {column}")
-                for name in labels(column)
-                if any(np.any(t.blocks.get(name, 1)) for t in study.pool.tables.values())
-            }
-        except RefusedError:
-            continue
+        groups, there = _Groups({}, []), set()
+        for name in labels(column):
+            blocks = {centre: t.blocks.get(name) for centre, t in study.pool.tables.items()}
+            some = {centre for centre, b in blocks.items() if b is None or b.any()}
+            if not some:
+                continue
+            try:
+                groups.given[name] = study.pool.strata(name, f"subgroups {column}")
+            except RefusedError:
+                groups.few.append(name)
+                there |= some
+        if groups.given and not (groups.few and len(there) < study.pool.min_centres):
+            found[column] = groups
     return found
 
 
 def _shown(study: Study) -> frozenset[str]:
     tables = study.pool.strata("primary", "primary")
-    return publish.shown_primary(tables, _groups(study), study.plan.min_cell)
+    groups = {column: part.given for column, part in _groups(study).items()}
+    return publish.shown_primary(tables, groups, study.plan.min_cell)
 
 
 def primary(study: Study) -> Json:
@@ -122,23 +139,23 @@ def subgroup_forests(study: Study) -> list[Json]:
     result: list[Json] = []
     for column in study.plan.subgroups:
         if column not in groups:
-            result.append({"by": column, "refused": "withheld by too many centres"})
+            why = f"expected answers of {study.pool.min_centres} centres with patients, got fewer"
+            result.append({"by": column, "refused": why})
             continue
-        found = subgroups.forest(groups[column])
-        rows: list[Json] = []
+        found = subgroups.forest(groups[column].given)
+        what = f"subgroups {column}"
+        lines = {name: study.hidden(what, name, FEW) for name in groups[column].few}
         for row in found.rows:
             if row.label not in shown:
-                rows.append({"label": row.label} | study.hidden(f"subgroups {column}", row.label))
+                lines[row.label] = study.hidden(what, row.label)
                 continue
-            rows.append(
-                {
-                    "label": row.label,
-                    "n": row.n,
-                    "pcr": row.responders,
-                    "odds_ratio": estimate(row.odds_ratio),
-                    "risk_difference": estimate(row.risk_difference),
-                }
-            )
+            lines[row.label] = {
+                "n": row.n,
+                "pcr": row.responders,
+                "odds_ratio": estimate(row.odds_ratio),
+                "risk_difference": estimate(row.risk_difference),
+            }
+        rows = [{"label": name} | lines[name] for name in labels(column) if name in lines]
         q = found.heterogeneity
         study.tested(f"subgroups by {column}", None if q is None else q.p_value)
         result.append({"by": column, "heterogeneity": test(q), "rows": rows})

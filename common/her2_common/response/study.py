@@ -14,7 +14,8 @@ from her2_common.response.pooling import Pool
 
 Label = Literal["her2", "pcr"]
 
-HIDDEN: Final = "fewer than {} patients in a cell, or needed to hide one"
+HIDDEN: Final = "fewer than {min_cell} patients in a cell, or needed to hide one"
+FEW: Final = "fewer than {min_centres} centres have patients here, or tell of them"
 
 
 @dataclass
@@ -45,8 +46,9 @@ class Study:
         if p_value is not None:
             self.family[name] = p_value
 
-    def hidden(self, what: str, which: str) -> Json:
-        why = HIDDEN.format(self.plan.min_cell)
+    def hidden(self, what: str, which: str, why: str = HIDDEN) -> Json:
+        """What stands for a line that is not shown; it is noted with the reason."""
+        why = why.format(min_cell=self.plan.min_cell, min_centres=self.pool.min_centres)
         self.pool.suppressed.append({"what": what, "which": which, "why": why})
         return {"suppressed": True}
 

@@ -174,6 +174,9 @@ def subgroup_forest(
     """The primary comparison in subgroups, with the pooled answer behind them."""
     lines: list[Line] = []
     for group in subgroups:
+        if "refused" in group:
+            lines.append(Line(f"{kind(group['by'])}: not computed", style="heading"))
+            continue
         test = group["heterogeneity"]
         p = "" if test is None else f", alike: p = {p_value(test['p_value'])}"
         lines.append(Line(f"{kind(group['by'])}{p}", style="heading"))

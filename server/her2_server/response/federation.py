@@ -1,8 +1,9 @@
 """The response evaluation over the sites of a finished run.
 
-1. Each site that took part is asked the first query of the plan. Those that answer take part in
-   the whole; a site whose policy does not allow the task, or that is not there, does not, and the
-   result names it. Fewer than the plan's ``min_centres`` are an error.
+1. Each site that took part is waited for, for the run's ``start_timeout`` at most, and asked the
+   first query of the plan. Those that answer take part in the whole; a site whose policy does not
+   allow the task, or that is not there, does not, and the result names it. Fewer than the plan's
+   ``min_centres`` are an error.
 2. Every further query goes to the same sites, and is answered by all of them or ends the analysis.
    It can be called again: the queries that were answered are not counted twice.
 3. A site that has no scores of the release yet says so, and gets its weights with the same query.
@@ -13,6 +14,7 @@ No statistic is kept but in the result.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -31,7 +33,7 @@ from her2_common.response.queries import Query, Statistic
 from her2_common.response_wire import ResponseQuery, ResponseReply, arrays_record, read_arrays
 from her2_common.vectors import vectors_record
 from her2_common.wire import TaskOrder, document_record, read_document
-from her2_server.exchange import Exchange, Outcome
+from her2_server.exchange import PAUSED_POLL_SECONDS, Exchange, Outcome, online_sites
 from her2_server.response.command import Threshold, freeze, head
 from her2_server.run_folder import RunFolder
 
@@ -54,6 +56,7 @@ class Sites:
         self.config = folder.load_config()
         self.summary = json.loads(folder.summary.read_text(encoding="utf-8"))
         self.plan, self.threshold, self.notify = plan, threshold, notify
+        self.grid = grid
         self.exchange = Exchange(grid, self.config, notify=notify)
         self.manifest, self.groups = read_release(folder.release)
         self.of_site = {site["name"]: site["groups"] for site in self.summary["sites"]}
@@ -78,6 +81,8 @@ class Sites:
         wanted = list(self.of_site) if self.taking_part is None else self.taking_part
         asked = [site for site in wanted if not query.centres or site in query.centres]
         answers: dict[str, Statistic | None] = {}
+        if self.taking_part is None:
+            self._wait_for(wanted)
 
         def on_reply(site: str, _task: Task, content: RecordDict) -> None:
             reply = read_document(content, "reply", ResponseReply)
@@ -108,6 +113,18 @@ class Sites:
             )
         return dict(sorted(answers.items()))
 
+    def _wait_for(self, wanted: list[str]) -> None:
+        """Step 1, until all are online."""
+        keys = {site.name: site.public_key for site in self.config.sites if site.name in wanted}
+        told, until = "", time.monotonic() + self.config.run.start_timeout
+        while missing := sorted(keys.keys() - online_sites(self.grid, keys).keys()):
+            if (text := f"response: waits for {', '.join(missing)}") != told:
+                self.notify(text)
+                told = text
+            if time.monotonic() >= until:
+                return
+            time.sleep(PAUSED_POLL_SECONDS)
+
     def _begin(
         self, answers: Mapping[str, Statistic | None], outcomes: Mapping[str, Outcome]
     ) -> None:
@@ -122,7 +139,8 @@ class Sites:
             raise RunError(
                 f"response: expected answers of {max(1, self.plan.min_centres)} sites "
                 f"(min_centres of the plan), got {len(answers)} ({reasons})",
-                hint="a site allows it by response in policy.allowed_tasks of its site.yaml",
+                hint="a site must be up (her2-client start), have response in policy.allowed_tasks "
+                "of its site.yaml, and have answered under no other plan; its log says what it was",
             )
         self.notify(f"response: {', '.join(self.taking_part)} take part")
 

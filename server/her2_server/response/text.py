@@ -21,7 +21,11 @@ def summary(document: Document) -> str:
 
 
 def _lines(document: Document) -> Iterator[str]:
-    yield from _primary(document["primary"])
+    verdict, *rest = _primary(document["primary"])
+    yield verdict
+    if document["source"].get("synthetic"):
+        yield "Synthetic data: no clinical claim."
+    yield from rest
     yield from _auc(document["auc"])
     yield from _models(document["logistic"])
     yield from _weights(document["ipw"])

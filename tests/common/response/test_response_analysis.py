@@ -144,6 +144,29 @@ def test_too_few_centres_give_no_pooled_number() -> None:
     assert found["logistic"] == [{"model": "response", "refused": want}]
 
 
+@pytest.mark.parametrize(("own", "refused"), [([1, 1, 0, 3], False), ([1, 1, 0, 0], True)])
+def test_a_subgroup_of_too_few_centres_is_not_given(own: list[int], refused: bool) -> None:
+    """Everywhere are patients with MRI alone; half have what is their centre's ``own``, 0 for none.
+
+    Where all these together come from two centres, the rest of the sum would tell of two.
+    """
+    given = []
+    for number, modality in enumerate(own):
+        rows = rows_of(number)
+        of_its_own = (np.arange(N) % 2 == 0) & (modality > 0)
+        rows["modalities"] = np.where(of_its_own, modality, 4.0)
+        given.append(Source(Patients(f"c{number}", rows), PLAN, THRESHOLD))
+    found = analyse(ask_sources(given), PLAN, THRESHOLD, min_centres=3)
+    forest = {line["by"]: line for line in found["subgroups"]}["modalities"]
+    if refused:
+        assert forest["refused"] == "expected answers of 3 centres with patients, got fewer"
+        return
+    assert [line.get("suppressed", False) for line in forest["rows"]] == [True, True, False]
+    why = "fewer than 3 centres have patients here, or tell of them"
+    line = {"what": "subgroups modalities", "which": "modalities mg", "why": why}
+    assert line in found["suppressed"]
+
+
 def test_separated_outcomes_are_fitted_with_a_penalty() -> None:
     rows = rows_of(4)
     centre = np.random.default_rng(1).integers(0, 3, N)

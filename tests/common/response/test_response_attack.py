@@ -126,13 +126,28 @@ def test_the_same_result_comes_from_patients_treated_otherwise() -> None:
 # --- sums of placement values --------------------------------------------------------------------
 
 
-def test_areas_are_withheld_where_their_sum_tells_who_was_called() -> None:
-    """The biopsy-positive have the highest scores but for six: no others have that sum."""
-    highest = set(range(HALF + 6, 2 * HALF))
-    pinned = source(apart(highest, highest))
+@pytest.mark.parametrize("positive", [set(range(HALF + 6, 2 * HALF)), set(range(HALF + 6))])
+def test_areas_are_withheld_where_their_sum_tells_who_was_called(positive: set[int]) -> None:
+    """The biopsy-positive have the highest scores, or the lowest: no others have that sum."""
+    untreated = {"therapy": np.zeros(4 * HALF)}
+    pinned = source(apart(positive, positive) | untreated)
     assert pinned.answer(Query("scores", "biopsy")) is None
     spread = (CALLED - MISSED) | SIX
-    assert isinstance(source(apart(spread, spread)).answer(Query("scores", "biopsy")), Scores)
+    told = source(apart(spread, spread) | untreated).answer(Query("scores", "biopsy"))
+    assert isinstance(told, Scores)
+
+
+@pytest.mark.parametrize("start", [0, 54])
+def test_what_the_treated_tell_is_subtracted(start: int) -> None:
+    """Of the untreated, all uncalled are biopsy-positive, and six called: lowest or highest."""
+    treated = set(range(30, 100)) | set(range(101, 181, 2))
+    called = [rank for rank in range(HALF, 2 * HALF) if rank not in treated]
+    positive = treated | set(range(30)) | set(called[start : start + 6])
+    columns = apart(positive, positive)
+    columns["therapy"] = np.tile(np.isin(np.arange(2 * HALF), list(treated)) * 1.0, 2)
+    site = source(columns)
+    assert site.answer(Query("scores", "treated")) is not None
+    assert (site.answer(Query("scores", "biopsy")) is None) == (start == 0)
 
 
 def test_a_chosen_histogram_does_not_count_the_calls() -> None:
