@@ -63,9 +63,7 @@ def test_a_site_answers_the_same_either_way(make_site: MakeSite) -> None:
     plan = RunConfig(image_size=32, volume_size=16, local_epochs=1)
     weights = get_groups(build_model("compact", plan.seed), ("us", "clinical", "head"))
     named = {group: fingerprint(vector) for group, vector in weights.items()}
-    order = TaskOrder(
-        task="train", run="r", version=__version__, round=1, weights=named, plan=plan
-    )
+    order = TaskOrder(task="train", run="r", version=__version__, round=1, weights=named, plan=plan)
     answers, lines = [], []
     for choice in ("always", "never"):
         told: list[str] = []
