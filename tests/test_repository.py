@@ -103,7 +103,8 @@ def keys(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, str]]:
             if isinstance(kind, type) and issubclass(kind, Section)
         ]
         if inner:
-            yield from keys(inner[0], f"{prefix}{name}.")
+            chosen = type(field.default) if isinstance(field.default, Section) else inner[0]
+            yield from keys(chosen, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", default(field.default)
 

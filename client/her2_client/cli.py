@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from her2_client.check import check_command
-from her2_client.ingest.command import ingest
-from her2_client.keys import init_site
-from her2_common.config import Address, Name, SiteConfig, load
 from her2_common.console import console, main_for, new_app
+from her2_common.late import late
+
+if TYPE_CHECKING:
+    from her2_common.config import SiteConfig
 
 app = new_app("A her2-map site: its data stays here.")
 
@@ -37,6 +38,8 @@ def init(
     """Write site.yaml and make the site's two keys."""
     from pydantic import TypeAdapter, ValidationError
 
+    from her2_client.keys import init_site
+    from her2_common.config import Address, Name
     from her2_common.errors import ConfigError
 
     for option, kind, value in (("--name", Name, name), ("--superlink", Address, superlink)):
@@ -61,16 +64,27 @@ def init(
     typer.echo(public)
 
 
-app.command("check")(check_command)
-app.command("ingest")(ingest)
+@late(app, "check")
+def _check() -> Callable[..., None]:
+    """Say what is in order at this site and what is not; exit 1 if anything is not."""
+    from her2_client.check import check_command
+
+    return check_command
+
+
+@late(app, "ingest")
+def _ingest() -> Callable[..., None]:
+    """Standardise the site's images into its cache."""
+    from her2_client.ingest.command import ingest
+
+    return ingest
 
 
 @app.command()
 def start(site: SiteOption = Path("site.yaml")) -> None:
     """Join the federation and train when asked, until stopped with Ctrl-C."""
-    from her2_client.executor import run_site
-
-    config = load(SiteConfig, site)
+    config = _read(site)
+    from her2_client.executor import run_site  # brings torch and Flower
 
     def notify(text: str) -> None:
         console.print(f"[dim]{time.strftime('%H:%M:%S')}[/]  {escape(text)}", soft_wrap=True)
@@ -100,18 +114,24 @@ def predict(
     ] = 50,
 ) -> None:
     """Score the site's cases with a released model; nothing leaves the site."""
+    config = _read(site)
     from her2_client.explain.command import explainer
     from her2_client.predict import predict_table
 
     def notify(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    config = load(SiteConfig, site)
     then = explainer(
         explain, out=out, site=config.name, cases=cases, limit=explain_limit, force=force
     )
     written = predict_table(config, model, out, split=split, force=force, notify=notify, then=then)
     console.print(f"wrote {out}: {written} cases", markup=False, soft_wrap=True)
+
+
+def _read(site: Path) -> SiteConfig:
+    from her2_common.config import SiteConfig, load
+
+    return load(SiteConfig, site)
 
 
 main = main_for(app, "her2-client")

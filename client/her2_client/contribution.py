@@ -1,6 +1,7 @@
 """A site's part of a training round: from the weights that an order names to what leaves.
 
-1. ``Held.take``: the vectors of the order, from what the site holds and what came with it.
+1. ``Held.take``: the vectors of the order, from what the site holds, what came with it and, in
+   the first round, the seed.
 2. ``remembered``: the memory of the order's base (her2_client.site_memory).
 3. ``start_of``: the shared groups as they came, the private ones as this site kept them.
 4. ``contribute``: train with the run's objective, and Ditto's personal model beside it; round the
@@ -26,6 +27,7 @@ from her2_common.broadcast import fingerprint, follow
 from her2_common.config import RunConfig
 from her2_common.encoding import Encoded, encode
 from her2_common.errors import StaleBaseError, UpdateError
+from her2_common.model import build_model, get_groups
 from her2_common.seeds import seed_for
 from her2_common.strategy import Ditto, FedProx, FineTuning, Scaffold
 from her2_common.vectors import CONTROL, Form, Vector, up_forms
@@ -47,18 +49,20 @@ class Held:
         self._vectors: dict[str, tuple[str, np.ndarray]] = {}  # by name: fingerprint, float32 (n,)
 
     def take(
-        self, named: Mapping[str, str], whole: Weights, steps: Mapping[str, Encoded]
+        self, order: TaskOrder, whole: Weights, steps: Mapping[str, Encoded]
     ) -> dict[str, np.ndarray]:
         """The vectors that an order names by their fingerprints; they are held from now on.
 
-        ``whole`` and ``steps`` came with the order. How a vector came changes no bit of it.
+        ``whole`` and ``steps`` came with the order; what a run begins with, its seed gives. How a
+        vector came changes no bit of it.
 
         Raises:
             StaleBaseError: a vector did not come, and is not held, or its step builds on another.
             UpdateError: what came is not what the order names ("wrong weights"), or not readable.
         """
         taken: dict[str, tuple[str, np.ndarray]] = {}
-        for name, print_ in named.items():
+        drawn: dict[str, np.ndarray] | None = None
+        for name, print_ in order.weights.items():
             at_hand = self._vectors.get(name)
             if at_hand is not None and at_hand[0] == print_:
                 taken[name] = at_hand
@@ -72,9 +76,25 @@ class Held:
             elif name in steps and at_hand is not None:
                 taken[name] = (print_, follow(at_hand[1], steps[name], print_))
             else:
-                raise StaleBaseError(f"{name}: expected weights {print_[:12]}... here, got others")
+                drawn = drawn_by(order) if drawn is None else drawn
+                if name not in drawn or fingerprint(drawn[name]) != print_:
+                    raise StaleBaseError(
+                        f"{name}: expected weights {print_[:12]}... here, got others"
+                    )
+                taken[name] = (print_, drawn[name])
         self._vectors |= taken
         return {name: vector for name, (_, vector) in taken.items()}
+
+
+def drawn_by(order: TaskOrder) -> dict[str, np.ndarray]:
+    """The vectors that an order of the first round names, as the plan's seed draws them here; {} in
+    later rounds. Another release of torch may draw others: their fingerprint tells."""
+    if order.round != 1:
+        return {}
+    names = [name.removesuffix(CONTROL) for name in order.weights]
+    model = build_model(order.plan.preset, order.plan.seed, **order.plan.layout)
+    groups = get_groups(model, names)
+    return groups | {group + CONTROL: np.zeros_like(groups[group]) for group in names}
 
 
 def remembered(state: Path, order: TaskOrder) -> dict[str, np.ndarray]:
@@ -185,7 +205,7 @@ def _rounded(
 ) -> tuple[Vector, np.ndarray | None]:
     if form.kind == "float32":
         return change, None
-    return encode(change, form.kind, form.share, residual)
+    return encode(change, form.kind, form.share, residual, out=change)
 
 
 def keep(state: Path, order: TaskOrder, memory: Weights) -> None:

@@ -116,7 +116,7 @@ class Site:
         self._prepare(order.plan)
         if order.task == "describe":
             return Answer(self._describe(order.plan))
-        vectors = self._held.take(order.weights, weights, steps or {})
+        vectors = self._held.take(order, weights, steps or {})
         memory = remembered(self.config.state, order)
         start = start_of(order, vectors, memory)
         if order.task == "train":

@@ -51,12 +51,13 @@ def advance(
 ) -> tuple[Encoded, np.ndarray]:
     """Move what the sites hold by ``change`` as they will decode it; all float32 (n,).
 
-    ``held`` is moved in place. Returns the step, and what its rounding left over.
+    ``held`` is moved in place, ``change`` is used up. Returns the step, and what its rounding left
+    over (in the array of ``change``).
 
     Raises:
         UpdateError: as ``encode``; nothing has moved then.
     """
-    step, left = encode(change, kind, share, residual)
+    step, left = encode(change, kind, share, residual, out=change)
     add_to(held, step)
     return step, left
 

@@ -108,12 +108,16 @@ def _layout(size: int, kind: Kind, share: float) -> _Layout:
 
 
 def encode(
-    change: np.ndarray, kind: Kind, share: float = 1.0, residual: np.ndarray | None = None
+    change: np.ndarray,
+    kind: Kind,
+    share: float = 1.0,
+    residual: np.ndarray | None = None,
+    out: np.ndarray | None = None,
 ) -> tuple[Encoded, np.ndarray]:
     """``change`` + ``residual`` rounded, and what the rounding leaves over; all float32 (n,).
 
     ``residual`` is what the encoding before left over, None at the first. The arguments stay as
-    they are.
+    they are, but for ``out``: what is left over is written there; it may be ``change``.
 
     >>> small = np.array([100.0, 0.3], dtype=np.float32)
     >>> first, left = encode(small, "int8")
@@ -129,12 +133,15 @@ def encode(
     layout = _layout(change.size, kind, share)
     data = np.empty(layout.total, dtype=np.uint8)
     encoded = Encoded(data, change.size, kind, share)
+    left = np.empty(change.size, dtype=np.float32) if out is None else out
     if layout.kept == change.size:
-        return encoded, _round(change, residual, data, layout)
-    left = np.empty(change.size, dtype=np.float32)
+        _round(change, residual, data, layout, left)
+        return encoded, left
     _sum(change, residual, left)
     positions = _largest(left, layout.kept)
-    left[positions] = _round(left[positions], None, data, layout)
+    kept = left[positions]
+    _round(kept, None, data, layout, kept)
+    left[positions] = kept
     _write_positions(positions, data, layout)
     return encoded, left
 
@@ -172,12 +179,15 @@ def _pieces(size: int) -> Iterator[tuple[slice, slice, int]]:
 
 
 def _round(
-    change: np.ndarray, residual: np.ndarray | None, data: np.ndarray, layout: _Layout
-) -> np.ndarray:
-    """Write the numbers and exponents of the sum; what the rounding leaves over."""
+    change: np.ndarray,
+    residual: np.ndarray | None,
+    data: np.ndarray,
+    layout: _Layout,
+    left: np.ndarray,
+) -> None:
+    """Write the numbers and exponents of the sum, and what the rounding leaves over."""
     numbers = data[: layout.numbers].view(f"<i{layout.bits // 8}")
     exponents = data[layout.numbers : layout.exponents].view(np.int8)
-    left = np.empty(change.size, dtype=np.float32)
     scratch = np.empty(min(change.size, _PIECE), dtype=np.float32)
     for part, blocks, width in _pieces(change.size):
         _sum(change[part], None if residual is None else residual[part], left[part])
@@ -191,7 +201,6 @@ def _round(
         steps *= _powers(chosen)
         # Exact: a multiple of the value's last bit, and no larger than the value.
         block -= steps
-    return left
 
 
 def _exponents(largest: np.ndarray, bits: int) -> np.ndarray:

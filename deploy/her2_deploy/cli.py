@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,14 +11,20 @@ import typer
 
 from her2_common.children import interrupted_by_sigterm
 from her2_common.console import console, main_for, new_app
+from her2_common.late import late
 from her2_deploy.demo import LOCAL_EPOCHS, ROUNDS, Demo, run_demo
 from her2_deploy.provision import VALID_DAYS, provision, superlink_command
 from her2_deploy.synth.cohort import Scenario
-from her2_deploy.synth.command import synth
 
 app = new_app("Set up a her2-map federation, or try one on this machine.")
 
-app.command()(synth)
+
+@late(app, "synth")
+def _synth() -> Callable[..., None]:
+    """Make four synthetic breast centres: DICOM images, case tables, and the truth kept apart."""
+    from her2_deploy.synth.command import synth
+
+    return synth
 
 
 @app.command("provision")
@@ -49,6 +56,18 @@ def demo(
     ] = LOCAL_EPOCHS,
     scenario: Annotated[Scenario, typer.Option(help="What the cohort is like.")] = "default",
     seed: Annotated[int, typer.Option(min=0)] = 1,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Then have each site train alone: is federation worth it?"),
+    ] = False,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep",
+            help="Then stay up until Ctrl-C, and say what else can be asked of the sites; with so "
+            "few patients, `her2-server response` gives no verdict.",
+        ),
+    ] = False,
 ) -> None:
     """Four hospitals on this machine: cohort, ingest, training over TLS, report."""
     plan = Demo(
@@ -59,6 +78,8 @@ def demo(
         local_epochs=local_epochs,
         scenario=scenario,
         seed=seed,
+        compare=compare,
+        keep=keep,
     )
     with interrupted_by_sigterm():
         run_demo(plan)

@@ -3,8 +3,10 @@
 1. Make the synthetic cohort: four centres, each with DICOM files and tables.
 2. At each centre: `her2-client init` (keys, site.yaml) and `her2-client ingest` (cache).
 3. At the coordinator: certificates, `flower-superlink` over TLS with node authentication.
-4. Start the four sites, `her2-client start`, and conduct the run, `her2-server run`.
-5. End every process by its own id; leave runs/demo/report.html.
+4. Start the four sites, `her2-client start`, and conduct the run, `her2-server run`; if it is
+   asked for, compare with what each site would be alone, `her2-server run --compare`.
+5. If it is asked for, stay up until Ctrl-C, for commands from another terminal.
+6. End every process by its own id; leave runs/demo/report.html.
 
 It calls the same commands that hospitals call; nothing in it is a short cut.
 """
@@ -12,18 +14,29 @@ It calls the same commands that hospitals call; nothing in it is a short cut.
 from __future__ import annotations
 
 import hashlib
+import json
+import re
+import shlex
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, get_args
 
+from her2_common.config import Task
 from her2_common.console import console
 from her2_common.errors import ConfigError
 from her2_common.network import free_port
-from her2_deploy.processes import call, child, program, wait_for_tls
+from her2_deploy.processes import (
+    Child,
+    call,
+    child,
+    program,
+    stop_together,
+    wait_for_tls,
+)
 from her2_deploy.provision import provision, superlink_command
 
 CENTRES: Final = ("centre-a", "centre-b", "centre-c", "centre-d")
@@ -53,6 +66,7 @@ run:
   local_epochs: {local_epochs}
   batch_size: 6
   learning_rate: 0.002
+  compression: {{up: int8, keep: 0.4, down: int8}}
   seed: {seed}
   round_timeout: 180
   start_timeout: 120
@@ -70,6 +84,10 @@ class Demo:
     local_epochs: int
     scenario: str
     seed: int
+    compare: bool = False
+    """Also have each site train alone, and compare."""
+    keep: bool = False
+    """Stay up after the run, until Ctrl-C."""
 
     @property
     def hospitals(self) -> Path:
@@ -86,7 +104,8 @@ def run_demo(demo: Demo) -> None:
     started = time.monotonic()
 
     def step(number: int, text: str) -> None:
-        console.rule(f"[bold]{number}/4  {text}  [dim]{time.monotonic() - started:.0f} s")
+        last = 5 if demo.keep else 4
+        console.rule(f"[bold]{number}/{last}  {text}  [dim]{time.monotonic() - started:.0f} s")
 
     for folder in (demo.folder, demo.out):
         _require_ours(folder)
@@ -135,15 +154,89 @@ def run_demo(demo: Demo) -> None:
             child("flower-superlink", command, logs / "superlink.log", home)
         )
         wait_for_tls(superlink, address, paths["root"])
+        sites = []
         for centre in CENTRES:
             site = demo.hospitals / centre / "site.yaml"
             start = [program("her2-client"), "start", "--site", str(site)]
-            stack.enter_context(child(centre, start, logs / f"{centre}.log"))
-        step(4, f"{demo.rounds} rounds of training across the four sites")
-        call([program("her2-server"), "run", str(federation), "--out", str(demo.out)])
+            sites.append(stack.enter_context(child(centre, start, logs / f"{centre}.log")))
+        stack.callback(stop_together, sites)
+        then = ", then by each alone" if demo.compare else ""
+        step(4, f"{demo.rounds} rounds of training across the four sites{then}")
+        run = [program("her2-server"), "run", str(federation), "--out", str(demo.out)]
+        call([*run, "--compare"] if demo.compare else run)
+        if demo.keep:
+            step(5, "the SuperLink and the four sites stay up")
+            console.print(what_to_type(demo, Path.cwd()), markup=False, soft_wrap=True)
+            _stay([superlink, *sites])
     console.rule(f"[bold]done  [dim]{time.monotonic() - started:.0f} s")
+    comparison = demo.out / "compare.json"
+    if comparison.exists():  # of --compare, or made in another terminal
+        told = verdicts(json.loads(comparison.read_text(encoding="utf-8")))
+        console.print(told, markup=False, soft_wrap=True)
     console.print(f"open {demo.out / 'report.html'}", soft_wrap=True)
     console.print(f"logs {logs}", soft_wrap=True)
+
+
+def what_to_type(demo: Demo, here: Path) -> str:
+    """What can be asked of a federation that stays up: a screen of 80 columns for a user whose
+    other terminal is anywhere; ``here`` is the folder that ``demo``'s paths start from."""
+    server = Path(program("her2-server"))
+    command = str(server.relative_to(here) if server.is_relative_to(here) else server)
+    federation = demo.folder / "coordinator" / "federation.yaml"
+    beside = [] if demo.out.parent == Path("runs") else ["--out", str(demo.out.parent)]
+    return f"""\
+Type in another terminal, one command after the other has ended:
+
+  cd {shlex.quote(str(here))}
+
+Is the federation worth it, and for whom? Each centre also trains alone.
+  {shlex.join([command, "compare", str(demo.out)])}
+
+Does the image say more than the needle? A centre tells no count below 10, so
+that there is no verdict with so few patients.
+  {shlex.join([command, "response", str(demo.out)])}
+
+What is the model worth at a centre that took no part in it? Four runs, each
+nearly as long as the first; for one of them, add: --without centre-b
+  {shlex.join([command, "leave-one-out", str(federation), *beside])}
+
+The first two add a section to {demo.out / "report.html"}
+Ctrl-C here ends the SuperLink and the four sites."""
+
+
+def _stay(children: Sequence[Child]) -> None:
+    """Wait for Ctrl-C (or SIGTERM); who ends before is named."""
+    alive = list(children)
+    try:
+        while True:
+            for ended in [one for one in alive if one.process.poll() is not None]:
+                alive.remove(ended)
+                console.print(f"{ended.name} has ended; its log: {ended.log}", soft_wrap=True)
+            time.sleep(1)
+    except KeyboardInterrupt:
+        console.print("\nending the SuperLink and the sites")  # below the ^C
+
+
+def verdicts(comparison: Mapping[str, Any]) -> str:
+    """compare.json in a line a centre, for a terminal of 80 columns."""
+    lines = [
+        "Is it worth it? AUC of the federation's model and of one trained there alone,",
+        "on each centre's test cases, and the difference (95 % interval):",
+    ]
+    for name, one in comparison["centres"].items():
+        if one["status"] != "compared":
+            lines.append(f"{name}  {one.get('reason') or 'too few test cases of a class'}")
+            continue
+        areas = "  ".join(
+            f"{one['auc'][model]['estimate']:.3f}" for model in ("federated", "local")
+        )
+        gap = one["difference"]["federated - local"]
+        said = "worse: an alarm" if one["verdict"] == "worse" else one["verdict"]
+        lines.append(
+            f"{name}  {areas}  "
+            f"{gap['estimate']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})  {said}"
+        )
+    return "\n".join(lines)
 
 
 def _require_ours(folder: Path) -> None:
@@ -190,6 +283,7 @@ def _prepare_site(folder: Path, name: str, address: str, seed: int) -> str:
         capture=True,
     )
     fix_splits(folder / "keys" / "pseudonym.key", name, seed)
+    allow_all(folder / "site.yaml")
     call([client, "ingest", "--site", str(folder / "site.yaml")])
     return public_key.strip()
 
@@ -201,6 +295,14 @@ def fix_splits(key_file: Path, name: str, seed: int) -> None:
     seed gives the same demo, its synthetic patients do without the secret.
     """
     key_file.write_text(hashlib.sha256(f"demo {seed} {name}".encode()).hexdigest())
+
+
+def allow_all(site: Path) -> None:
+    """Allow every task at a demo's site, the response evaluation among them, which a hospital's
+    allows by hand alone."""
+    tasks = f"allowed_tasks: [{', '.join(get_args(Task))}]"
+    text = site.read_text(encoding="utf-8")
+    site.write_text(re.sub(r"allowed_tasks: \[.*\]", tasks, text), encoding="utf-8")
 
 
 def federation_text(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from her2_common.children import end_with_parent, stop_process
 from her2_common.console import console
@@ -18,6 +19,9 @@ from her2_common.network import check_tls
 from her2_common.runtime import FLOWER_ENVIRONMENT
 
 LOOPBACK = "localhost,127.0.0.1"
+
+END_SECONDS: Final = 15.0
+"""Until a child that ends children of its own is killed; these have 10 s."""
 
 
 def program(name: str) -> str:
@@ -62,6 +66,7 @@ def child(
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment(extra),
+            process_group=0,  # Ctrl-C in a terminal is for us; we end it in order
             preexec_fn=end_with_parent,  # noqa: PLW1509 (one system call)
         )
     running = Child(name, process, log)
@@ -69,6 +74,20 @@ def child(
         yield running
     finally:
         running.stop()
+
+
+def stop_together(children: Sequence[Child]) -> None:
+    """SIGTERM to all at once, by their own process ids, and SIGKILL to who is left after 15 s."""
+    for one in children:
+        if one.process.poll() is None:
+            one.process.terminate()
+    until = time.monotonic() + END_SECONDS
+    for one in children:
+        try:
+            one.process.wait(timeout=max(until - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            one.process.kill()
+            one.process.wait()
 
 
 def wait_for_tls(

@@ -1,41 +1,33 @@
-"""`her2-server`: conduct a run, go on with one, draw its report."""
+"""`her2-server`: conduct a run, go on with one, draw its report.
+
+What a command needs is imported when it is called, what takes seconds (torch, Flower, matplotlib)
+once its configuration is read.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from flwr.serverapp import Grid
-from rich.markup import escape
 
-from her2_common.config import FederationConfig, load
-from her2_common.console import console, main_for, new_app, print_json
-from her2_common.errors import RunError
-from her2_common.model import preset
-from her2_server import leave_one_out as leave
-from her2_server.compare import NAME as COMPARISON
-from her2_server.compare import conduct_comparison, require_finished, tell
-from her2_server.coordinator import Coordinator
-from her2_server.initial import read_initial
-from her2_server.report import write_report
-from her2_server.response.cli import response
-from her2_server.run_folder import RunFolder
-from her2_server.summary import close
-from her2_server.superlink import conduct
-from her2_server.watch import show, state_of
+from her2_common.console import main_for, new_app, print_json
+from her2_common.late import late
+
+if TYPE_CHECKING:
+    from her2_common.config import FederationConfig
 
 app = new_app("The coordinator of a her2-map federation.")
 
+Federation = Annotated[Path, typer.Argument(help="federation.yaml")]
+Folder = Annotated[Path, typer.Argument(help="The run's folder, runs/<name>.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON to stdout.")]
 
 
 @app.command()
 def run(
-    federation: Annotated[Path, typer.Argument(help="federation.yaml")],
+    federation: Federation,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; default runs/<name>.")
     ] = None,
@@ -45,51 +37,44 @@ def run(
     json: Json = False,
 ) -> None:
     """Train across the sites of FEDERATION and write the report."""
-    config = load(FederationConfig, federation)
+    config = _plan(federation)
+    from her2_server.run_folder import RunFolder
+
     folder = RunFolder(out or Path("runs") / config.name)
     folder.require_free()
-    # Faults of the plan are told before the SuperLink is asked
-    preset(config.run.preset, **config.run.layout)
-    read_initial(config)
+    from her2_server import commands
 
-    def work(grid: Grid, notify: Callable[[str], None]) -> None:
-        Coordinator(grid, folder, notify).run()
-        if compare:
-            tell(conduct_comparison(grid, folder, notify), notify)
-
-    _conduct(folder, config, work, prepare=lambda: folder.create(federation))
+    commands.run(federation, config, folder, then_compare=compare)
     if json:
         _print_json(folder.summary)
 
 
 @app.command()
-def resume(
-    folder: Annotated[Path, typer.Argument(help="The run's folder, runs/<name>.")],
-    json: Json = False,
-) -> None:
+def resume(folder: Folder, json: Json = False) -> None:
     """Go on with a run from its newest sound checkpoint."""
+    from her2_server.run_folder import RunFolder
+
     run_folder = RunFolder(folder)
     config = run_folder.load_config()
-    if not _closed(run_folder):
-        if run_folder.summary.exists():
-            raise RunError(
-                f"{folder}: the run is finished; its test split is not scored again",
-                hint=f"its report is {folder / 'report.html'}",
-            )
-        _conduct(run_folder, config, partial(_train, run_folder))
+    from her2_server import commands
+
+    commands.resume(run_folder, config)
     if json:
         _print_json(run_folder.summary)
 
 
 @app.command()
 def watch(
-    folder: Annotated[Path, typer.Argument(help="The run's folder, runs/<name>.")],
+    folder: Folder,
     once: Annotated[bool, typer.Option("--once", help="Show the state once and end.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print the state once as JSON to stdout.")
     ] = False,
 ) -> None:
     """Show the live state of a run, from any terminal that sees its folder."""
+    from her2_server.run_folder import RunFolder
+    from her2_server.watch import show, state_of
+
     if json:
         print_json(state_of(RunFolder(folder)))
     else:
@@ -98,28 +83,26 @@ def watch(
 
 @app.command()
 def compare(
-    folder: Annotated[Path, typer.Argument(help="The run's folder, runs/<name>.")],
+    folder: Folder,
     json: Annotated[
         bool, typer.Option("--json", help="Print the comparison as JSON to stdout.")
     ] = False,
 ) -> None:
     """Have each site of a finished run train alone, and compare: for whom is it worth it?"""
+    from her2_server.run_folder import RunFolder
+
     run_folder = RunFolder(folder)
     config = run_folder.load_config()
-    require_finished(run_folder)
-    _conduct(
-        run_folder,
-        config,
-        lambda grid, notify: tell(conduct_comparison(grid, run_folder, notify), notify),
-        again=f"her2-server compare {folder}",
-    )
+    from her2_server import commands
+
+    written = commands.compare(run_folder, config)
     if json:
-        _print_json(folder / COMPARISON)
+        _print_json(written)
 
 
 @app.command()
 def leave_one_out(
-    federation: Annotated[Path, typer.Argument(help="federation.yaml")],
+    federation: Federation,
     out: Annotated[Path, typer.Option(help="Folder of the runs, one a site.")] = Path("runs"),
     without: Annotated[
         list[str] | None, typer.Option(help="Leave out this site alone; repeatable. Default: each.")
@@ -129,70 +112,41 @@ def leave_one_out(
     ] = False,
 ) -> None:
     """For each site, train without it and test there. Finished runs are passed over."""
-    runs = leave.plan(federation, out, without or [])
-    for left in runs:
-        if left.finished:
-            _closed(left.folder)
-            console.print(f"{left.folder.path}: finished, passed over", soft_wrap=True)
-            continue
-        console.print(f"without {left.site}: {left.folder.path}", soft_wrap=True)
-        work = partial(_train, left.folder)
-        _conduct(left.folder, left.config, work, prepare=left.prepare)
-    name = load(FederationConfig, federation).name
-    finished = [left for left in leave.plan(federation, out) if left.finished]
-    document = leave.results(RunFolder(out / name), finished)
-    path = out / f"{name}-leave-one-out.json"
-    RunFolder(out).write_json(path, document)
-    console.print(leave.table(document))
-    console.print(f"results {path}", soft_wrap=True)
+    _plan(federation)
+    from her2_server.leave_one_out import plan
+
+    runs = plan(federation, out, without or [])
+    from her2_server import commands
+
+    written = commands.leave_one_out(federation, out, runs)
     if json:
-        print_json(document)
+        _print_json(written)
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="The run's folder, runs/<name>.")]) -> None:
+def report(folder: Folder) -> None:
     """Draw report.html again from summary.json and metrics.jsonl."""
-    RunFolder(folder).load_config()
-    require_finished(RunFolder(folder))
-    console.print(f"report  {write_report(folder)}", soft_wrap=True)
+    from her2_server.run_folder import RunFolder
+
+    run_folder = RunFolder(folder)
+    run_folder.load_config()
+    from her2_server import commands
+
+    commands.report(run_folder)
 
 
-def _closed(folder: RunFolder) -> bool:
-    """Does what a run left undone that was killed between its summary and its report."""
-    if not folder.summary.exists() or (folder.path / "report.html").exists():
-        return False
-    with folder.held():
-        close(folder)
-    console.print(f"finished, report  {folder.path / 'report.html'}", soft_wrap=True)
-    return True
+@late(app, "response")
+def _response() -> Callable[..., None]:
+    """Does the image say more about therapy response than the needle?"""
+    from her2_server.response.cli import response
+
+    return response
 
 
-def _train(folder: RunFolder, grid: Grid, notify: Callable[[str], None]) -> None:
-    Coordinator(grid, folder, notify).run()
+def _plan(federation: Path) -> FederationConfig:
+    from her2_common.config import FederationConfig, load
 
-
-def _conduct(
-    folder: RunFolder,
-    config: FederationConfig,
-    work: Callable[[Grid, Callable[[str], None]], object],
-    prepare: Callable[[], None] = lambda: None,
-    again: str | None = None,
-) -> None:
-    """Do ``work`` over a run at the SuperLink; ``prepare`` is called once it was accepted there.
-    ``again`` is the command that goes on with the work (by default resume)."""
-    started = time.monotonic()
-
-    def notify(text: str) -> None:
-        shown = escape(text)
-        console.print(f"[dim]{time.monotonic() - started:6.1f} s[/]  {shown}", soft_wrap=True)
-
-    again = again or f"her2-server resume {folder.path}"
-    with conduct(config, notify, previous=folder.flower_run(), again=again) as held:
-        prepare()
-        with folder.held():
-            folder.set_flower_run(held.run_id)
-            work(held.grid, notify)
-    notify(f"report  {folder.path / 'report.html'}")
+    return load(FederationConfig, federation)
 
 
 def _print_json(path: Path) -> None:
@@ -200,7 +154,5 @@ def _print_json(path: Path) -> None:
 
     print_json(json_module.loads(path.read_text(encoding="utf-8")))
 
-
-app.command()(response)
 
 main = main_for(app, "her2-server")

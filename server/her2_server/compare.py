@@ -1,9 +1,10 @@
 """Is the federation worth it, and for whom? What the centres' comparisons say together.
 
-1. After a finished run each site is sent the released weights once more. It trains a model of its
-   own from the run's first weights, by the same plan, and compares on its own test cases
-   (her2_client.compare). This is long work: a site that is stopped goes on where it was when it is
-   asked again, and one that has finished only scores again.
+1. After a finished run all sites are waited for, for the run's ``start_timeout`` at most. Each that
+   is there, or comes while others are at work, is sent the released weights once more. It trains a
+   model of its own from the run's first weights, by the same plan, and compares on its own test
+   cases (her2_client.compare). This is long work: a site that is stopped goes on where it was when
+   it is asked again, and one that has finished only scores again.
 2. A site answers with AUCs and their covariance, or says that it has too few cases.
 3. For each centre: the AUCs, the paired differences, and a verdict. Over the centres: the mean
    difference with random effects. Written to compare.json and drawn into the report.
@@ -14,7 +15,7 @@ digits: the counts of the others and exact numbers would give a small centre awa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from flwr.serverapp import Grid
 
 from her2_common import __version__
 from her2_common.cases import Split
-from her2_common.config import Task
+from her2_common.config import FederationConfig, Task
 from her2_common.errors import RunError, UpdateError
 from her2_common.metrics import Estimate
 from her2_common.release import read_release
@@ -33,15 +34,16 @@ from her2_common.response.delong import Discrimination
 from her2_common.vectors import vectors_record
 from her2_common.wire import Comparison, SiteDescription, read_document
 from her2_server import checkpoint
+from her2_server.attendance import wait_until_online
 from her2_server.exchange import Exchange, Outcome
 from her2_server.initial import read_initial
 from her2_server.orders import Orders, model_with
 from her2_server.report import write_report
 from her2_server.report.page import read_run
 from her2_server.run_folder import RunFolder
+from her2_server.status import COMPARISON, COMPARISON_FILE, Status
 from her2_server.vetting import read_description
 
-NAME: Final = "compare.json"
 TASK: Final[Task] = "compare"
 SPLIT: Final[Split] = "test"
 
@@ -198,6 +200,7 @@ def conduct_comparison(
     grid: Grid, folder: RunFolder, notify: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
     """Ask every site of a finished run, write compare.json and draw the report; returns the former.
+    status.json tells how far it is.
 
     Raises:
         RunError: the run is not finished, or no site answered; it can be asked for again.
@@ -205,13 +208,37 @@ def conduct_comparison(
     """
     require_finished(folder)
     config = folder.load_config()
-    summary, _ = read_run(folder.path)
+    names = [site.name for site in config.sites if site.name != config.left_out]
+    status = Status(folder.status, config.name, config.run.rounds, names)
+    status.step(COMPARISON, len(folder.read_metrics()))
+    with status.ended():
+        outcomes, replies = _ask(grid, folder, config, names, status, notify)
+        if not replies:
+            reasons = "; ".join(f"{n} {o.status}: {o.reason}" for n, o in sorted(outcomes.items()))
+            raise RunError(
+                f"compare: expected an answer of a site, got none of {len(names)} ({reasons})",
+                hint=f"mend what is named, then: her2-server compare {folder.path}",
+            )
+        result = document(read_run(folder.path)[0], replies, outcomes)
+        folder.write_json(folder.path / COMPARISON_FILE, result)
+        write_report(folder.path)
+    return result
+
+
+def _ask(
+    grid: Grid,
+    folder: RunFolder,
+    config: FederationConfig,
+    names: Sequence[str],
+    status: Status,
+    notify: Callable[[str], None],
+) -> tuple[dict[str, Outcome], dict[str, Comparison]]:
+    """What became of each site, and the answers of those that gave one."""
     last = checkpoint.latest(folder.rounds, notify)
     _, released = read_release(folder.release)
     model = model_with(last, {**last.groups, **released})
     orders = Orders(config, last.state.get("run_id", ""))
     first = read_initial(config)
-    names = [site.name for site in config.sites if site.name != config.left_out]
     sites: dict[str, SiteDescription] = {}
     replies: dict[str, Comparison] = {}
 
@@ -235,7 +262,16 @@ def conduct_comparison(
         replies[site] = reply
         notify(f"compare: {site} has answered ({len(replies)}/{len(names)})")
 
-    outcomes = Exchange(grid, config, notify=notify).ask(
+    keys = {site.name: site.public_key for site in config.sites if site.name in names}
+    wait_until_online(
+        grid,
+        keys,
+        config.run.start_timeout,
+        on_wait=status.pause,
+        notify=lambda text: notify(f"{TASK}: {text}"),
+    )
+    notify(f"{TASK}: each site trains alone, for about as long as its part of the run took")
+    outcomes = Exchange(grid, config, notify=notify, on_site=status.site).ask(
         TASK,
         TASK,
         order,
@@ -244,15 +280,7 @@ def conduct_comparison(
         timeout=config.run.round_timeout * config.run.rounds,
         quorum=0,
     )
-    if not replies:
-        raise RunError(
-            f"compare: expected an answer of a site, got none of {len(names)}",
-            hint=f"mend what is named, then: her2-server compare {folder.path}",
-        )
-    result = document(summary, replies, outcomes)
-    folder.write_json(folder.path / NAME, result)
-    write_report(folder.path)
-    return result
+    return outcomes, replies
 
 
 def _check(site: str, reply: Comparison, number: int, cases: int | None) -> None:

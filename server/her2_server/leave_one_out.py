@@ -26,7 +26,6 @@ from rich.table import Table
 from her2_common import __version__
 from her2_common.config import FederationConfig, load, parse
 from her2_common.errors import ConfigError, RunError
-from her2_server.report.text import interval
 from her2_server.run_folder import RunFolder
 
 
@@ -125,6 +124,8 @@ def _by_centre(folder: RunFolder) -> Mapping[str, Any]:
 
 def table(document: Mapping[str, Any]) -> Table:
     """The results for a terminal of 80 columns."""
+    from her2_server.report.text import interval  # brings matplotlib, which a plan does not need
+
     shown = Table(title="AUC on each centre's test cases (95 % interval)", title_justify="left")
     for words in ("centre", "cases", "by a model that has not seen it", "by the full run"):
         shown.add_column(words)

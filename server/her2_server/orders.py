@@ -1,7 +1,8 @@
 """The orders of a run: what a site is asked, and as much of the weights as it lacks.
 
 Which vectors a site holds is known from the orders that it answered in this process, and from
-nothing else: after a restart everything is sent whole once. A site that holds less than is thought
+nothing else: after a restart everything is sent whole once. What a run begins with is not sent if
+its seed gives it. A site that holds less than is thought, or draws other weights from the seed,
 says so, and is sent all of it (her2_common.broadcast).
 """
 
@@ -28,7 +29,8 @@ class Model:
     """What orders are about: vectors by their fingerprints, and each site's base.
 
     ``whole`` reads a vector. ``step`` reads the encoded step to it from the one whose fingerprint
-    is ``before[v]``; a vector that is not in ``before`` has none.
+    is ``before[v]``; a vector that is not in ``before`` has none. ``drawn``: the seed gives them
+    all, every site has them.
     """
 
     fingerprints: Mapping[str, str]
@@ -36,6 +38,7 @@ class Model:
     bases: Mapping[str, int]
     before: Mapping[str, str] = field(default_factory=dict)
     step: Callable[[str], np.ndarray] | None = None
+    drawn: bool = False
 
 
 def model_of(checkpoint: Checkpoint) -> Model:
@@ -47,6 +50,7 @@ def model_of(checkpoint: Checkpoint) -> Model:
         state.get("bases", {}),
         {v: print_ for v, print_ in state.get("before", {}).items() if f"{v}.step" in memory},
         lambda name: memory[f"{name}.step"],
+        drawn=checkpoint.round == 0 and state.get("initial") is None,
     )
 
 
@@ -105,7 +109,7 @@ class Orders:
         held = self._held.get(site.site, {})
         weights, steps = ArrayRecord(), ArrayRecord()  # filled one by one: else they copy
         for name, print_ in named.items():
-            if held.get(name) == print_:
+            if held.get(name) == print_ or (model.drawn and not whole):
                 continue
             if model.step is not None and model.before.get(name, "") == held.get(name):
                 steps[name] = self._array("step", name, print_, model.step)

@@ -1,5 +1,6 @@
 """Where a run stands, in status.json: what `her2-server watch` shows, written at each event.
 
+A comparison of a finished run (her2_server.compare) writes over it: its step is ``COMPARISON``.
 The file is replaced as a whole, so that a reader in another terminal sees one state or the next.
 It is news and no record: nothing is resumed from it.
 """
@@ -7,10 +8,19 @@ It is news and no record: nothing is resumed from it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from her2_common.errors import Her2Error
+
+COMPARISON: Final = "compare"
+"""The step in which the sites of a finished run train alone ..."""
+
+COMPARISON_FILE: Final = "compare.json"
+"""... and what it leaves in the run's folder."""
 
 
 def now() -> str:
@@ -61,6 +71,20 @@ class Status:
         """The coordinator stops: "finished", or why."""
         self.document |= {"ended": how, "waits_for": {}, "since": now()}
         self._write()
+
+    @contextmanager
+    def ended(self) -> Iterator[None]:
+        """Whatever ends the block is written down."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.end("interrupted")
+            raise
+        except Exception as error:
+            known = isinstance(error, Her2Error)
+            self.end(str(error) if known else f"{type(error).__name__} (see its terminal)")
+            raise
+        self.end("finished")
 
     def _write(self) -> None:
         # Not fsynced: after a power cut this news is worth nothing.

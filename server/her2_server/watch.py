@@ -1,4 +1,5 @@
-"""`her2-server watch`: the live state of a run, read from its folder by any terminal.
+"""`her2-server watch`: the live state of a run, and of its comparison, read from its folder by any
+terminal.
 
 Nothing is asked of the coordinator: what it does stands in status.json, what is done in
 metrics.jsonl, and whether its process lives in the lock of the folder, which the system frees when
@@ -11,6 +12,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from rich.console import Group
@@ -21,6 +23,7 @@ from rich.text import Text
 
 from her2_common.console import console
 from her2_server.run_folder import RunFolder
+from her2_server.status import COMPARISON, COMPARISON_FILE
 
 REFRESH_SECONDS: Final = 1.0
 BARS: Final = "▁▂▃▄▅▆▇█"
@@ -28,11 +31,14 @@ CURVE_WIDTH: Final = 40
 RECENT_ROUNDS: Final = 5
 """The rounds whose mean time foretells the rest."""
 
-State = Literal["training", "paused", "finished", "stopped", "gone", "not begun"]
+State = Literal["training", "paused", "comparing", "finished", "stopped", "gone", "not begun"]
+
+AT_WORK: Final[tuple[State, ...]] = ("training", "paused", "comparing")
 
 COLOURS: Final[dict[str, str]] = {
     "training": "green",
     "paused": "yellow",
+    "comparing": "green",
     "finished": "green",
     "stopped": "red",
     "gone": "red",
@@ -49,11 +55,12 @@ COLOURS: Final[dict[str, str]] = {
 def state_of(folder: RunFolder) -> dict[str, Any]:
     """What can be told of a run, as one document.
 
-    ``run``, ``state``, ``step``, ``since``, ``round``, ``rounds``, ``waits_for`` {site: reason},
-    ``why`` (how it ended, if it did), ``sites`` [{name, state, reason, since, sent_bytes,
-    received_bytes, loss}] with bytes over all rounds, ``validation`` [AUC of the weights before
-    round 1, 2, ...; None if not told], ``best_round``, ``seconds_a_round`` (mean of the last five),
-    ``remaining_seconds`` of the rounds that are left.
+    ``run``, ``state`` (with ``step`` "compare" it is that of the comparison of a finished run),
+    ``step``, ``since``, ``round``, ``rounds``, ``waits_for`` {site: reason}, ``why`` (how it ended,
+    if it did), ``report`` and ``comparison`` (the files, where they are there), ``sites`` [{name,
+    state, reason, since, sent_bytes, received_bytes, loss}] with bytes over all rounds,
+    ``validation`` [AUC of the weights before round 1, 2, ...; None if not told], ``best_round``,
+    ``seconds_a_round`` (mean of the last five), ``remaining_seconds`` of the rounds that are left.
 
     Raises:
         RunError: the folder holds no run.
@@ -77,12 +84,18 @@ def state_of(folder: RunFolder) -> dict[str, Any]:
         "rounds": config.run.rounds,
         "waits_for": status.get("waits_for", {}),
         "why": status.get("ended") if state == "stopped" else None,
+        "report": _there(folder.path / "report.html"),
+        "comparison": _there(folder.path / COMPARISON_FILE),
         "sites": [_site(site.name, status, lines) for site in config.sites],
         "validation": aucs,
         "best_round": aucs.index(max(told), 1) if told else None,
         "seconds_a_round": pace,
         "remaining_seconds": pace * left if pace is not None and going else None,
     }
+
+
+def _there(path: Path) -> str | None:
+    return str(path) if path.exists() else None
 
 
 def _read(folder: RunFolder) -> dict[str, Any]:
@@ -95,10 +108,13 @@ def _read(folder: RunFolder) -> dict[str, Any]:
 
 def _state(folder: RunFolder, status: Mapping[str, Any]) -> State:
     if status.get("ended") == "finished" and folder.summary.exists():
-        return "finished"  # its folder may be held for a comparison
+        return "finished"  # its folder may be held for something else
+    compared = status.get("step") == COMPARISON
     if folder.is_held():
+        if compared:
+            return "comparing"
         return "paused" if status.get("waits_for") else "training"
-    if folder.summary.exists():
+    if folder.summary.exists() and not compared:
         return "finished"
     if not status:
         return "not begun"
@@ -146,7 +162,7 @@ def page(state: Mapping[str, Any], folder: RunFolder) -> Group:
     head = Text(f"{state['run']}  ", style="bold")
     head.append(state["state"], style=COLOURS[state["state"]])
     head.append(f"  round {state['round']}/{state['rounds']}")
-    if state["state"] in ("training", "paused"):
+    if state["state"] in AT_WORK:
         head.append(f"  {state['step']} for {_ago(state['since'])}")
     parts: list[Text | Table] = [head, *_notes(state, folder), _sites(state)]
     told = [auc for auc in state["validation"] if auc is not None]
@@ -166,18 +182,24 @@ def page(state: Mapping[str, Any], folder: RunFolder) -> Group:
 
 
 def _notes(state: Mapping[str, Any], folder: RunFolder) -> list[Text]:
-    resume = f"go on with it: her2-server resume {folder.path}"
+    """What must be said in words."""
+    compared = state["step"] == COMPARISON
+    again = Text(f"go on with it: her2-server {'compare' if compared else 'resume'} {folder.path}")
+    notes = []
+    if state["state"] == "comparing":
+        notes.append(Text("the run is finished; each site trains alone, to be compared with it"))
+    elif compared and state["state"] != "finished":
+        notes.append(Text("the run is finished, its comparison is not"))
     if state["state"] == "gone":
-        return [
-            Text("the coordinator's process is gone without a word (killed?)", style="red"),
-            Text(resume),
-        ]
+        gone = "the coordinator's process is gone without a word (killed?)"
+        return [*notes, Text(gone, style="red"), again]
     if state["state"] == "stopped":
-        return [Text(f"stopped: {state['why']}", style="red"), Text(resume)]
-    return [
-        Text(f"waits for {name}: {reason}", style="yellow")
-        for name, reason in sorted(state["waits_for"].items())
-    ]
+        return [*notes, Text(f"stopped: {state['why']}", style="red"), again]
+    if state["state"] == "finished":
+        files = [(name, state[name]) for name in ("report", "comparison")]
+        return [Text(f"{name:<12}{path}") for name, path in files if path is not None]
+    waits = sorted(state["waits_for"].items())
+    return notes + [Text(f"waits for {name}: {reason}", style="yellow") for name, reason in waits]
 
 
 def _sites(state: Mapping[str, Any]) -> Table:
@@ -190,7 +212,7 @@ def _sites(state: Mapping[str, Any]) -> Table:
     table.add_column("loss", justify="right", no_wrap=True)
     table.add_column("last reason", ratio=4, overflow="fold")
     for site in state["sites"]:
-        alive = state["state"] in ("training", "paused")
+        alive = state["state"] in AT_WORK
         name = site["state"] if alive else f"({site['state']})"
         table.add_row(
             escape(site["name"]),
@@ -228,18 +250,19 @@ def _bytes(count: int) -> str:
 
 
 def show(folder: RunFolder, *, once: bool = False) -> dict[str, Any]:
-    """Show the state until the run ends or the user leaves (Ctrl-C); returns the last one.
+    """Show the state until the work ends or the user leaves (Ctrl-C); returns the last one.
 
     Raises:
         RunError: the folder holds no run.
     """
     state = state_of(folder)
-    if once or state["state"] not in ("training", "paused"):
+    if once or state["state"] not in AT_WORK:
         console.print(page(state, folder))
         return state
     with Live(page(state, folder), console=console, auto_refresh=False) as live:
         try:
-            while state["state"] in ("training", "paused"):
+            # Between a run and its comparison the folder stays held
+            while state["state"] in AT_WORK or folder.is_held():
                 time.sleep(REFRESH_SECONDS)
                 state = state_of(folder)
                 live.update(page(state, folder), refresh=True)

@@ -22,7 +22,6 @@ differ, so that each is uploaded, at the price of two short training steps in th
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -32,11 +31,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from statistics import fmean, median
 from typing import Annotated, Any, Final, Literal
 
 import psutil
+import scaled
 import torch
 import typer
 import yaml
@@ -51,6 +52,7 @@ from round_profile import (
 )
 
 from her2_client.keys import init_site
+from her2_common.cases import Modality
 from her2_common.config import SiteConfig, load
 from her2_common.console import console, print_json
 from her2_common.network import free_port
@@ -102,7 +104,8 @@ def main(
     results: dict[Mode, Result] = {}
     with tempfile.TemporaryDirectory(prefix="her2-bench-") as folder:
         for mode in TITLES:
-            results[mode] = measure(mode, rounds, local_epochs, Path(folder) / mode)
+            changes = {"rounds": rounds, "local_epochs": local_epochs}
+            results[mode] = measure(mode, Path(folder) / mode, changes)
     report = summarise(results)
     if json_:
         print_json(report)
@@ -114,52 +117,60 @@ def main(
 # --- one run ------------------------------------------------------------------------------------
 
 
-def measure(mode: Mode, rounds: int, local_epochs: int, folder: Path) -> Result:
-    """Conduct a run with sites of this kind; all its processes have ended on return."""
+def measure(
+    mode: Mode,
+    folder: Path,
+    changes: Mapping[str, Any],
+    modalities: tuple[Modality, ...] = ("us",),
+    title: str | None = None,
+) -> Result:
+    """Conduct a run with sites of this kind that have these modalities; ``changes`` are keys of
+    its ``run``. All its processes have ended on return."""
     load_before = os.getloadavg()[0]
     port = free_port()
     address = f"localhost:{port}"
     paths = provision(folder / "coordinator", ["localhost", "127.0.0.1"])
-    keys = {name: make_site(folder / name, name, address, seed) for seed, name in enumerate(SITES)}
+    keys = make_sites(folder, address, modalities)
     federation = folder / "coordinator" / "federation.yaml"
-    document = plan(rounds, local_epochs, address, keys)
+    document = plan(address, keys)
+    document["run"] |= changes
     federation.write_text(yaml.safe_dump(document), encoding="utf-8")
-    logs, traces, out = folder / "logs", folder / "traces", RunFolder(folder / "run")
-    traces.mkdir()
-
-    def extra(name: str) -> dict[str, str]:
-        here = [str(HERE / "probe"), *filter(None, [os.environ.get("PYTHONPATH")])]
-        return {
-            "HER2_PROBE": str(traces / name),
-            "PYTHONPATH": os.pathsep.join(here),
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-            "FLWR_HOME": str(folder / name / "flwr"),
-        }
-
+    out = RunFolder(folder / "run")
     with ExitStack() as stack:
 
         def begin(name: str, command: list[str]) -> Child:
-            log = logs / f"{name}.log"
-            return stack.enter_context(family(name, command, log, extra(name)))
+            return stack.enter_context(probed(name, command, folder))
 
         command = superlink_command(paths, host="127.0.0.1", port=port)
         superlink = begin("superlink", [program(command[0]), *command[1:]])
         wait_for_tls(superlink, address, paths["root"])
-        run = [program("her2-server"), "run", str(federation), "--out", str(out.path)]
+        run = scaled.command("her2_server.cli", "run", str(federation), "--out", str(out.path))
         server = begin("server", run)
         # A plain SuperNode whose key is not registered yet ends; her2-client would try again.
         wait_for(server, lambda: "registered" in server.log.read_text(encoding="utf-8"), 60)
         sites = [begin(name, site_command(mode, folder / name)) for name in SITES]
-        follow(mode, server, sites, out, rounds)
+        follow(title or TITLES[mode], server, sites, out, document["run"]["rounds"])
     lines = out.read_metrics()[1:]
     numbers = [line["round"] for line in lines]
-    requests = {name: read_requests(traces, name) for name in SITES}
-    profiles = profile_rounds(read_requests(traces, "server"), requests, numbers)
+    requests = {name: read_requests(folder, name) for name in SITES}
+    profiles = profile_rounds(read_requests(folder, "server"), requests, numbers)
     return Result(lines, profiles, load_before)
 
 
-def make_site(folder: Path, name: str, address: str, seed: int) -> str:
-    """A site with ultrasound alone, so that it sends the ``us`` encoder and the head."""
+def make_sites(
+    folder: Path, address: str, modalities: tuple[Modality, ...] = ("us",)
+) -> dict[str, str]:
+    """The four sites under ``folder``, and their public keys by name."""
+    return {
+        name: make_site(folder / name, name, address, seed, modalities)
+        for seed, name in enumerate(SITES)
+    }
+
+
+def make_site(
+    folder: Path, name: str, address: str, seed: int, modalities: tuple[Modality, ...]
+) -> str:
+    """A site with these modalities, so that it sends their encoders and the head."""
     key = init_site(
         folder,
         name=name,
@@ -170,24 +181,18 @@ def make_site(folder: Path, name: str, address: str, seed: int) -> str:
         threads=1,  # four sites share this machine
     )
     cache = load(SiteConfig, folder / "site.yaml").data.cache
-    cache_writer()(cache, name, CASES, ("us",), seed)
+    cache_writer()(cache, name, CASES, modalities, seed)
     return key
 
 
 def cache_writer() -> Callable[..., None]:
     """``write_cache`` of the federation tests."""
-    path = HERE.parent / "federation" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("federation_conftest", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path}: cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    writer: Callable[..., None] = module.write_cache
+    sys.path.append(str(HERE.parents[1]))
+    writer: Callable[..., None] = import_module("tests.federation.conftest").write_cache
     return writer
 
 
-def plan(rounds: int, local_epochs: int, address: str, keys: dict[str, str]) -> dict[str, Any]:
+def plan(address: str, keys: dict[str, str]) -> dict[str, Any]:
     """federation.yaml of the benchmark, beside the coordinator's certificates."""
     return {
         "name": "bench",
@@ -199,11 +204,9 @@ def plan(rounds: int, local_epochs: int, address: str, keys: dict[str, str]) -> 
         },
         "sites": [{"name": name, "public_key": key} for name, key in keys.items()],
         "run": {
-            "rounds": rounds,
             "preset": "compact",
             "image_size": IMAGE_SIZE,
             "volume_size": VOLUME_SIZE,
-            "local_epochs": local_epochs,
             "round_timeout": 180,
             "start_timeout": 120,
             "seed": 1,
@@ -215,7 +218,12 @@ def site_command(mode: Mode, folder: Path) -> list[str]:
     """How the site is started in either mode."""
     site = folder / "site.yaml"
     if mode == "warm":
-        return [program("her2-client"), "start", "--site", str(site)]
+        return scaled.command("her2_client.cli", "start", "--site", str(site))
+    return supernode_command(site)
+
+
+def supernode_command(site: Path) -> list[str]:
+    """Flower's SuperNode at its defaults: a process a message."""
     superlink = load(SiteConfig, site).superlink
     return [
         program("flower-supernode"),
@@ -230,6 +238,20 @@ def site_command(mode: Mode, folder: Path) -> list[str]:
 
 
 # --- processes ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def probed(name: str, command: list[str], folder: Path) -> Iterator[Child]:
+    """A child whose requests and whose children's are written down under ``folder``."""
+    here = [str(HERE / "probe"), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    extra = {
+        "HER2_PROBE": str(folder / name),
+        "PYTHONPATH": os.pathsep.join(here),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "FLWR_HOME": str(folder / name / "flwr"),
+    }
+    with family(name, command, folder / "logs" / f"{name}.log", extra) as running:
+        yield running
 
 
 @contextmanager
@@ -261,11 +283,15 @@ def wait_for(process: Child, condition: Callable[[], bool], seconds: float) -> N
         time.sleep(0.1)
 
 
-def follow(mode: Mode, server: Child, sites: list[Child], out: RunFolder, rounds: int) -> None:
-    """Show progress until the coordinator ends."""
+def rounds_bar() -> Progress:
     columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TextColumn("rounds"), TimeElapsedColumn(), console=console) as bar:
-        task = bar.add_task(TITLES[mode], total=rounds)
+    return Progress(*columns, TextColumn("rounds"), TimeElapsedColumn(), console=console)
+
+
+def follow(title: str, server: Child, sites: list[Child], out: RunFolder, rounds: int) -> None:
+    """Show progress until the coordinator ends."""
+    with rounds_bar() as bar:
+        task = bar.add_task(title, total=rounds)
         while True:
             try:
                 code = server.process.wait(timeout=0.5)
@@ -276,7 +302,7 @@ def follow(mode: Mode, server: Child, sites: list[Child], out: RunFolder, rounds
             break
     if code:
         tails = "\n".join(f"--- {one.name}\n{one.tail(15)}" for one in (server, *sites))
-        raise SystemExit(f"the run over {TITLES[mode]} failed (exit {code}):\n{tails}")
+        raise SystemExit(f"the run over {title} failed (exit {code}):\n{tails}")
 
 
 # --- the numbers --------------------------------------------------------------------------------

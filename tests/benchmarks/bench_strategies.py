@@ -14,6 +14,9 @@ scored by what that site would use: its personal model, its private groups, else
 (stratified AUC, weighted by pairs). Differences to fedavg are paired (DeLong); seeds are combined
 by random effects (see evidence.py).
 
+Two more arms are no federations: ``alone``, each site on its own training cases; ``pooled``, all
+training cases on one pile, which no federation may do.
+
     python tests/benchmarks/bench_strategies.py [--arms fedavg,scaffold] [--scenarios iid,default]
         [--seeds 3] [--cases 400] [--rounds 12] [--jobs 1] [--cache DIR] [--tables]
 
@@ -34,7 +37,7 @@ from typing import Any, Final
 
 import numpy as np
 import yaml
-from cohorts import BESIDE, cached, cohort_of, scored
+from cohorts import BESIDE, cached, cohort_of, demo_plan, join, scored, train
 from evidence import (
     Figure,
     Job,
@@ -50,6 +53,7 @@ from evidence import (
 from her2_client.app import make_app
 from her2_client.cache import LABELS, Cache, open_cache
 from her2_client.cache_writer import CacheWriter
+from her2_client.cohort import Cohort, usable_modalities
 from her2_client.contribution import personal_weights, remembered, start_of
 from her2_client.engine import make_deterministic, ready_model
 from her2_client.keys import public_key
@@ -105,8 +109,29 @@ ARMS: Final[dict[str, dict[str, Any]]] = {
     "fine-tuning": personal("fine-tuning"),
     "int8": {"compression": {"up": "int8", "down": "int8"}},
     "int8, keep .1": {"compression": {"up": "int8", "keep": 0.1, "down": "int8"}},
+    "int8, keep .25": {"compression": {"up": "int8", "keep": 0.25, "down": "int8"}},
+    "int8, keep .4": {"compression": {"up": "int8", "keep": 0.4, "down": "int8"}},
+    "fedavgm .5, int8, keep .4": {
+        **step("fedavgm", momentum=0.5),
+        "compression": {"up": "int8", "keep": 0.4, "down": "int8"},
+    },
+    "fedavgm .9, int8, keep .4": {
+        **step("fedavgm", momentum=0.9),
+        "compression": {"up": "int8", "keep": 0.4, "down": "int8"},
+    },
 }
-"""Arm -> what it changes in the demo's run."""
+"""Arm -> what it changes in a run of plain FedAvg, all float32."""
+
+ALONE, POOLED = "alone", "pooled"
+UNFEDERATED: Final = (ALONE, POOLED)
+
+
+def run_of(arm: str) -> dict[str, Any]:
+    """The strategy and the compression of an arm, as keys of ``run``."""
+    changes = ARMS[arm]
+    strategy = {"step": {"name": "fedavg"}} | changes.get("strategy", {})
+    return {"strategy": strategy, "compression": changes.get("compression", {})}
+
 
 # --- the sites of a scenario ----------------------------------------------------------------------
 
@@ -199,9 +224,11 @@ def measured(
     held = {
         n: cohort_of(c, None) for n, c in sites_of(scenario, cases, seed + BESIDE, cache).items()
     }
+    if arm in UNFEDERATED:
+        return unfederated(arm, configs, held, seed, rounds)
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        run, sites = conducted(Path(folder), configs, ARMS[arm], seed, rounds)
+        run, sites = conducted(Path(folder), configs, run_of(arm), seed, rounds)
         seconds = time.process_time() - began
         last = checkpoint.latest(run.rounds)
         shared = ready_model(run.load_config().run, last.groups, next(iter(sites.values())).device)
@@ -219,6 +246,37 @@ def measured(
     result["up"] = sum(part["sent_bytes"] for part in parts) / rounds
     result["down"] = sum(part["received_bytes"] for part in parts) / rounds
     return result | {"seconds": round(seconds, 1)}
+
+
+def unfederated(
+    arm: str,
+    configs: Mapping[str, SiteConfig],
+    held: Mapping[str, Cohort],
+    seed: int,
+    rounds: int,
+) -> dict[str, Any]:
+    """Models of the same plan without a federation; a pooled one is the same for all."""
+    began = time.process_time()
+    plan = demo_plan(seed, rounds=rounds)
+    own = {name: cohort_of(config, "train") for name, config in configs.items()}
+    able = {name: usable_modalities(own[name], c.policy.min_cases) for name, c in configs.items()}
+    if arm == POOLED:
+        models = dict.fromkeys(own, train(plan, join(list(own.values()))))
+        able = dict.fromkeys(own, MODALITIES)
+    else:
+        models = {name: train(plan, c.restricted(able[name]), name) for name, c in own.items()}
+    seconds = time.process_time() - began
+    scores = {name: scored(models[name], cohort, able[name]) for name, cohort in held.items()}
+    flat = [score for part in scores.values() for score in part.tolist()]
+    return {
+        "labels": [label for cohort in held.values() for label in cohort.labels.tolist()],
+        "site": [name for name, cohort in held.items() for _ in range(len(cohort))],
+        "shared": flat,
+        "own": flat,
+        "up": 0.0,
+        "down": 0.0,
+        "seconds": round(seconds, 1),
+    }
 
 
 def conducted(
@@ -247,6 +305,7 @@ def weights_of(site: Site, run: RunFolder, last: checkpoint.Checkpoint) -> dict[
     order = TaskOrder(
         task="compare",
         run=config.name,
+        run_id=last.state["run_id"],
         version="",
         round=last.round,
         base=last.state["bases"].get(site.config.name, 0),
@@ -296,7 +355,7 @@ def scenario_table(results: Mapping[str, Lines]) -> str:
     rows = []
     for name, lines in results.items():
         base = [b for b in results[DEFAULT] if b["seed"] in {line["seed"] for line in lines}]
-        private = "private_groups" in ARMS[name].get("strategy", {})
+        private = name == ALONE or "private_groups" in ARMS.get(name, {}).get("strategy", {})
         shared = [auc_figure(line["shared"], line["labels"]) for line in lines]
         gaps = [
             difference(line["shared"], other["shared"], line["labels"])
@@ -338,7 +397,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "her2-map")
     parser.add_argument("--tables", action="store_true", help="of what is there; train nothing")
     options = parser.parse_args()
-    arms = chosen(options.arms, list(ARMS), "arms")
+    arms = chosen(options.arms, [*ARMS, *UNFEDERATED], "arms")
     scenarios = chosen(options.scenarios, SCENARIOS, "scenarios")
     file = options.cache / f"strategies-{options.cases}-{options.rounds}.jsonl"
     seeds = range(1, options.seeds + 1)
@@ -360,7 +419,7 @@ def main() -> None:
     print(f"{options.cases} cases, {options.rounds} rounds of 2 epochs, AUC (95 % interval)")
     for scenario in scenarios:
         results: dict[str, Lines] = {}
-        for arm in ARMS:
+        for arm in (*ARMS, *UNFEDERATED):
             name = json.dumps([scenario, arm])
             lines = [line for line in read_lines(file) if line["arm"] == name]
             if lines:

@@ -13,7 +13,6 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from her2_common.config import RunConfig
-from her2_common.strategy import StrategyConfig
 
 
 def module(name: str) -> ModuleType:
@@ -34,9 +33,10 @@ ARMS, within = strategies.ARMS, strategies.within
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_is_a_run(arm: str) -> None:
-    plan = RunConfig.model_validate(ARMS[arm])
-    assert (plan == RunConfig()) == (arm == "fedavg")
-    assert isinstance(plan.strategy, StrategyConfig)
+    plan = RunConfig.model_validate(strategies.run_of(arm))
+    assert (plan == RunConfig()) == (arm == "fedavgm .5")  # the default
+    plain = (plan.strategy.step.name, plan.strategy.local.name) == ("fedavg", "plain")
+    assert plain or arm.startswith("fed") or arm == "scaffold"
 
 
 def test_cases_are_dealt_evenly_wherever_they_come_from() -> None:

@@ -23,7 +23,7 @@ from her2_common.broadcast import advance, fingerprint
 from her2_common.config import RunConfig
 from her2_common.encoding import Encoded, decode
 from her2_common.errors import CheckpointError, StaleBaseError, UpdateError
-from her2_common.model import preset_sizes
+from her2_common.model import build_model, get_groups, preset_sizes
 from her2_common.wire import TaskOrder
 
 SIZES = preset_sizes("compact")
@@ -41,6 +41,11 @@ def plan(**changes: Any) -> RunConfig:
 
 def order(of: RunConfig, number: int = 1, base: int = 0) -> TaskOrder:
     return TaskOrder(task="train", run="r", version="1", round=number, base=base, plan=of)
+
+
+def named(prints: dict[str, str], number: int = 2, **changes: Any) -> TaskOrder:
+    """An order that names these fingerprints."""
+    return order(plan(**changes), number).model_copy(update={"weights": prints})
 
 
 class Trainer:
@@ -67,13 +72,13 @@ def test_weights_are_the_same_however_they_came() -> None:
     steps = {n: advance(v, vectors(2, n)[n], "int8")[0] for n, v in second.items()}
     prints = {n: fingerprint(v) for n, v in second.items()}
     held = Held()
-    held.take({n: fingerprint(v) for n, v in first.items()}, first, {})
-    followed = held.take(prints, {}, steps)
+    held.take(named({n: fingerprint(v) for n, v in first.items()}), first, {})
+    followed = held.take(named(prints), {}, steps)
     for taken in (
         followed,
-        held.take(prints, {}, {}),  # held already
-        held.take(prints, {}, steps),  # the order came twice: the step is not taken twice
-        Held().take(prints, second, {}),  # whole
+        held.take(named(prints), {}, {}),  # held already
+        held.take(named(prints), {}, steps),  # the order came twice: the step is not taken twice
+        Held().take(named(prints), second, {}),  # whole
     ):
         assert {n: v.tobytes() for n, v in taken.items()} == {
             n: v.tobytes() for n, v in second.items()
@@ -84,34 +89,57 @@ def test_a_site_that_lacks_something_says_so() -> None:
     first = vectors(1, "us", "head")
     moved = first["us"].copy()
     step, _ = advance(moved, vectors(2, "us")["us"], "int8")
-    named = {"us": fingerprint(moved)}
+    later = named({"us": fingerprint(moved)})
     for held in (Held(), Held()):
         with pytest.raises(StaleBaseError):
-            held.take(named, {}, {"us": step})
+            held.take(later, {}, {"us": step})
         with pytest.raises(StaleBaseError):
-            held.take(named, {}, {})
-        held.take({"us": fingerprint(vectors(5, "us")["us"])}, vectors(5, "us"), {})
+            held.take(later, {}, {})
+        other = vectors(5, "us")
+        held.take(named({"us": fingerprint(other["us"])}), other, {})
         with pytest.raises(StaleBaseError):  # it builds on other weights
-            held.take(named, {}, {"us": step})
+            held.take(later, {}, {"us": step})
 
 
 def test_other_weights_than_those_named_are_refused_and_not_held() -> None:
     sent = vectors(1, "us")
     held = Held()
     with pytest.raises(UpdateError) as caught:
-        held.take({"us": "0" * 64}, sent, {})
+        held.take(named({"us": "0" * 64}), sent, {})
     assert caught.value.reason == "wrong weights"
     with pytest.raises(StaleBaseError):
-        held.take({"us": fingerprint(sent["us"])}, {}, {})
+        held.take(named({"us": fingerprint(sent["us"])}), {}, {})
 
 
 def test_what_is_held_is_the_site_s_own_copy() -> None:
     sent = vectors(1, "us")
     print_ = fingerprint(sent["us"])
     held = Held()
-    held.take({"us": print_}, sent, {})
+    held.take(named({"us": print_}), sent, {})
     sent["us"][:] = 0
-    assert fingerprint(held.take({"us": print_}, {}, {})["us"]) == print_
+    assert fingerprint(held.take(named({"us": print_}), {}, {})["us"]) == print_
+
+
+def drawn(seed: int) -> dict[str, np.ndarray]:
+    return get_groups(build_model("compact", seed), ["us", "head"])
+
+
+def test_what_a_run_begins_with_follows_from_its_seed() -> None:
+    first = drawn(7)
+    prints = {n: fingerprint(v) for n, v in first.items()}
+    zeros = np.zeros_like(first["us"])
+    asked = named(prints | {"us.control": fingerprint(zeros)}, number=1, seed=7)
+    taken = Held().take(asked, {}, {})
+    assert {n: v.tobytes() for n, v in taken.items()} == {
+        n: v.tobytes() for n, v in (first | {"us.control": zeros}).items()
+    }
+
+
+@pytest.mark.parametrize("asked", [{"number": 2, "seed": 7}, {"number": 1, "seed": 8}])
+def test_the_seed_gives_no_other_weights(asked: dict[str, int]) -> None:
+    prints = {n: fingerprint(v) for n, v in drawn(7).items()}
+    with pytest.raises(StaleBaseError):
+        Held().take(named(prints, **asked), {}, {})
 
 
 # --- what leaves and what stays -----------------------------------------------------------------

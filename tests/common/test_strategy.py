@@ -36,9 +36,9 @@ def read(document: dict[str, Any]) -> StrategyConfig:
     return parse(StrategyConfig, document, where="federation.yaml", folder=Path())
 
 
-def test_without_a_word_it_is_fedavg() -> None:
+def test_without_a_word_it_is_fedavg_with_momentum() -> None:
     config = read({})
-    assert config.step == FedAvg(server_learning_rate=1.0)
+    assert config.step == FedAvgM(server_learning_rate=1.0, momentum=0.5)
     assert (config.combine, config.local, config.personal) == (Mean(), Plain(), NotPersonal())
     assert config.private_groups == ()
 
@@ -88,12 +88,16 @@ def test_what_cannot_be_is_refused(document: dict[str, Any], message: str) -> No
         read(document)
 
 
+def test_the_step_of_scaffold_need_not_be_said() -> None:
+    assert read({"local": {"name": "scaffold"}}).step == FedAvg()
+
+
 def test_a_strategy_is_told_in_a_few_words() -> None:
-    assert str(read({})) == "fedavg"
+    assert str(read({})) == "fedavgm"
     chosen = {"step": {"name": "fedadam"}, "local": {"name": "fedprox"}, "private_groups": ["us"]}
     assert str(read(chosen)) == "fedadam, fedprox, private us"
     robust = {"combine": {"name": "median"}, "personal": {"name": "ditto"}}
-    assert str(read(robust)) == "fedavg, median, ditto"
+    assert str(read(robust)) == "fedavgm, median, ditto"
 
 
 def test_a_misspelt_key_of_a_choice_is_told_with_the_keys_of_that_choice() -> None:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from her2_common.errors import ConnectionFailedError, Her2Error
 from her2_common.network import free_port
-from her2_deploy.processes import call, child, environment, program, wait_for_tls
+from her2_deploy import processes
+from her2_deploy.processes import (
+    call,
+    child,
+    environment,
+    program,
+    stop_together,
+    wait_for_tls,
+)
 from her2_deploy.provision import provision
 
 
@@ -40,6 +51,58 @@ def test_a_child_ends_when_its_block_fails(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         fail()
     assert gone(pids[0])
+
+
+def test_ctrl_c_in_a_terminal_does_not_reach_a_child(tmp_path: Path) -> None:
+    with child("sleeper", ["sleep", "60"], tmp_path / "s.log") as running:
+        assert os.getpgid(running.process.pid) != os.getpgid(0)
+
+
+WAITS_FOR_THE_OTHER = """
+import pathlib, signal, sys, time
+own, other = map(pathlib.Path, sys.argv[1:])
+def end(*_):
+    own.with_suffix(".asked").touch()
+    while not other.with_suffix(".asked").exists():
+        time.sleep(0.01)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+own.touch()
+time.sleep(60)
+"""
+
+
+def test_children_that_end_together_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    with ExitStack() as stack:
+        children = [
+            stack.enter_context(
+                child(
+                    own.name,
+                    [sys.executable, "-c", WAITS_FOR_THE_OTHER, str(own), str(other)],
+                    tmp_path / f"{own.name}.log",
+                )
+            )
+            for own, other in ((one, two), (two, one))
+        ]
+        while not (one.exists() and two.exists()):
+            time.sleep(0.01)
+        stop_together(children)
+        assert [running.process.returncode for running in children] == [0, 0]
+        stop_together(children)  # once more does no harm
+
+
+def test_a_child_that_does_not_end_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "END_SECONDS", 0.2)
+    code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True);"
+    log = tmp_path / "deaf.log"
+    with child("deaf", [sys.executable, "-c", code + "signal.pause()"], log) as running:
+        while not log.read_text():
+            time.sleep(0.01)
+        stop_together([running])
+        assert running.process.returncode == -signal.SIGKILL
 
 
 def test_what_it_said_is_in_its_log(tmp_path: Path) -> None:

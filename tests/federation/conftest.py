@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from tests.caches import add
+from tests.federation.strategies_ground import CENTRES as SMALL_CENTRES
 
 from her2_client.app import make_app
 from her2_client.cache import image_shape
@@ -160,3 +161,14 @@ def make_federation(tmp_path: Path) -> MakeFederation:
         return LocalFederation(configs, keys, folder)
 
     return make
+
+
+@pytest.fixture
+def make(make_federation: MakeFederation) -> MakeFederation:
+    """The same with three small sites, for strategies."""
+
+    def small(name: str = "run", **run: object) -> LocalFederation:
+        plan = {"rounds": 3, "batch_size": 24, "learning_rate": 3e-3} | run
+        return make_federation(name, centres=SMALL_CENTRES, **plan)
+
+    return small

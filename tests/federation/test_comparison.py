@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from flwr.app import Message
 
 from her2_client import site as site_module
 from her2_client.training import train_round
 from her2_common.errors import RunError
 from her2_common.release import read_release, write_release
 from her2_server.compare import conduct_comparison
+from her2_server.watch import state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable as MakeFederation
@@ -77,7 +80,9 @@ def test_a_site_killed_in_its_long_work_goes_on(
 
 def test_local_is_what_the_site_alone_would_be(make_federation: MakeFederation) -> None:
     """A federation of one is its only site alone: both models have the same bits."""
-    federation = make_federation(centres={"centre-a": CENTRES["centre-a"]}, rounds=2)
+    plain = {"step": {"name": "fedavg"}}  # momentum would be the coordinator's
+    centres = {"centre-a": CENTRES["centre-a"]}
+    federation = make_federation(centres=centres, rounds=2, strategy=plain)
     federation.coordinator().run()
     (one,) = ask(federation)["centres"].values()
     assert one["auc"]["local"] == pytest.approx(one["auc"]["federated"], abs=0.005)
@@ -141,8 +146,78 @@ def test_without_any_answer_there_is_an_error(make_federation: MakeFederation) -
     grid = federation.grid()
     for node in grid.nodes.values():
         node.online = False
-    with pytest.raises(RunError, match="got none of 3"):
-        conduct_comparison(grid, federation.folder)
+    log: list[str] = []
+    with pytest.raises(RunError, match=r"got none of 3 \(centre-a missing: not online; centre-c"):
+        conduct_comparison(grid, federation.folder, log.append)
+    assert log[:2] == [
+        "compare: waits for centre-a, centre-c, centre-d, 1 s at most",
+        "compare: goes on without centre-a, centre-c, centre-d: not online within 1 s",
+    ]
+    state = state_of(federation.folder)
+    assert (state["state"], state["step"], state["waits_for"]) == ("stopped", "compare", {})
+    assert state["why"].startswith("compare: expected an answer of a site")
+
+
+def test_sites_that_come_late_are_waited_for(make_federation: MakeFederation) -> None:
+    """All reconnect one after the other, long before start_timeout."""
+    federation = make_federation(centres=CENTRES, start_timeout=60)
+    federation.coordinator().run()
+    grid = federation.grid()
+    offline = [federation.node(grid, name) for name in CENTRES]
+    for node in offline:
+        node.online = False
+    log: list[str] = []
+    waiting: list[Any] = []
+
+    def notify(text: str) -> None:
+        log.append(text)
+        waiting.append(json.loads(federation.folder.status.read_text())["waits_for"])
+        if offline:
+            offline.pop().online = True
+
+    result = conduct_comparison(grid, federation.folder, notify)
+    assert [line.removesuffix(", 60 s at most") for line in log[:3]] == [
+        "compare: waits for centre-a, centre-c, centre-d",
+        "compare: waits for centre-a, centre-c",
+        "compare: waits for centre-a",
+    ]
+    assert waiting[2:] == [{"centre-a": "not online"}, *({} for _ in waiting[3:])]
+    assert all(one["status"] == "compared" for one in result["centres"].values())
+
+
+def test_its_state_is_told_while_it_goes_on(make_federation: MakeFederation) -> None:
+    federation = make_federation(centres=CENTRES)
+    federation.coordinator().run()
+    folder = federation.folder
+    policy = federation.configs["centre-a"].policy.model_copy(update={"allowed_tasks": ()})
+    federation.configs["centre-a"] = federation.configs["centre-a"].model_copy(
+        update={"policy": policy}
+    )
+    grid = federation.grid()
+    federation.node(grid, "centre-d").online = False
+    states: list[dict[str, Any]] = []
+
+    def fault(order: Message, answer: Callable[[], Message]) -> list[Message]:
+        reply = answer()
+        states.append(state_of(folder))
+        return [reply]
+
+    federation.node(grid, "centre-c").fault = fault
+    with folder.held():
+        conduct_comparison(grid, folder)
+    assert {(state["state"], state["step"]) for state in states} == {("comparing", "compare")}
+    sites = {site["name"]: (site["state"], site["reason"]) for site in states[-1]["sites"]}
+    assert sites == {
+        "centre-a": ("refused", "site error: policy"),
+        "centre-c": ("working", None),
+        "centre-d": ("offline", "not online"),
+    }
+    after = state_of(folder)
+    assert after["state"] == "finished"
+    assert after["comparison"] == str(folder.path / "compare.json")
+    assert after["report"] == str(folder.path / "report.html")
+    sites = {site["name"]: site["state"] for site in after["sites"]}
+    assert sites == {"centre-a": "refused", "centre-c": "accepted", "centre-d": "missing"}
 
 
 def test_a_run_that_is_not_finished_is_not_compared(make_federation: MakeFederation) -> None:

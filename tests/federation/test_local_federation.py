@@ -13,6 +13,7 @@ from flwr.app import Message, RecordDict
 
 from her2_common.errors import RunError
 from her2_common.vectors import vectors_record
+from her2_common.wire import TaskOrder, read_document
 from her2_server import checkpoint
 from her2_server.summary import weights_hash
 
@@ -239,11 +240,13 @@ def test_a_site_gets_only_the_groups_it_can_use(make_federation: MakeFederation)
     federation = make_federation(rounds=1)
     grid = federation.grid()
     seen: dict[str, set[str]] = {}
+    sent: dict[str, set[str]] = {}
 
     def watch(name: str) -> Callable[[Message, Answer], list[Message]]:
         def fault(order: Message, answer: Answer) -> list[Message]:
             if order.metadata.message_type == "train":
-                seen[name] = set(order.content["weights"])
+                seen[name] = set(read_document(order.content, "order", TaskOrder).weights)
+                sent[name] = set(order.content.get("weights", {}))
             return [answer()]
 
         return fault
@@ -257,6 +260,7 @@ def test_a_site_gets_only_the_groups_it_can_use(make_federation: MakeFederation)
         "centre-c": {"mri", "clinical", "head"},
         "centre-d": {"us", "clinical", "head"},
     }
+    assert set().union(*sent.values()) == set()  # what it begins with, the seed gives
 
 
 def test_a_modality_that_nobody_has_keeps_its_values(make_federation: MakeFederation) -> None:

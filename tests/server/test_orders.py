@@ -92,6 +92,22 @@ def test_a_site_that_answered_gets_what_is_new(tmp_path: Path) -> None:
     }
 
 
+def test_what_the_seed_gives_is_not_sent_unless_a_site_lacks_it(tmp_path: Path) -> None:
+    first, _ = rounds(tmp_path)
+    made = orders()
+    record = made.work("train", 1, "val", model_of(first), site("us", "head"))
+    assert sent(record) == {"weights": set(), "steps": set()}
+    assert set(named(record)) == {"us", "head"}
+    record = made.work("train", 1, "val", model_of(first), site("us", "head"), whole=True)
+    assert sent(record) == {"weights": {"us", "head"}, "steps": set()}
+
+
+def test_the_weights_of_a_release_are_sent(tmp_path: Path) -> None:
+    first = saved(tmp_path, 0, {"initial": {"weights_sha256": "ab"}})
+    record = orders().work("train", 1, "val", model_of(first), site("us", "head"))
+    assert sent(record)["weights"] == {"us", "head"}
+
+
 def test_of_other_weights_only_what_differs_is_sent(tmp_path: Path) -> None:
     _, second = rounds(tmp_path)
     made = orders()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from her2_client.keys import new_node_key
 from her2_common.errors import RunError
 from her2_server.cli import app
 from her2_server.run_folder import RunFolder
-from her2_server.status import Status
-from her2_server.watch import BARS, curve, page, state_of
+from her2_server.status import COMPARISON, Status
+from her2_server.watch import BARS, curve, page, show, state_of
 
 SITES = ("centre-a", "centre-of-a-rather-long-name-of-40-chars")
 
@@ -124,8 +125,10 @@ def test_a_run_that_waits_names_for_whom(folder: RunFolder, status: Status) -> N
     assert state_of(folder)["state"] == "training"
 
 
-def test_a_killed_run_looks_different_from_a_waiting_one(folder: RunFolder, tmp_path: Path) -> None:
-    """The coordinator is a process of its own here, and is killed while it waits."""
+@contextmanager
+def killed_while_it_waits(folder: RunFolder, step: str) -> Iterator[None]:
+    """A coordinator in a process of its own waits for centre-a in ``step``, and is killed when the
+    block is over."""
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
@@ -134,18 +137,23 @@ def test_a_killed_run_looks_different_from_a_waiting_one(folder: RunFolder, tmp_
         "folder = RunFolder(Path(sys.argv[1]))\n"
         "with folder.held():\n"
         "    status = Status(folder.status, 'her2-2026', 10, ['centre-a'])\n"
-        "    status.step('round 1', 0)\n"
+        "    status.step(sys.argv[2], 0)\n"
         "    status.pause({'centre-a': 'not online'})\n"
         "    print('up', flush=True)\n"
         "    time.sleep(60)\n"
     )
-    command = [sys.executable, "-c", code, str(folder.path)]
+    command = [sys.executable, "-c", code, str(folder.path), step]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"up\n"
-        assert state_of(folder)["state"] == "paused"
+        yield
         child.send_signal(signal.SIGKILL)
         child.wait()
+
+
+def test_a_killed_run_looks_different_from_a_waiting_one(folder: RunFolder) -> None:
+    with killed_while_it_waits(folder, "round 1"):
+        assert state_of(folder)["state"] == "paused"
     state = state_of(folder)
     assert state["state"] == "gone"
     text = shown(folder)
@@ -168,6 +176,95 @@ def test_a_finished_run(folder: RunFolder, status: Status) -> None:
     assert state_of(folder)["state"] == "finished"
     with folder.held():  # by a comparison, which is no training
         assert state_of(folder)["state"] == "finished"
+
+    (folder.path / "report.html").touch()
+    assert f"report      {folder.path}" in shown(folder).replace("\n", "")
+    assert "comparison" not in shown(folder)
+
+
+@pytest.fixture
+def comparing(folder: RunFolder) -> Status:
+    """The comparison of a finished run."""
+    folder.write_metrics([line(n, 0.5) for n in range(1, 11)])
+    folder.write_json(folder.summary, {})
+    status = Status(folder.status, "her2-2026", 10, SITES)
+    status.step(COMPARISON, 10)
+    return status
+
+
+def test_a_comparison_at_work_is_not_finished(folder: RunFolder, comparing: Status) -> None:
+    comparing.site(SITES[0], "working", None)
+    comparing.site(SITES[1], "refused", "site error: policy")
+    with folder.held():
+        state, text = state_of(folder), shown(folder)
+        comparing.pause({SITES[0]: "not online"})
+        assert state_of(folder)["state"] == "comparing"
+        assert f"waits for {SITES[0]}: not online" in shown(folder)
+    assert (state["state"], state["step"], state["why"]) == ("comparing", "compare", None)
+    assert state["remaining_seconds"] is None
+    assert "comparing  round 10/10  compare for" in text
+    assert "the run is finished; each site trains alone" in text
+    assert "working" in text
+    assert "site error: policy" in " ".join(text.split())
+
+
+def test_a_comparison_that_was_killed_or_stopped_says_how_to_go_on(
+    folder: RunFolder, comparing: Status
+) -> None:
+    with killed_while_it_waits(folder, COMPARISON):
+        assert state_of(folder)["state"] == "comparing"
+    assert (state_of(folder)["state"], state_of(folder)["step"]) == ("gone", "compare")
+    killed = shown(folder)
+    with pytest.raises(KeyboardInterrupt), comparing.ended():
+        raise KeyboardInterrupt
+    assert state_of(folder)["why"] == "interrupted"
+    for text, why in ((killed, "gone without a word"), (shown(folder), "stopped: interrupted")):
+        assert "the run is finished, its comparison is not" in text
+        assert why in text
+        assert "her2-server compare" in text
+        assert "resume" not in text
+
+
+def test_after_a_comparison_it_says_where_it_is(folder: RunFolder, comparing: Status) -> None:
+    with comparing.ended():
+        (folder.path / "compare.json").touch()
+    state = state_of(folder)
+    assert state["state"] == "finished"
+    assert state["comparison"] == str(folder.path / "compare.json")
+    assert f"comparison  {folder.path}" in shown(folder).replace("\n", "")
+
+
+def test_what_ends_a_block_is_written_down(comparing: Status) -> None:
+    with pytest.raises(RunError), comparing.ended():
+        raise RunError("got none")
+    assert comparing.document["ended"] == "got none"
+    with pytest.raises(ZeroDivisionError), comparing.ended():
+        raise ZeroDivisionError
+    assert comparing.document["ended"] == "ZeroDivisionError (see its terminal)"
+
+
+def test_looking_on_goes_on_from_a_run_to_its_comparison(
+    folder: RunFolder, status: Status, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between them the run is finished, but its folder held."""
+    story: list[str] = []
+    held = folder.held()
+
+    def meanwhile(_: float) -> None:
+        if not story:
+            folder.write_json(folder.summary, {})
+            status.end("finished")
+        elif len(story) == 1:
+            Status(folder.status, "her2-2026", 10, SITES).step(COMPARISON, 10)
+        else:
+            status.end("finished")
+            held.__exit__(None, None, None)
+        story.append(state_of(folder)["state"])
+
+    monkeypatch.setattr("her2_server.watch.time.sleep", meanwhile)
+    held.__enter__()
+    assert show(folder)["state"] == "finished"
+    assert story == ["finished", "comparing", "finished"]
 
 
 def test_looking_does_not_keep_a_coordinator_out(folder: RunFolder) -> None:

@@ -48,11 +48,10 @@ def fedavgm(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """v <- momentum * v + change; w <- w + rate * v. Remembers ``velocity`` (v, 0 at first).
 
-    A change that stays the same is in the end taken 1 / (1 - momentum) times: 10 times by default.
+    A change that stays the same is in the end taken 1 / (1 - momentum) times: twice by default.
 
     Source: Hsu, Qi and Brown, Measuring the effects of non-identical data distribution for
-    federated visual classification, 2019 (with the opposite sign of the change); the rate is that
-    of Reddi et al., ICLR 2021.
+    federated visual classification, 2019 (with the opposite sign of the change).
     """
     velocity = settings.momentum * _remembered(state, "velocity", start, 0.0) + change
     new = _moved(start, settings.server_learning_rate * velocity)

@@ -2,7 +2,7 @@
 
 A change comes as blocks, (slice, values) pairs in rising order that cover the group once: the
 mean of the accumulator in one block or in many, or ``robust.robust_changes`` as it reads its
-spool. Memory beyond the arguments: the new weights and the new state, and a block.
+spool. Memory beyond the arguments: the new weights, what a first step remembers, and a block.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ def step_group(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The group's new weights (n,) float32 and its new state, by the optimiser of ``settings``.
 
-    The same bits however ``changes`` is cut into blocks.
+    The new state takes the place of ``state`` in its arrays. The same bits however ``changes`` is
+    cut into blocks.
 
     Raises:
         ValueError: the blocks leave something out, overlap, or come in another order.
     """
     new = np.empty_like(start)
-    kept: dict[str, np.ndarray] = {}
+    kept = dict(state)
     done = 0
     for part, change in changes:
         if part.start != done or change.shape != (part.stop - part.start,):
@@ -43,7 +44,9 @@ def step_group(
         before = {name: array[part] for name, array in state.items()}
         new[part], after = optimise(start[part], change, before, settings)
         for name, array in after.items():
-            kept.setdefault(name, np.empty(start.shape, array.dtype))[part] = array
+            if name not in kept:
+                kept[name] = np.empty(start.shape, array.dtype)
+            kept[name][part] = array
         done = part.stop
     if done != start.size:
         raise ValueError(f"expected {start.size} values, got {done}")
@@ -70,9 +73,8 @@ def step(
     kept: dict[str, dict[str, np.ndarray]] = {}
     for group, values in start.items():
         if group in changes:
-            new[group], kept[group] = step_group(
-                values, changes[group], states.get(group, {}), settings
-            )
+            state = {name: array.copy() for name, array in states.get(group, {}).items()}
+            new[group], kept[group] = step_group(values, changes[group], state, settings)
         else:
             new[group], kept[group] = values.copy(), dict(states.get(group, {}))
     return new, kept
