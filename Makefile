@@ -41,7 +41,7 @@ lint: $(INSTALLED) ## Style, format, types and layers
 
 clean: ## Remove .venv, caches and the demo's files
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	rm -rf build dist demo runs/demo
+	rm -rf build dist demo runs/demo runs/demo-without-* runs/demo-leave-one-out.json
 	find client common deploy server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

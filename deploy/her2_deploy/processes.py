@@ -16,7 +16,6 @@ from her2_common.children import end_with_parent, stop_process
 from her2_common.console import console
 from her2_common.errors import ConnectionFailedError, Her2Error
 from her2_common.network import check_tls
-from her2_common.runtime import FLOWER_ENVIRONMENT
 
 LOOPBACK = "localhost,127.0.0.1"
 
@@ -31,6 +30,8 @@ def program(name: str) -> str:
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment for local children: no proxy for loopback, no calls home."""
+    from her2_common.runtime import FLOWER_ENVIRONMENT  # Flower, which `--help` does not need
+
     local = {"NO_PROXY": LOOPBACK, "no_proxy": LOOPBACK}
     return dict(os.environ) | FLOWER_ENVIRONMENT | local | dict(extra or {})
 

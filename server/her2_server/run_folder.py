@@ -30,7 +30,6 @@ from filelock import FileLock, Timeout
 from her2_common.config import FederationConfig, load
 from her2_common.errors import RunError
 from her2_common.files import replace_durably
-from her2_server.initial import read_initial
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,8 @@ class RunFolder:
             RunError: the folder holds a run already.
             ConfigError, DataError: the configuration or the release that it names is faulty.
         """
+        from her2_server.initial import read_initial  # torch, which only a new run needs
+
         self.require_free()
         config = load(FederationConfig, config_file)
         if (initial := read_initial(config)) is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 import httpx
@@ -145,7 +145,9 @@ def conduct(
                 ) from None
             finally:
                 if run_id:
-                    end_server_task(client, completed=completed, details=details)
+                    # After an error, it must not be hidden by a SuperLink that has gone, too.
+                    with nullcontext() if completed else suppress(httpx.TransportError):
+                        end_server_task(client, completed=completed, details=details)
                     run_id = 0
                 grid.close()
     except httpx.HTTPError as error:
@@ -161,9 +163,12 @@ def conduct(
 
 
 def _stop(control: ControlHttpClient, run_id: int) -> None:
-    """Stop a run; one that the SuperLink has ended or does not know needs no stopping."""
+    """Stop a run; one that the SuperLink has ended or does not know needs no stopping, nor does any
+    if nobody is there."""
     try:
         control.StopRun(StopRunRequest(run_id=run_id))
+    except httpx.TransportError:
+        return
     except httpx.HTTPStatusError as error:
         if error.response.status_code >= 500:
             raise

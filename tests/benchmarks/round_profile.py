@@ -92,11 +92,11 @@ def mean_seconds(profiles: Sequence[RoundProfile]) -> tuple[float, ...]:
 def _profile(
     server: Sequence[Request], sites: Mapping[str, Sequence[Request]], number: int
 ) -> RoundProfile:
-    started, ended = _bounds(server, str(number))
+    started, ended = _bounds(server, f"round {number}")
     marks: dict[str, list[float]] = {}
     to_site, from_site = {}, {}
     for name, requests in sites.items():
-        marks[name], to_site[name], from_site[name] = _follow(server, requests, str(number))
+        marks[name], to_site[name], from_site[name] = _follow(server, requests, f"round {number}")
     last = max(marks, key=lambda name: marks[name][-1])
     # Stages may overlap (a SuperNode offers a task before it has the content): a stage begins
     # when all before it are over, so that no second is counted twice.
