@@ -14,11 +14,17 @@ from her2_deploy.cli import app as deploy
 from her2_server.cli import app as server
 
 HEAVY = ("flwr", "matplotlib", "pandas", "pydicom", "scipy", "torch")
+LEAVE = """
+from {package}.cli import main
+try:
+    main()
+except SystemExit as left:
+    print(left.code)
+"""
 FAULTY = {
     "her2_server": [
         ["run", "federation.yaml"],
         ["leave-one-out", "federation.yaml"],
-        *([command, "federation.yaml"] for command in ("resume", "watch", "report", "compare")),
     ],
     "her2_client": [["start", "--site", "federation.yaml"]],
 }
@@ -46,6 +52,13 @@ def test_a_command_line_imports_no_heavy_library(package: str, allowed: set[str]
     assert imported(f"import {package}.cli")[1] <= allowed
 
 
+@pytest.mark.parametrize("command", ["resume", "watch", "report", "compare"])
+def test_a_folder_without_a_run_is_told_before_any_is(command: str, tmp_path: Path) -> None:
+    text, names = imported(LEAVE.format(package="her2_server"), command, str(tmp_path / "nowhere"))
+    assert text == "1\n"
+    assert names == set()
+
+
 @pytest.mark.parametrize("content", [None, "rounds: ["])
 @pytest.mark.parametrize(
     ("package", "words"), [(package, words) for package in FAULTY for words in FAULTY[package]]
@@ -56,13 +69,7 @@ def test_a_faulty_configuration_is_told_before_any_is(
     path = tmp_path / "federation.yaml"
     if content is not None:
         path.write_text(content, encoding="utf-8")
-    code = (
-        f"from {package}.cli import main\n"
-        "try:\n"
-        "    main()\n"
-        "except SystemExit as left:\n"
-        "    print(left.code)"
-    )
+    code = LEAVE.format(package=package)
     text, names = imported(code, *(w.replace("federation.yaml", str(path)) for w in words))
     assert text == "2\n"
     assert names == set()
