@@ -47,8 +47,8 @@ def order(began: float, ended: float, identity: str, group: str):
 
 def site_requests(name: str, late: float) -> list:
     """A site that takes its order at 3 s and replies; ``late`` moves its reply."""
-    pulled = PullMessagesResponse(messages_list=message(f"order-{name}", "2"))
-    reply = message(f"reply-{name}", "2", f"order-{name}")
+    pulled = PullMessagesResponse(messages_list=message(f"order-{name}", "round 2"))
+    reply = message(f"reply-{name}", "round 2", f"order-{name}")
     given = PushAppMessagesRequest(messages_list=reply).SerializeToString()
     sent = PushMessagesRequest(messages_list=reply).SerializeToString()
     return [
@@ -68,9 +68,9 @@ def site_requests(name: str, late: float) -> list:
 
 SERVER = [
     request(1.0, 1.1, RUNTIME + "get-nodes"),
-    order(1.1, 1.2, "order-a", "2"),
+    order(1.1, 1.2, "order-a", "round 2"),
     request(1.2, 1.3, RUNTIME + "push-object"),
-    order(1.3, 1.4, "order-b", "2"),
+    order(1.3, 1.4, "order-b", "round 2"),
     request(1.4, 1.5, RUNTIME + "push-object"),
     confirm(4.9, 5.0, RUNTIME, "reply-a"),
     confirm(6.9, 7.0, RUNTIME, "reply-b"),
@@ -109,5 +109,5 @@ def test_a_message_that_left_no_trace_is_an_error() -> None:
     sites = {"a": site_requests("a", 0.0)[:5]}
     with pytest.raises(ValueError, match="expected a request /v1/runtime/push-messages"):
         round_profile.profile_rounds(SERVER, sites, [2])
-    with pytest.raises(ValueError, match="expected an exchange '3'"):
+    with pytest.raises(ValueError, match="expected an exchange 'round 3'"):
         round_profile.profile_rounds(SERVER, {}, [3])
