@@ -5,8 +5,8 @@ For one vector (a parameter group, or its control), as in DoubleSqueeze (Tang et
 1. The run's model is the vector V that the sites hold. It begins as the initial weights. The
    coordinator keeps V, the last step, and what its own roundings left over.
 2. An order names the fingerprint of its round's V. It carries the last step to a site that holds
-   the V before, nothing to one that holds this V, V in float32 to any other. What a site holds is
-   known from the last order that it answered.
+   the V before, nothing to one that holds this V or draws it from the run's seed (in round 1), V in
+   float32 to any other. What a site holds is known from the last order that it answered.
 3. The site ``follow``s: it adds the decoded step to what it holds, as the coordinator did, and
    compares the fingerprint. If it does not hold what the step builds on (it was restarted, an order
    was lost), it says so (StaleBaseError), and V is sent whole.

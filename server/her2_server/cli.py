@@ -112,7 +112,6 @@ def leave_one_out(
     ] = False,
 ) -> None:
     """For each site, train without it and test there. Finished runs are passed over."""
-    _plan(federation)
     from her2_server.leave_one_out import plan
 
     runs = plan(federation, out, without or [])

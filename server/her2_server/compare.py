@@ -208,7 +208,7 @@ def conduct_comparison(
     """
     require_finished(folder)
     config = folder.load_config()
-    names = [site.name for site in config.sites if site.name != config.left_out]
+    names = config.training
     status = Status(folder.status, config.name, config.run.rounds, names)
     status.step(COMPARISON, len(folder.read_metrics()))
     with status.ended():

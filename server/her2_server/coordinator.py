@@ -34,7 +34,7 @@ from flwr.serverapp import Grid
 from her2_common import __version__
 from her2_common.cases import Split
 from her2_common.config import FederationConfig, Task
-from her2_common.errors import CheckpointError, Her2Error, RunError
+from her2_common.errors import CheckpointError, RunError
 from her2_common.model import GROUPS, build_model, get_groups
 from her2_common.wire import SiteDescription
 from her2_server import checkpoint, frozen
@@ -108,16 +108,8 @@ class Coordinator:
             RunError: a quorum is not reached in run.pause_timeout; the run can be resumed.
         """
         self.status.step("begin", 0)
-        try:
+        with self.status.ended():
             self._conduct()
-        except KeyboardInterrupt:
-            self.status.end("interrupted")
-            raise
-        except Exception as error:
-            known = isinstance(error, Her2Error)
-            self.status.end(str(error) if known else f"{type(error).__name__} (see its terminal)")
-            raise
-        self.status.end("finished")
 
     def _conduct(self) -> None:
         started = time.perf_counter()

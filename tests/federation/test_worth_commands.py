@@ -76,16 +76,23 @@ def ended(*_: object) -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
+def interrupted_at(
+    command: Command, name: str, fault: Any, federation: Any, out: Path
+) -> str | None:
+    """The hint of a `run --compare` that ends in ``fault`` where it calls ``commands.<name>``."""
+    words = ("run", federation.folder.config, "--compare", "--out", out)
+    error = command.broken_off(name, fault, federation, *words)
+    assert (str(error), error.exit_code) == ("interrupted", 130)
+    return error.hint
+
+
 @pytest.mark.parametrize("fault", [interrupted, ended])
 def test_broken_off_in_its_run_it_is_resumed_and_says_how_to_compare(
     make_federation: MakeFederation, command: Command, tmp_path: Path, fault: Any
 ) -> None:
-    federation = make_federation(centres=CENTRES, rounds=1)
-    out = tmp_path / "out"
-    words = ("run", federation.folder.config, "--compare", "--out", out)
-    error = command.broken_off("_train", fault, federation, *words)
-    assert (str(error), error.exit_code) == ("interrupted", 130)
-    assert error.hint == f"go on with it: her2-server resume {out}"
+    federation, out = make_federation(centres=CENTRES, rounds=1), tmp_path / "out"
+    hint = interrupted_at(command, "_train", fault, federation, out)
+    assert hint == f"go on with it: her2-server resume {out}"
     said = command(federation, "resume", out).err
     assert said.endswith(f"to compare with local models: her2-server compare {out}\n")
     assert not (out / "compare.json").exists()
@@ -95,12 +102,9 @@ def test_broken_off_in_its_run_it_is_resumed_and_says_how_to_compare(
 def test_broken_off_in_its_comparison_it_is_compared_again(
     make_federation: MakeFederation, command: Command, tmp_path: Path, fault: Any
 ) -> None:
-    federation = make_federation(centres=CENTRES, rounds=1)
-    out = tmp_path / "out"
-    words = ("run", federation.folder.config, "--compare", "--out", out)
-    error = command.broken_off("conduct_comparison", fault, federation, *words)
-    assert (str(error), error.exit_code) == ("interrupted", 130)
-    assert error.hint == f"go on with it: her2-server compare {out}"
+    federation, out = make_federation(centres=CENTRES, rounds=1), tmp_path / "out"
+    hint = interrupted_at(command, "conduct_comparison", fault, federation, out)
+    assert hint == f"go on with it: her2-server compare {out}"
     with pytest.raises(RunError, match="the run is finished") as finished:
         command(federation, "resume", out)
     assert str(finished.value.hint).endswith(f"her2-server compare {out}")

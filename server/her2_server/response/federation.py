@@ -14,7 +14,6 @@ No statistic is kept but in the result.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -33,7 +32,8 @@ from her2_common.response.queries import Query, Statistic
 from her2_common.response_wire import ResponseQuery, ResponseReply, arrays_record, read_arrays
 from her2_common.vectors import vectors_record
 from her2_common.wire import TaskOrder, document_record, read_document
-from her2_server.exchange import PAUSED_POLL_SECONDS, Exchange, Outcome, online_sites
+from her2_server.attendance import wait_until_online
+from her2_server.exchange import Exchange, Outcome
 from her2_server.response.command import Threshold, freeze, head
 from her2_server.run_folder import RunFolder
 
@@ -116,14 +116,12 @@ class Sites:
     def _wait_for(self, wanted: list[str]) -> None:
         """Step 1, until all are online."""
         keys = {site.name: site.public_key for site in self.config.sites if site.name in wanted}
-        told, until = "", time.monotonic() + self.config.run.start_timeout
-        while missing := sorted(keys.keys() - online_sites(self.grid, keys).keys()):
-            if (text := f"response: waits for {', '.join(missing)}") != told:
-                self.notify(text)
-                told = text
-            if time.monotonic() >= until:
-                return
-            time.sleep(PAUSED_POLL_SECONDS)
+
+        def on_wait(missing: Mapping[str, str]) -> None:
+            if missing:
+                self.notify(f"response: waits for {', '.join(missing)}")
+
+        wait_until_online(self.grid, keys, self.config.run.start_timeout, on_wait=on_wait)
 
     def _begin(
         self, answers: Mapping[str, Statistic | None], outcomes: Mapping[str, Outcome]
