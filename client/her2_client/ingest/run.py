@@ -108,7 +108,7 @@ def ingest(
             summary.published = write
     except OSError as error:
         raise DataError(
-            f"the images cannot be read on: {error.strerror}",
+            f"the images cannot be read on: {error.strerror or error}",
             hint="what was done is kept; run it again, and it goes on where it was",
         ) from None
     except MemoryError:

@@ -47,8 +47,7 @@ def outcomes_of(pending: list[Job], workers: int, guard: Guard) -> Generator[Out
     waiting: deque[Future[list[Outcome]]] = deque()
     try:
         for task in tasks:
-            with _uninterrupted():  # this is where workers start
-                waiting.append(pool.submit(_work, task))
+            waiting.append(_submit(pool, task))
             if len(waiting) >= workers * TASKS_AHEAD:
                 yield from waiting.popleft().result()
         while waiting:
@@ -59,12 +58,26 @@ def outcomes_of(pending: list[Job], workers: int, guard: Guard) -> Generator[Out
         for worker in set(multiprocessing.active_children()) - others:
             worker.kill()
         raise DataError(
-            "a worker process died, most likely for want of memory",
+            "a worker process died or could not be started, most likely for want of memory",
             hint="run: her2-client ingest --workers 1 (it goes on where it was)",
         ) from None
     finally:
         with _uninterrupted():  # a second Ctrl-C would leave workers that start without a parent
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, task: list[Job]) -> Future[list[Outcome]]:
+    """Hand ``task`` to the workers; until there are enough of them, this starts one more.
+
+    Raises:
+        BrokenProcessPool: a worker has died, or cannot be started. CPython says so itself only if
+            the death was noticed before; one that dies while another is started is an OSError.
+    """
+    try:
+        with _uninterrupted():
+            return pool.submit(_work, task)
+    except OSError as error:
+        raise BrokenProcessPool(str(error)) from error
 
 
 def worker_count(asked: int | None, images: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -574,6 +575,26 @@ def test_a_dead_worker_ends_it_with_a_hint(site: Any, monkeypatch: pytest.Monkey
     with pytest.raises(DataError, match="a worker process died") as caught:
         ingest(site.config(), workers=2)
     assert str(caught.value.hint).startswith("run: her2-client ingest --workers 1")
+
+
+def test_a_worker_that_cannot_be_started_ends_it_with_a_hint(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(13):
+        site.add(f"{number}", "us")
+    start, started = SpawnProcess.start, []
+
+    def second_fails(process: SpawnProcess) -> None:
+        if started:  # as when the first one dies meanwhile: the queue to it is closed already
+            raise OSError("handle is closed")
+        started.append(process)
+        start(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", second_fails)
+    with pytest.raises(DataError, match="a worker process died or could not be started") as caught:
+        ingest(site.config(), workers=2)
+    assert str(caught.value.hint).startswith("run: her2-client ingest --workers 1")
+    assert not started[0].is_alive()
 
 
 def test_the_summary_fits_80_columns(faulty: Any) -> None:
