@@ -22,8 +22,8 @@ from her2_common.model import preset
 from her2_common.response_wire import (
     ResponseQuery,
     ResponseReply,
-    arrays_record,
-    read_arrays,
+    read_statistics,
+    statistics_record,
 )
 from her2_common.vectors import read_steps, read_whole, vectors_record
 from her2_common.wire import (
@@ -120,7 +120,7 @@ def _response(site: Site, order: TaskOrder, content: RecordDict) -> RecordDict:
         read_whole(content, "weights", order.plan),
         asked.analysis,
         asked.threshold,
-        asked.query(read_arrays(content)),
+        asked.query(read_statistics(content)),
     )
     reply = ResponseReply(
         site=site.config.name,
@@ -132,7 +132,7 @@ def _response(site: Site, order: TaskOrder, content: RecordDict) -> RecordDict:
     )
     record = RecordDict({"reply": document_record(reply)})
     if answered.arrays is not None:
-        record["arrays"] = arrays_record(answered.arrays)
+        record["arrays"] = statistics_record(answered.arrays)
     return record
 
 

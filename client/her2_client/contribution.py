@@ -16,12 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from her2_client import site_memory
 from her2_client.local_objectives import OWN_LOSS, Objective, leaving, weights_to_use
+from her2_client.site_memory import Memory
 from her2_client.training import TrainResult
 from her2_common.broadcast import fingerprint, follow
 from her2_common.config import RunConfig
@@ -74,7 +73,9 @@ class Held:
                     )
                 taken[name] = (print_, np.array(whole[name]))
             elif name in steps and at_hand is not None:
+                del self._vectors[name]  # moved in place
                 taken[name] = (print_, follow(at_hand[1], steps[name], print_))
+                self._vectors[name] = taken[name]
             else:
                 drawn = drawn_by(order) if drawn is None else drawn
                 if name not in drawn or fingerprint(drawn[name]) != print_:
@@ -97,7 +98,7 @@ def drawn_by(order: TaskOrder) -> dict[str, np.ndarray]:
     return groups | {group + CONTROL: np.zeros_like(groups[group]) for group in names}
 
 
-def remembered(state: Path, order: TaskOrder) -> dict[str, np.ndarray]:
+def remembered(memory: Memory, order: TaskOrder) -> dict[str, np.ndarray]:
     """What the site kept in the order's base round; {} if the order needs nothing of it.
 
     The weights of an earlier round may be the final ones (run.patience), whose memory is gone: so
@@ -111,7 +112,7 @@ def remembered(state: Path, order: TaskOrder) -> dict[str, np.ndarray]:
         "train": keeps_memory(order.plan),
         "compare": isinstance(strategy.personal, Ditto) or bool(strategy.private_groups),
     }.get(order.task, bool(strategy.private_groups))
-    return site_memory.load(state, _run(order), order.base) if needed else {}
+    return memory.load(_run(order), order.base) if needed else {}
 
 
 def _run(order: TaskOrder) -> str:
@@ -208,14 +209,14 @@ def _rounded(
     return encode(change, form.kind, form.share, residual, out=change)
 
 
-def keep(state: Path, order: TaskOrder, memory: Weights) -> None:
+def keep(memory: Memory, order: TaskOrder, kept: Weights) -> None:
     """Write the round's memory, if the run has the site keep one.
 
     Raises:
         CheckpointError: it cannot be written.
     """
     if keeps_memory(order.plan):
-        site_memory.save(state, _run(order), order.round, memory, base=order.base)
+        memory.save(_run(order), order.round, kept, base=order.base)
 
 
 # --- a model of the site's own --------------------------------------------------------------------

@@ -32,6 +32,7 @@ from her2_client.policy import (
 )
 from her2_client.response import Responder
 from her2_client.scoring import Scores, histograms, profile, score
+from her2_client.site_memory import Memory
 from her2_client.training import TrainResult, train_round
 from her2_common import __version__
 from her2_common.cases import SPLITS, Modality, Split
@@ -40,7 +41,7 @@ from her2_common.encoding import Encoded
 from her2_common.errors import CacheError, DataError, TrainingError
 from her2_common.memory import keep_memory
 from her2_common.metrics import ScoreHistogram
-from her2_common.model import GROUPS, Group, MapModel, get_groups, preset
+from her2_common.model import GROUPS, Group, MapModel, get_groups, preset, set_groups
 from her2_common.novelty import Reference, counted
 from her2_common.vectors import Vector
 from her2_common.wire import Comparison, Counts, Flow, SiteDescription, SiteReply, TaskOrder
@@ -74,6 +75,11 @@ class Site:
         self._plan: RunConfig | None = None
         self._cohorts: dict[Split, Cohort] = {}
         self._held = Held()
+        self._memory = Memory(config.state)
+        # The model of the order before is made once: its weights are written anew, and what the
+        # seed draws of the groups that this site lacks has not moved.
+        self._spare: MapModel | None = None
+        self._used: MapModel | None = None
         self.responder = Responder(config, self.device, notify)
 
     def answer(
@@ -116,8 +122,9 @@ class Site:
         self._prepare(order.plan)
         if order.task == "describe":
             return Answer(self._describe(order.plan))
+        self._spare, self._used = self._used, None
         vectors = self._held.take(order, weights, steps or {})
-        memory = remembered(self.config.state, order)
+        memory = remembered(self._memory, order)
         start = start_of(order, vectors, memory)
         if order.task == "train":
             return self._train(order, start, vectors, memory)
@@ -138,7 +145,7 @@ class Site:
         """Load the cohorts of ``plan``, unless they are the ones at hand."""
         if plan == self._plan:
             return
-        self._plan, self._cohorts = None, {}
+        self._plan, self._cohorts, self._used = None, {}, None
         cache = open_cache(self.config.data.cache)
         layout = preset(plan.preset, **plan.layout)
         resident, told = residence(cache, layout, self.config.resident, self.device)
@@ -171,13 +178,19 @@ class Site:
             raise DataError(
                 f"expected the groups {', '.join(groups)}, got {', '.join(sorted(weights))}"
             )
-        return ready_model(
-            plan,
-            weights,
-            self.device,
-            rows_at_once=self.config.rows_at_once,
-            compiled=self.config.compile,
-        )
+        model, self._spare = self._spare, None
+        if model is not None:
+            set_groups(model, weights)
+        else:
+            model = ready_model(
+                plan,
+                weights,
+                self.device,
+                rows_at_once=self.config.rows_at_once,
+                compiled=self.config.compile,
+            )
+        self._used = model
+        return model
 
     # --- the five tasks -------------------------------------------------------------------------
 
@@ -238,7 +251,7 @@ class Site:
 
         done = contribute(order, start, vectors, memory, train)
         result = done.result
-        keep(self.config.state, order, done.memory)
+        keep(self._memory, order, done.memory)
         loss = "" if result.loss is None else f", loss {result.loss:.3f}"
         self.notify(
             f"round {order.round}/{order.plan.rounds}: trained {result.steps} steps in "
@@ -281,6 +294,7 @@ class Site:
                 round_number=number,
                 objective=objective,
             )
+        model.zero_grad(set_to_none=True)  # the model stays, the memory of its gradients need not
         return get_groups(model, groups), result
 
     def _profile(self, order: TaskOrder, weights: Mapping[str, np.ndarray]) -> Answer:

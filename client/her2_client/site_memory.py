@@ -34,15 +34,39 @@ from typing import Final
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from her2_common.errors import CheckpointError
-from her2_common.files import sync_folder
+from her2_common.files import sync
+from her2_common.tensors import write_tensors
 
 RUNS_KEPT: Final = 3
 """The newest runs whose memory stays: one at work, and two that may yet be resumed."""
 
 _RUN: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
+
+
+class Memory:
+    """The memories under a site's ``state``. What this process saved last is at hand, read-only,
+    and not read again; all else is as ``load`` and ``save`` say."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self._newest: tuple[str, int, dict[str, np.ndarray]] | None = None
+
+    def load(self, run: str, round_number: int) -> dict[str, np.ndarray]:
+        """``load`` of this state."""
+        if self._newest is not None and self._newest[:2] == (run, round_number):
+            return dict(self._newest[2])
+        return load(self.state, run, round_number)
+
+    def save(
+        self, run: str, round_number: int, arrays: Mapping[str, np.ndarray], *, base: int
+    ) -> None:
+        """``save`` to this state; the arrays must not be written to any more."""
+        save(self.state, run, round_number, arrays, base=base)
+        for array in arrays.values():
+            array.flags.writeable = False
+        self._newest = run, round_number, dict(arrays)
 
 
 def load(state: Path, run: str, round_number: int) -> dict[str, np.ndarray]:
@@ -125,19 +149,16 @@ def _digest(run: str, round_number: int, arrays: Mapping[str, np.ndarray]) -> st
     return digest.hexdigest()
 
 
-def _replace(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+def _replace(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
     """Write the file so that a reader sees the old or the new, and only the owner sees any."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
-    save_file(arrays, temporary, metadata)
-    handle = os.open(temporary, os.O_RDWR)
-    try:
-        os.fchmod(handle, 0o600)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        write_tensors(file, arrays, metadata)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def _make_folder(folder: Path) -> None:
@@ -145,7 +166,7 @@ def _make_folder(folder: Path) -> None:
     for one in (folder.parent.parent, folder.parent, folder):
         if not one.is_dir():
             one.mkdir(mode=0o700, parents=True)
-            sync_folder(one.parent)
+            sync(one.parent)
 
 
 def _drop_rounds(folder: Path, keep: set[Path]) -> None:

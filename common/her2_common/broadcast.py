@@ -63,17 +63,17 @@ def advance(
 
 
 def follow(held: np.ndarray, encoded: Encoded, expected: str) -> np.ndarray:
-    """What a site holds after the coordinator's ``advance``, float32 (n,), bit for bit.
+    """Move what a site holds as the coordinator's ``advance`` did: ``held``, float32 (n,), in
+    place, which is returned.
 
     ``expected`` is the fingerprint that the order names.
 
     Raises:
-        UpdateError: as ``decode``.
-        StaleBaseError: the site held something else.
+        UpdateError: as ``decode``; ``held`` is as it was.
+        StaleBaseError: the site held something else; ``held`` is of no use any more.
     """
-    moved = held.copy()
-    if moved.shape == (encoded.size,):
-        add_to(moved, encoded)
-    if (got := fingerprint(moved)) != expected:
+    if held.shape == (encoded.size,):
+        add_to(held, encoded)
+    if (got := fingerprint(held)) != expected:
         raise StaleBaseError(f"expected weights {expected[:12]}..., got {got[:12]}...")
-    return moved
+    return held

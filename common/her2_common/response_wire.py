@@ -1,18 +1,17 @@
 """What travels between the coordinator and a site for the task ``response``, as Flower records.
 
     order, coordinator to site
-        "order"    ConfigRecord {"json": TaskOrder}     the run, and the release's weights by
-                                                        their fingerprints
-        "query"    ConfigRecord {"json": ResponseQuery} the analysis plan, the frozen threshold,
-                                                        and what is asked
-        "arrays"   ArrayRecord {name: float64}          what earlier answers gave: coefficients,
-                                                        histograms of all sites
-        "weights"  ArrayRecord {group: float32 vector}  if the site has no scores of them yet
+        "order"    {"json": TaskOrder}      the run, and the release's weights by their fingerprints
+        "query"    {"json": ResponseQuery}  the analysis plan, the frozen threshold, what is asked
+        "arrays"   {name: float64}          what earlier answers gave: coefficients, histograms of
+                                            all sites
+        "weights"  {group: float32 vector}  if the site has no scores of them yet
     reply, site to coordinator
-        "reply"    ConfigRecord {"json": ResponseReply}
-        "arrays"   ArrayRecord {name: float64}          the statistic, unless it is withheld
+        "reply"    {"json": ResponseReply}
+        "arrays"   {name: float64}          the statistic, unless it is withheld
 
-The receiver trusts nothing: see her2_common.wire and her2_common.response.codec.
+Documents and arrays travel as in her2_common.wire. The receiver trusts nothing: see there and
+her2_common.response.codec.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from collections.abc import Mapping
 from typing import Annotated, Final
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, RecordDict
 from numpy.typing import NDArray
 from pydantic import Field
 
+from her2_common.arrays import Arrays, arrays_of, arrays_record
 from her2_common.config import Name
 from her2_common.errors import UpdateError
 from her2_common.response.plan import Plan
 from her2_common.response.queries import Kind, Query
 from her2_common.section import Section
-from her2_common.vectors import arrays_of, read_array
 
 _ARRAYS: Final = 64
 """Arrays of one message, at most: a plan has some 25 tables."""
@@ -75,14 +74,14 @@ class ResponseReply(Section):
     max_queries: int = Field(ge=0)
 
 
-def arrays_record(arrays: Mapping[str, NDArray[np.float64]]) -> ArrayRecord:
-    """Named arrays of float64 as an ArrayRecord."""
-    return ArrayRecord(
+def statistics_record(arrays: Mapping[str, NDArray[np.float64]]) -> Arrays:
+    """Named arrays of float64 as a record."""
+    return arrays_record(
         {name: Array(np.asarray(array, order="C")) for name, array in arrays.items()}
     )
 
 
-def read_arrays(record: RecordDict) -> dict[str, NDArray[np.float64]]:
+def read_statistics(record: RecordDict) -> dict[str, NDArray[np.float64]]:
     """The arrays of a message, none if it has none.
 
     Raises:
@@ -92,8 +91,7 @@ def read_arrays(record: RecordDict) -> dict[str, NDArray[np.float64]]:
     if len(arrays) > _ARRAYS:
         raise UpdateError(f"expected at most {_ARRAYS} arrays", reason="misshapen")
     result = {}
-    for name, array in arrays.items():
-        values = read_array(array)
+    for name, values in arrays.items():
         if values is None:
             raise UpdateError("not a numpy array", reason="misshapen")
         if values.dtype != np.float64:

@@ -234,9 +234,9 @@ class Compression(Section):
     head and clinical inputs are always sent whole. What is not sent is sent later (error feedback).
     """
 
-    up: Literal["float32", "int16", "int8"] = "float32"
+    up: Literal["float32", "int16", "int8", "int4"] = "float32"
     keep: float = Field(default=1.0, gt=0, le=1)
-    down: Literal["float32", "int16", "int8"] = "float32"
+    down: Literal["float32", "int16", "int8", "int4"] = "float32"
     down_keep: float = Field(default=1.0, gt=0, le=1)
 
     @model_validator(mode="after")

@@ -7,15 +7,13 @@ the sender.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from io import BytesIO
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
-from flwr.common.constant import SType
+from flwr.app import Array, RecordDict
 
+from her2_common.arrays import Arrays, arrays_of, arrays_record
 from her2_common.cases import MODALITIES
 from her2_common.config import RunConfig
 from her2_common.encoding import Encoded, encoded_bytes
@@ -33,7 +31,7 @@ class Form(NamedTuple):
     """How a vector of ``size`` values travels; see her2_common.encoding."""
 
     size: int
-    kind: Literal["float32", "int16", "int8"]
+    kind: Literal["float32", "int16", "int8", "int4"]
     share: float
 
 
@@ -55,7 +53,7 @@ def down_forms(plan: RunConfig) -> dict[str, Form]:
 
 
 def _forms(
-    plan: RunConfig, kind: Literal["float32", "int16", "int8"], share: float
+    plan: RunConfig, kind: Literal["float32", "int16", "int8", "int4"], share: float
 ) -> dict[str, Form]:
     return {
         name: Form(form.size, kind, share if name.split(".")[0] in MODALITIES else 1.0)
@@ -63,9 +61,9 @@ def _forms(
     }
 
 
-def vectors_record(vectors: Mapping[str, Vector]) -> ArrayRecord:
-    """Vectors, encoded or not, as an ArrayRecord."""
-    return ArrayRecord(
+def vectors_record(vectors: Mapping[str, Vector]) -> Arrays:
+    """Vectors, encoded or not, as a record."""
+    return arrays_record(
         {
             name: Array(vector.data if isinstance(vector, Encoded) else vector)
             for name, vector in vectors.items()
@@ -81,11 +79,10 @@ def read_vectors(record: RecordDict, key: str, forms: Mapping[str, Form]) -> dic
         UpdateError: "unknown group", "misshapen", "wrong type" or "not finite".
     """
     vectors: dict[str, Vector] = {}
-    for name, array in arrays_of(record, key).items():
+    for name, values in arrays_of(record, key).items():
         if name not in forms:
             raise UpdateError("an unknown parameter group", reason="unknown group")
         size, kind, share = forms[name]
-        values = read_array(array)
         if values is None:
             raise UpdateError(f"group {name}: not a numpy array", reason="misshapen")
         expected = np.dtype(np.float32 if kind == "float32" else np.uint8)
@@ -125,44 +122,3 @@ def read_steps(record: RecordDict, plan: RunConfig) -> dict[str, Encoded]:
     """
     read = read_vectors(record, "steps", down_forms(plan))
     return {name: vector for name, vector in read.items() if isinstance(vector, Encoded)}
-
-
-def arrays_of(record: RecordDict, key: str) -> Mapping[str, Array]:
-    """The arrays of a message under ``key``, none if it has none.
-
-    Not by ``record.array_records``: to look there ties the record into a cycle of references, and
-    the arrays of one message after the other would wait for the garbage collector.
-    """
-    arrays = record.get(key)
-    return arrays if isinstance(arrays, ArrayRecord) else {}
-
-
-_HEADER_BYTES: Final = 4096
-_HEADERS: Final = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
-
-
-def read_array(array: Array) -> np.ndarray | None:
-    """The array of a message as a read-only view of its bytes, or None if they are anything else.
-
-    numpy's own reader makes room for whatever shape the bytes claim, and opens archives; here the
-    header is read alone, and must fit to the number of bytes that came.
-    """
-    if array.stype != SType.NUMPY:
-        return None
-    try:
-        data = array.data
-        head = BytesIO(data[:_HEADER_BYTES])
-        read_header = _HEADERS[np.lib.format.read_magic(head)]
-        shape, fortran, dtype = read_header(head, max_header_size=_HEADER_BYTES)
-        size = math.prod(shape)
-        if (fortran and len(shape) > 1) or dtype.hasobject or min(shape, default=0) < 0:
-            return None
-        if len(data) != head.tell() + size * dtype.itemsize:
-            return None
-        values = np.frombuffer(data, dtype, count=size, offset=head.tell())
-        return values.reshape(shape)
-    except Exception:  # a header is text, and whatever it holds may be wrong in many ways
-        return None

@@ -1,27 +1,30 @@
 """What travels between the coordinator and a site, as Flower records.
 
     order, coordinator to site
-        "order"    ConfigRecord {"json": TaskOrder}
-        "weights"  ArrayRecord {vector: float32}            train, profile, evaluate, compare: whole
-        "steps"    ArrayRecord {vector: uint8}              the same: what is new, encoded
-        "initial"  ArrayRecord {group: float32 vector}      compare, of a run begun from a release
-        "references"  ArrayRecord {"mg.mean": float32 (d,), "mg.factor": float32 (d, d), ...}
-                                                            evaluate, after a profile
+        "order"    {"json": TaskOrder}
+        "weights"  {vector: float32}               train, profile, evaluate, compare: whole
+        "steps"    {vector: uint8}                 the same: what is new, encoded
+        "initial"  {group: float32 vector}         compare, of a run begun from a release
+        "references"  {"mg.mean": float32 (d,), "mg.factor": float32 (d, d), ...}
+                                                   evaluate, after a profile
     reply, site to coordinator
-        "reply"    ConfigRecord {"json": SiteDescription}   describe
-                   ConfigRecord {"json": SiteReply}         train, profile, evaluate
-                   ConfigRecord {"json": Comparison}        compare
-        "update"   ArrayRecord {vector: float32 or uint8}   train: the changes, encoded or not
-        "scores"   ArrayRecord {"cells": int32 (cells, 4)}  train, profile, evaluate
-        "moments"  ArrayRecord {modality: float64 (d + 1, d + 1)}  profile
-        "distances"  ArrayRecord {"cells": int32 (cells, 4)}  evaluate, with references
+        "reply"    {"json": SiteDescription}       describe
+                   {"json": SiteReply}             train, profile, evaluate
+                   {"json": Comparison}            compare
+        "update"   {vector: float32 or uint8}      train: the changes, encoded or not
+        "scores"   {"cells": int32 (cells, 4)}     train, profile, evaluate
+        "moments"  {modality: float64 (d + 1, d + 1)}  profile
+        "distances"  {"cells": int32 (cells, 4)}   evaluate, with references
+
+Documents are ConfigRecords; arrays are ConfigRecords of bytes, or ArrayRecords if they are large
+(her2_common.arrays).
 
 A vector is a group of the model's parameters ("mg", "head", ...) or, with SCAFFOLD, its control
 ("mg.control"). An order names the fingerprint of every vector that it is about; what the site holds
 already is not sent again (her2_common.broadcast).
 
-One flat array a vector: Flower moves every array in requests of its own, so few large arrays
-travel faster than many small ones. Everything that crosses is listed here and nowhere else.
+One flat array a vector: few large arrays travel faster than many small ones. Everything that
+crosses is listed here and nowhere else.
 
 The receiver trusts nothing: documents are checked against their schema, arrays for their length
 before anything is read, then for their type, shape and finiteness.
@@ -34,9 +37,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ConfigRecord, RecordDict
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from her2_common.arrays import Arrays, arrays_of, arrays_record
 from her2_common.cases import MODALITIES, Modality, Split
 from her2_common.config import Name, RunConfig, Task
 from her2_common.errors import MetricError, UpdateError
@@ -44,7 +48,6 @@ from her2_common.metrics import GRID, ScoreHistogram
 from her2_common.model import Group
 from her2_common.novelty import Reference, pack, unpack
 from her2_common.section import Section
-from her2_common.vectors import arrays_of, read_array
 
 MESSAGE_TYPES: Final[dict[Task, str]] = {
     "describe": "query",
@@ -212,7 +215,7 @@ def read_document(record: RecordDict, key: str, schema: type[D]) -> D:
         UpdateError: it is missing or breaks the schema.
     """
     try:
-        text: Any = record[key]["json"]  # not by config_records: see her2_common.vectors.arrays_of
+        text: Any = record[key]["json"]  # not by config_records: see her2_common.arrays.arrays_of
         return schema.model_validate(json.loads(text))
     except KeyError:
         raise UpdateError(f"expected a document {key!r}, got none", reason="missing") from None
@@ -223,7 +226,7 @@ def read_document(record: RecordDict, key: str, schema: type[D]) -> D:
         ) from None
 
 
-def scores_record(scores: Mapping[K, ScoreHistogram]) -> tuple[ArrayRecord, tuple[K, ...]]:
+def scores_record(scores: Mapping[K, ScoreHistogram]) -> tuple[Arrays, tuple[K, ...]]:
     """Histograms as their non-empty cells: int32 rows (key index, class, bin, count)."""
     keys = tuple(sorted(scores))
     rows = []
@@ -232,7 +235,7 @@ def scores_record(scores: Mapping[K, ScoreHistogram]) -> tuple[ArrayRecord, tupl
             for position in np.flatnonzero(counts):
                 rows.append((index, label, int(position), int(counts[position])))
     cells = np.array(rows, dtype=np.int32).reshape(-1, 4)
-    return ArrayRecord({"cells": Array(cells)}), keys
+    return arrays_record({"cells": Array(cells)}), keys
 
 
 def read_scores(
@@ -246,7 +249,7 @@ def read_scores(
     arrays = arrays_of(record, name)
     if "cells" not in arrays:
         raise UpdateError(f"expected histograms of {name}, got none", reason="missing")
-    cells = read_array(arrays["cells"])
+    cells = arrays["cells"]
     limits = np.array([len(keys), 2, GRID + 1])
     if (
         cells is None
@@ -266,9 +269,9 @@ def read_scores(
         raise UpdateError(f"histograms of {name}: {error}", reason="misshapen") from None
 
 
-def moments_record(moments: Mapping[Modality, np.ndarray]) -> ArrayRecord:
-    """Second moments of features as an ArrayRecord."""
-    return ArrayRecord({modality: Array(total) for modality, total in moments.items()})
+def moments_record(moments: Mapping[Modality, np.ndarray]) -> Arrays:
+    """Second moments of features as a record."""
+    return arrays_record({modality: Array(total) for modality, total in moments.items()})
 
 
 def read_moments(
@@ -285,11 +288,10 @@ def read_moments(
     if "moments" not in record:
         raise UpdateError("expected second moments, got none", reason="missing")
     result: dict[Modality, np.ndarray] = {}
-    for name, array in arrays_of(record, "moments").items():
+    for name, total in arrays_of(record, "moments").items():
         modality = next((m for m in MODALITIES if m == name), None)
         if modality is None or name not in counts:
             raise UpdateError("moments of no modality of this site", reason="unknown group")
-        total = read_array(array)
         if total is None or total.shape != (d + 1, d + 1):
             raise UpdateError(
                 f"moments {name}: expected shape {(d + 1, d + 1)}", reason="misshapen"
@@ -311,9 +313,9 @@ def read_moments(
     return result
 
 
-def references_record(references: Mapping[Modality, Reference]) -> ArrayRecord:
-    """References as an ArrayRecord."""
-    return ArrayRecord({name: Array(array) for name, array in pack(references).items()})
+def references_record(references: Mapping[Modality, Reference]) -> Arrays:
+    """References as a record."""
+    return arrays_record({name: Array(array) for name, array in pack(references).items()})
 
 
 def read_references(record: RecordDict, d: int) -> dict[Modality, Reference]:
@@ -322,14 +324,15 @@ def read_references(record: RecordDict, d: int) -> dict[Modality, Reference]:
     Raises:
         UpdateError: "misshapen" or "not finite".
     """
-    arrays = arrays_of(record, "references")
-    return unpack({name: read_array(array) for name, array in arrays.items()}, d)
+    return unpack(arrays_of(record, "references"), d)
 
 
 def payload_bytes(record: RecordDict) -> int:
     """Bytes of content in a message: serialised arrays and documents, without Flower's framing."""
-    return sum(
-        len(value.data) if isinstance(value, Array) else len(str(value).encode())
-        for part in record.values()
-        for value in part.values()
-    )
+    return sum(_bytes(value) for part in record.values() for value in part.values())
+
+
+def _bytes(value: object) -> int:
+    if isinstance(value, Array | bytes):
+        return len(value.data if isinstance(value, Array) else value)
+    return len(str(value).encode())

@@ -66,7 +66,7 @@ run:
   local_epochs: {local_epochs}
   batch_size: 6
   learning_rate: 0.002
-  compression: {{up: int8, keep: 0.4, down: int8}}
+  compression: {{up: int4, down: int4}}
   seed: {seed}
   round_timeout: 180
   start_timeout: 120

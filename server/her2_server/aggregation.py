@@ -30,7 +30,7 @@ MAX_CHANGE: Final = 2.0**8
 MAX_CASES: Final = 2**24
 """Cases over all sites: 8 + 30 + 24 bits and the sign fit into 64."""
 
-PIECE: Final = 128 * BLOCK
+PIECE: Final = 512 * BLOCK
 """Values worked on at a time: their int64 steps stay in a core's cache. A design value."""
 
 Change = np.ndarray | Parts
@@ -99,7 +99,7 @@ def _vetted(vector: np.ndarray | Encoded, size: int) -> Change:
 
 def _largest(parts: Parts) -> float:
     """A magnitude that no value exceeds: exact where it matters, for steps that are not small."""
-    bits = 8 * parts.numbers.itemsize
+    bits = parts.bits
     highest = int(parts.exponents.max(initial=-128))
     if highest + bits - 1 <= np.log2(MAX_CHANGE):
         return float(2.0 ** (highest + bits - 1) - 2.0**highest)
@@ -155,7 +155,7 @@ def _steps(change: Change, count: int) -> Iterator[tuple[slice | np.ndarray, np.
     """``count`` times the change in steps of 2**-30, whole numbers, and where to add it; a piece at
     a time, valid until the next."""
     positions = None if isinstance(change, np.ndarray) else change.positions
-    size = change.size if isinstance(change, np.ndarray) else change.numbers.size
+    size = change.size if isinstance(change, np.ndarray) else change.kept
     scaled = np.empty(min(PIECE, size), np.float64)
     for begin in range(0, size, PIECE):
         part = slice(begin, min(begin + PIECE, size))
@@ -167,9 +167,9 @@ def _steps(change: Change, count: int) -> Iterator[tuple[slice | np.ndarray, np.
             blocks = slice(begin // BLOCK, -(-part.stop // BLOCK))
             exponents = change.exponents[blocks].astype(np.int64) + FRACTION_BITS
             if exponents.min() >= 0:
-                steps = _whole(change.numbers[part], np.int64(count) << exponents)
+                steps = _whole(change.numbers(part), np.int64(count) << exponents, change.bits)
             else:
-                values[:] = change.numbers[part]
+                values[:] = change.numbers(part)
                 _scale(values, 2.0**exponents)
                 steps = _rounded(values, count)
         yield part if positions is None else positions[part], steps
@@ -181,10 +181,10 @@ def _rounded(values: np.ndarray, count: int) -> np.ndarray:
     return steps
 
 
-def _whole(numbers: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    """Numbers times the factors of their blocks, all in integers: in int32 where that holds them,
-    which is twice as fast."""
-    largest = int(factors.max()) << (8 * numbers.itemsize - 1)
+def _whole(numbers: np.ndarray, factors: np.ndarray, bits: int) -> np.ndarray:
+    """Numbers of so many bits times the factors of their blocks, all in integers: in int32 where
+    that holds them, which is twice as fast."""
+    largest = int(factors.max()) << (bits - 1)
     kind = np.int32 if largest < 2**31 else np.int64
     steps: np.ndarray = numbers.astype(kind)
     _scale(steps, factors.astype(kind))

@@ -9,7 +9,7 @@
                          the fingerprints of the vectors, and the SHA-256 of all these
 
 1. Write the files into rounds/.0007.tmp as the groups are worked out (``Draft.add``), fsync each
-   and, with state.json, the folder (``Draft.seal``).
+   while the next is worked out and, with state.json, the folder (``Draft.seal``).
 2. Rename it to rounds/0007 and fsync rounds/ (``Draft.publish``). The newest KEPT rounds and one
    that the caller names stay.
 
@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -34,12 +34,11 @@ from safetensors import SafetensorError, safe_open
 
 from her2_common.broadcast import fingerprint
 from her2_common.errors import CheckpointError
-from her2_common.files import sync_folder, write_durably
+from her2_common.files import sync, write_durably
+from her2_common.tensors import write_tensors
 
 KEPT: Final = 3
 """Rounds that stay: the newest, and two to go back to if it is damaged."""
-
-_DTYPES: Final = {"float32": "F32", "float64": "F64", "uint8": "U8"}
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,8 @@ class Draft:
         self._files: dict[str, str] = {}
         self._fingerprints: dict[str, str] = {}
         self._state: dict[str, Any] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._syncing: list[Future[None]] = []
         self.seconds = 0.0
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.temporary, ignore_errors=True)
@@ -96,14 +97,20 @@ class Draft:
         """Write the tensors of a group; "weights" and "control" are what the sites will hold."""
         began = time.perf_counter()
         path = self.temporary / f"{group}.safetensors"
-        self._files[path.name] = _write_tensors(path, tensors)
+        with path.open("wb") as file:
+            self._files[path.name] = write_tensors(file, tensors)
+        self._syncing.append(self._thread.submit(sync, path))
         for name, vector in (("weights", group), ("control", f"{group}.control")):
             if name in tensors:
                 self._fingerprints[vector] = fingerprint(tensors[name])
         self.seconds += time.perf_counter() - began
 
     def seal(self, state: Mapping[str, Any]) -> None:
-        """Write state.json: nothing more is added."""
+        """Write state.json: nothing more is added, and what was is durable."""
+        began = time.perf_counter()
+        for file in self._syncing:
+            file.result()
+        self._thread.shutdown()
         self._state = dict(state) | {
             "round": self.number,
             "files": self._files,
@@ -111,7 +118,8 @@ class Draft:
         }
         self._state["state_sha256"] = _digest(self._state)
         write_durably(self.temporary / "state.json", json.dumps(self._state, indent=1).encode())
-        sync_folder(self.temporary)
+        sync(self.temporary)
+        self.seconds += time.perf_counter() - began
 
     def publish(self, keep: int | None = None) -> Checkpoint:
         """Let the round be seen, and drop old ones but for round ``keep``; one of the same number
@@ -120,7 +128,7 @@ class Draft:
         final = self.folder / f"{self.number:04d}"
         shutil.rmtree(final, ignore_errors=True)
         self.temporary.rename(final)
-        sync_folder(self.folder)
+        sync(self.folder)
         for path in _rounds(self.folder)[KEPT:]:
             if int(path.name) not in (keep, self.number):
                 shutil.rmtree(path)
@@ -140,31 +148,6 @@ def save(folder: Path, checkpoint: Checkpoint) -> Checkpoint:
         draft.add(group, {"weights": weights, **beside})
     draft.seal(checkpoint.state)
     return draft.publish()
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> str:
-    """A safetensors file, and its SHA-256. Its library's writer would copy all tensors first."""
-    header: dict[str, Any] = {}
-    end = 0
-    for name, array in tensors.items():
-        begin, end = end, end + array.nbytes
-        header[name] = {
-            "dtype": _DTYPES[array.dtype.name],
-            "shape": list(array.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    contents: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text]
-    contents += [np.ascontiguousarray(array).view(np.uint8).data for array in tensors.values()]
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for content in contents:
-            file.write(content)
-            digest.update(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
 
 
 def _digest(state: Mapping[str, Any]) -> str:

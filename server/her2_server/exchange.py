@@ -41,10 +41,14 @@ from her2_common.errors import PolicyError, RunError, StaleBaseError, UpdateErro
 from her2_common.wire import MESSAGE_TYPES, payload_bytes
 
 POLL_SECONDS: Final = 0.1
-"""Between two looks for replies."""
+"""Between two looks for replies, at least ..."""
+
+POLL_SHARE: Final = 0.01
+"""... and this share of the time since anything was sent or came: a look costs the SuperLink 10 ms,
+which a long round is better spent without."""
 
 PAUSED_POLL_SECONDS: Final = 1.0
-"""The same while the run pauses, and between two looks for who is online."""
+"""At most, and in a pause; also between two looks for who is online."""
 
 AGAIN_SECONDS: Final = 10.0
 """In a pause, until a site that could not answer is asked again; doubled each time ..."""
@@ -181,6 +185,8 @@ class _Ask:
     nodes: dict[str, int] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     looked: float = -math.inf
+    heard: float = field(default_factory=time.monotonic)
+    """When an order was last sent or a reply came."""
     paused: float = 0.0
     """When the pause began; 0: it has not."""
 
@@ -192,7 +198,7 @@ class _Ask:
                 if seat.online and not seat.done and time.monotonic() >= seat.ask_at:
                     self._send(seat)
             if not self._receive() and not self._over():
-                time.sleep(PAUSED_POLL_SECONDS if self.paused else POLL_SECONDS)
+                time.sleep(self._until_next_look())
         for seat in self.seats.values():
             if seat.working:
                 self._end(seat, "missing", "still at work when the others were enough")
@@ -285,7 +291,7 @@ class _Ask:
             content, self.nodes[seat.site], MESSAGE_TYPES[task], ttl=ttl, group_id=self.what
         )
         ids = list(self.post.grid.push_messages([message]))
-        now = time.monotonic()
+        self.heard = now = time.monotonic()
         seat.orders += int(task == self.task)
         if self.paused:
             seat.ask_at = now + seat.again
@@ -303,6 +309,12 @@ class _Ask:
 
     # --- 2. replies -----------------------------------------------------------------------------
 
+    def _until_next_look(self) -> float:
+        if self.paused:
+            return PAUSED_POLL_SECONDS
+        quiet = time.monotonic() - self.heard
+        return min(max(POLL_SECONDS, POLL_SHARE * quiet), PAUSED_POLL_SECONDS)
+
     def _receive(self) -> bool:
         """Take the replies that are there; says whether there were any."""
         now = time.monotonic()
@@ -311,6 +323,8 @@ class _Ask:
         if not self.post._open:
             return False
         replies = list(self.post.grid.pull_messages(list(self.post._open)))
+        if replies:
+            self.heard = time.monotonic()
         answered: dict[str, _Asked] = {}
         for reply in replies:
             number = reply.metadata.reply_to_message_id

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, RecordDict
 
 from her2_common import __version__
+from her2_common.arrays import Arrays, arrays_record
 from her2_common.broadcast import fingerprint
 from her2_common.cases import Split
 from her2_common.config import FederationConfig, Task
@@ -69,7 +70,9 @@ class Orders:
         self._held: dict[str, dict[str, str]] = {}  # site: {vector: fingerprint}
         self._named: dict[str, dict[str, str]] = {}  # the same, of the last order
         # Serialised vectors, as long as an order that holds them is under way.
-        self._arrays: WeakValueDictionary[tuple[str, str], Array] = WeakValueDictionary()
+        self._records: WeakValueDictionary[tuple[tuple[str, str], ...], Arrays] = (
+            WeakValueDictionary()
+        )
 
     def describe(self) -> RecordDict:
         """The order to describe itself, the same for every site."""
@@ -107,18 +110,20 @@ class Orders:
         )
         self._named[site.site] = named
         held = self._held.get(site.site, {})
-        weights, steps = ArrayRecord(), ArrayRecord()  # filled one by one: else they copy
+        weights: dict[str, str] = {}
+        steps: dict[str, str] = {}
         for name, print_ in named.items():
             if held.get(name) == print_ or (model.drawn and not whole):
                 continue
             if model.step is not None and model.before.get(name, "") == held.get(name):
-                steps[name] = self._array("step", name, print_, model.step)
+                steps[name] = print_
             else:
-                weights[name] = self._array("whole", name, print_, model.whole)
+                weights[name] = print_
         record = RecordDict({"order": document_record(order)})
-        for key, arrays in (("weights", weights), ("steps", steps)):
-            if arrays:
-                record[key] = arrays
+        if weights:
+            record["weights"] = self._record("weights", weights, model.whole)
+        if steps and model.step is not None:
+            record["steps"] = self._record("steps", steps, model.step)
         return record
 
     def answered(self, site: str) -> None:
@@ -134,8 +139,12 @@ class Orders:
             groups += [group + CONTROL for group in site.groups if group not in private]
         return groups
 
-    def _array(self, kind: str, name: str, print_: str, read: Callable[[str], np.ndarray]) -> Array:
-        array = self._arrays.get((kind, print_))
-        if array is None:
-            array = self._arrays[kind, print_] = Array(read(name))
-        return array
+    def _record(
+        self, kind: str, prints: Mapping[str, str], read: Callable[[str], np.ndarray]
+    ) -> Arrays:
+        key = ((kind, ""), *prints.items())
+        record = self._records.get(key)
+        if record is None:
+            record = arrays_record({name: Array(read(name)) for name in prints})
+            self._records[key] = record
+        return record

@@ -38,6 +38,8 @@ Setting = tuple[Kind, float]
 SETTINGS: Final[tuple[Setting, ...]] = (
     ("int16", 1.0),
     ("int8", 1.0),
+    ("int4", 1.0),
+    ("int8", 0.4),
     ("int8", 0.1),
     ("int8", 0.01),
 )
@@ -46,12 +48,15 @@ WAYS: Final[dict[str, tuple[Setting | None, Setting | None]]] = {
     "float32, own groups": (None, None),
     "16 bits both ways": (("int16", 1.0), ("int16", 1.0)),
     "8 bits both ways": (("int8", 1.0), ("int8", 1.0)),
+    "8 bits down, 4 bits up": (("int8", 1.0), ("int4", 1.0)),
+    "4 bits both ways": (("int4", 1.0), ("int4", 1.0)),
+    "8 bits down, top 40 % up": (("int8", 1.0), ("int8", 0.4)),
     "8 bits down, top 10 % up": (("int8", 1.0), ("int8", 0.1)),
     "top 10 % both ways": (("int8", 0.1), ("int8", 0.1)),
 }
 """To a site and from it; None is float32."""
 
-CHOSEN: Final = "8 bits down, top 10 % up"
+CHOSEN: Final = "4 bits both ways"
 TARGET: Final = 0.15
 """Of the bytes of plain FedAvg."""
 ROUNDS: Final = 12

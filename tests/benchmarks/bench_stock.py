@@ -10,7 +10,7 @@ sites score their validation cases and train one epoch: seconds of work, the sam
    (stock/stock_app.py), ``flower-superlink`` and ``flower-supernode`` at theirs. FedAvg's exchange
    for evaluation is left out, though it would send the weights a second time.
 2. float32: her2-map as it comes.
-3. int8: her2-map with ``compression: {up: int8, keep: 0.4, down: int8}``.
+3. int4: her2-map with ``compression: {up: int4, down: int4}``.
 4. long: as 3, with so many epochs that the slowest site works ``--train-seconds`` or more. What
    the round takes beyond that site's own seconds is the price of federation.
 
@@ -63,7 +63,7 @@ FASTER: Final = 5.0
 OVERHEAD: Final = 0.10
 """A long round is to take at most this share more than its slowest site's own seconds."""
 
-INT8: Final = {"up": "int8", "keep": 0.4, "down": "int8"}
+INT4: Final = {"up": "int4", "down": "int4"}
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ def main(
         folder = Path(name)
         parts = {"stock": told(stock(folder / "stock", changes))}
         parts["float32"] = told(ours(folder / "float32", changes))
-        parts["int8"] = told(ours(folder / "int8", changes | {"compression": INT8}))
-        epochs = math.ceil(1.2 * train_seconds / median(parts["int8"].work))
-        longer = {"compression": INT8, "local_epochs": epochs}
+        parts["int4"] = told(ours(folder / "int4", changes | {"compression": INT4}))
+        epochs = math.ceil(1.2 * train_seconds / median(parts["int4"].work))
+        longer = {"compression": INT4, "local_epochs": epochs}
         parts["long"] = told(ours(folder / "long", changes | longer))
     report = summarise(parts, epochs)
     if json_:
@@ -212,7 +212,7 @@ def summarise(parts: dict[str, Part], epochs: int) -> dict[str, Any]:
     long = parts["long"]
     over = [total / own - 1 for total, own in zip(long.seconds, long.work, strict=True)]
     model = get_groups(build_model("scaled", 1), GROUPS)
-    faster = median(base.seconds) / median(parts["int8"].seconds)
+    faster = median(base.seconds) / median(parts["int4"].seconds)
     enough = faster >= FASTER and median(over) <= OVERHEAD
     return {
         "weights_bytes": sum(vector.nbytes for vector in model.values()),
@@ -259,7 +259,7 @@ def show(report: dict[str, Any]) -> None:
     over = ", ".join(f"{value:+.1%}" for value in report["overhead"])
     loads = ", ".join(f"{part['load_before']:.1f}" for part in report["parts"].values())
     console.print(
-        f"weights {report['weights_bytes'] / 1e6:.0f} MB; bars: int8 {FASTER:.0f} times faster "
+        f"weights {report['weights_bytes'] / 1e6:.0f} MB; bars: int4 {FASTER:.0f} times faster "
         f"than stock, long {OVERHEAD:.0%} over its site's own: "
         f"{'met' if report['met'] else 'MISSED'}"
     )

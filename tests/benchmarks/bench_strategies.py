@@ -58,6 +58,7 @@ from her2_client.contribution import personal_weights, remembered, start_of
 from her2_client.engine import make_deterministic, ready_model
 from her2_client.keys import public_key
 from her2_client.site import Site
+from her2_client.site_memory import Memory
 from her2_common.cases import MODALITIES, SPLITS, Modality
 from her2_common.clinical import HER2_LEVELS
 from her2_common.config import SiteConfig
@@ -111,6 +112,16 @@ ARMS: Final[dict[str, dict[str, Any]]] = {
     "int8, keep .1": {"compression": {"up": "int8", "keep": 0.1, "down": "int8"}},
     "int8, keep .25": {"compression": {"up": "int8", "keep": 0.25, "down": "int8"}},
     "int8, keep .4": {"compression": {"up": "int8", "keep": 0.4, "down": "int8"}},
+    "int4 up, int8 down": {"compression": {"up": "int4", "down": "int8"}},
+    "int4": {"compression": {"up": "int4", "down": "int4"}},
+    "fedavgm .5, int4": {
+        **step("fedavgm", momentum=0.5),
+        "compression": {"up": "int4", "down": "int4"},
+    },
+    "fedavgm .5, int4 up, int8 down": {
+        **step("fedavgm", momentum=0.5),
+        "compression": {"up": "int4", "down": "int8"},
+    },
     "fedavgm .5, int8, keep .4": {
         **step("fedavgm", momentum=0.5),
         "compression": {"up": "int8", "keep": 0.4, "down": "int8"},
@@ -312,7 +323,7 @@ def weights_of(site: Site, run: RunFolder, last: checkpoint.Checkpoint) -> dict[
         split="test",
         plan=config.run,
     )
-    memory = remembered(site.config.state, order)
+    memory = remembered(Memory(site.config.state), order)
     groups: dict[str, np.ndarray] = {group: last.groups[group] for group in site._groups()}
     start = start_of(order, groups, memory)
     return personal_weights(config.run, start, memory, site._trained) or start

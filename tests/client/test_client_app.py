@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from tests.messages import arrays_in
 
 from her2_client.app import make_app
 from her2_client.keys import new_node_key
@@ -111,8 +112,7 @@ def test_steps_and_encoded_changes_travel_as_bytes() -> None:
     record = RecordDict({"order": document_record(document), "steps": vectors_record({"us": step})})
     reply = ask(site, record)
     assert site.steps["us"].data.tobytes() == step.data.tobytes()
-    (array,) = reply.content["update"].values()
-    assert array.numpy().tobytes() == sent.data.tobytes()
+    assert arrays_in(reply.content, "update")["us"].tobytes() == sent.data.tobytes()
     record["steps"] = vectors_record({"us": sent})  # in another form than the plan's
     assert ask(site, record).error.reason == "update"
 

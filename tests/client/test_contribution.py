@@ -18,6 +18,7 @@ from her2_client.contribution import (
     start_of,
 )
 from her2_client.local_objectives import Objective
+from her2_client.site_memory import Memory
 from her2_client.training import TrainResult
 from her2_common.broadcast import advance, fingerprint
 from her2_common.config import RunConfig
@@ -156,17 +157,20 @@ KEEPING = {
 def test_a_memory_is_kept_where_the_run_needs_one(tmp_path: Path, name: str) -> None:
     of = plan(**KEEPING[name])
     assert keeps_memory(of)
-    keep(tmp_path, order(of), {"x": np.ones(2, np.float32)})
-    assert remembered(tmp_path, order(of, 2, 1)).keys() == {"x"}
-    with pytest.raises(CheckpointError, match="memory of round 2"):
-        remembered(tmp_path, order(of, 3, 2))
+    memory = Memory(tmp_path)
+    keep(memory, order(of), {"x": np.ones(2, np.float32)})
+    for later in (memory, Memory(tmp_path)):  # in the same process, after a restart
+        assert remembered(later, order(of, 2, 1)).keys() == {"x"}
+        with pytest.raises(CheckpointError, match="memory of round 2"):
+            remembered(later, order(of, 3, 2))
 
 
 def test_a_plain_run_keeps_nothing(tmp_path: Path) -> None:
     for changes in ({}, {"strategy": {"local": {"name": "fedprox"}, "step": {"name": "fedadam"}}}):
         of = plan(**changes)
-        keep(tmp_path, order(of), {"x": np.ones(2, np.float32)})
-        assert remembered(tmp_path, order(of, 2, 1)) == {}
+        memory = Memory(tmp_path)
+        keep(memory, order(of), {"x": np.ones(2, np.float32)})
+        assert remembered(memory, order(of, 2, 1)) == {}
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from her2_client.site_memory import RUNS_KEPT, load, rounds, save
+from her2_client.site_memory import RUNS_KEPT, Memory, load, rounds, save
 from her2_common.errors import CheckpointError
 
 RUN = "demo"
@@ -76,6 +76,25 @@ def test_arrays_that_are_views_come_back_as_they_look(tmp_path: Path) -> None:
     assert loaded["t"].tolist() == whole.T.tolist()
     assert loaded["every"].tolist() == whole[:, ::2].tolist()
     assert loaded["big"].tolist() == whole.tolist()
+
+
+def test_what_was_saved_last_is_at_hand_and_all_else_is_read(tmp_path: Path) -> None:
+    of = Memory(tmp_path)
+    for number in (1, 2):
+        of.save(RUN, number, {"t": np.full(3, number, np.float32)}, base=number - 1)
+    for path in tmp_path.rglob("*.safetensors"):
+        path.write_bytes(b"damaged")
+    kept = of.load(RUN, 2)
+    assert kept["t"].tolist() == [2, 2, 2]
+    assert not kept["t"].flags.writeable
+    kept.clear()  # the caller's own
+    assert of.load(RUN, 2).keys() == {"t"}
+    assert of.load(RUN, 0) == {}
+    for run, number in ((RUN, 1), ("other", 2)):
+        with pytest.raises(CheckpointError):
+            of.load(run, number)
+    with pytest.raises(CheckpointError):
+        Memory(tmp_path).load(RUN, 2)
 
 
 def test_a_run_begins_with_an_empty_memory(tmp_path: Path) -> None:

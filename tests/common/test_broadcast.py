@@ -44,7 +44,7 @@ def test_a_site_that_holds_something_else_is_told() -> None:
     other[7] = np.nextafter(other[7], np.float32(9))
     for wrong in (other, held[:-1], moved):
         with pytest.raises(StaleBaseError, match="expected weights"):
-            follow(wrong, step, fingerprint(moved))
+            follow(wrong.copy(), step, fingerprint(moved))
     assert follow(held, step, fingerprint(moved)).tobytes() == moved.tobytes()
 
 

@@ -43,6 +43,18 @@ def test_the_number_that_has_no_opposite_is_refused(kind: Kind) -> None:
     assert caught.value.reason == "out of range"
 
 
+@pytest.mark.parametrize("byte", [0x08, 0x80, 0x88, 0x18])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_each_half_of_a_byte_is_looked_at(byte: int, place: int) -> None:
+    data = np.full(4, 0x77, np.uint8)  # 7 at six places, and an exponent
+    data[3] = 0
+    assert decode(Encoded(data, 6, "int4")).tolist() == [7] * 6
+    data[place] = byte
+    with pytest.raises(UpdateError) as caught:
+        decode(Encoded(data, 6, "int4"))
+    assert caught.value.reason == "out of range"
+
+
 @pytest.mark.parametrize(
     ("positions", "reason"),
     [

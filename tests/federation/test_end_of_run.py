@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array
 from safetensors.numpy import load as load_tensors
+from tests.messages import arrays_in
 
 from her2_client.scoring import profile
+from her2_common.arrays import arrays_record
 from her2_common.cases import SPLITS
 from her2_common.config import SiteConfig
 from her2_common.errors import RunError
@@ -41,9 +43,9 @@ def watch(federation: Any, grid: Any) -> list[tuple[str, str, set[str], set[str]
         def fault(order: Any, answer: Callable[[], Any]) -> list[Any]:
             reply = answer()
             document = json.loads(order.content["order"]["json"])
-            received = set() if reply.has_error() else set(reply.content.array_records)
+            received = set() if reply.has_error() else set(reply.content) - {"reply"}
             task = f"{document['task']} {document['split']}"
-            seen.append((name, task, set(order.content.array_records), received))
+            seen.append((name, task, set(order.content) - {"order"}, received))
             return [reply]
 
         return fault
@@ -210,10 +212,10 @@ def test_if_every_site_leaves_it_out_the_model_is_released_as_trained(
 def spoil_moments(change: Callable[[np.ndarray], np.ndarray]) -> Callable[..., list[Any]]:
     def fault(_order: Any, answer: Callable[[], Any]) -> list[Any]:
         reply = answer()
-        if "moments" in reply.content.array_records:
-            sent = reply.content["moments"]
-            changed = {name: Array(change(a.numpy().copy())) for name, a in sent.items()}
-            reply.content["moments"] = ArrayRecord(changed)
+        if "moments" in reply.content:
+            sent = arrays_in(reply.content, "moments")
+            changed = {name: Array(change(array)) for name, array in sent.items()}
+            reply.content["moments"] = arrays_record(changed)
         return [reply]
 
     return fault

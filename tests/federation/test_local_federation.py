@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
+from tests.messages import arrays_in
 
 from her2_common.errors import RunError
 from her2_common.vectors import vectors_record
@@ -129,7 +130,7 @@ def altered(change: Callable[[RecordDict], None]) -> Callable[[Message, Answer],
 
 def set_update(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[RecordDict], None]:
     def apply(content: RecordDict) -> None:
-        vectors = {name: a.numpy().copy() for name, a in content["update"].items()}
+        vectors = arrays_in(content, "update")
         vectors["head"] = change(vectors["head"])
         content["update"] = vectors_record(vectors)
 

@@ -19,6 +19,7 @@ from tests.federation.strategies_ground import (
     memory_of,
     rounds,
 )
+from tests.messages import arrays_in
 
 from her2_client.local_objectives import OWN_LOSS
 from her2_client.site import Site
@@ -42,7 +43,7 @@ def test_only_what_is_new_crosses(make: MakeFederation) -> None:
     lines = federation.folder.read_metrics()
     groups = ("us", "clinical", "head")
     scores = watch.replies[2, "centre-b"]
-    rest = sum(len(a.data) for a in scores["scores"].values()) + len(scores["reply"]["json"])
+    rest = sum(map(len, scores["scores"].values())) + len(scores["reply"]["json"])
     up = sum(encoded_bytes(sizes[g], "int8", 0.1 if g == "us" else 1.0) + 128 for g in groups)
     assert lines[1]["sites"]["centre-b"]["sent_bytes"] == up + rest
     document = len(watch.orders[2, "centre-b"][0]["order"]["json"])
@@ -80,7 +81,7 @@ def test_spoilt_bytes_are_refused_by_name_and_leave_no_trace(
     def fault(order: Message, answer: Answer) -> list[Message]:
         reply = answer()
         if order.metadata.message_type == "train":
-            arrays = {n: a.numpy() for n, a in reply.content["update"].items()}
+            arrays = arrays_in(reply.content, "update")
             reply.content["update"] = vectors_record(arrays | {"head": spoil(arrays["head"])})
         return [reply]
 
@@ -127,7 +128,7 @@ def test_a_refused_update_keeps_its_base(make: MakeFederation) -> None:
         if order.metadata.message_type == "train":
             number = read_document(order.content, "order", TaskOrder).round
             if number == 2:
-                arrays = {n: a.numpy() for n, a in reply.content["update"].items()}
+                arrays = arrays_in(reply.content, "update")
                 reply.content["update"] = vectors_record(arrays | {"head": cut(arrays["head"])})
         return [reply]
 

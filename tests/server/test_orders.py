@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import RecordDict
+from tests.messages import arrays_in
 
 from her2_common.broadcast import fingerprint
 from her2_common.config import RunConfig
@@ -55,7 +56,7 @@ def rounds(folder: Path) -> tuple[Checkpoint, Checkpoint]:
 
 
 def sent(record: RecordDict) -> dict[str, set[str]]:
-    return {key: set(record.array_records.get(key, {})) for key in ("weights", "steps")}
+    return {key: set(arrays_in(record, key)) for key in ("weights", "steps")}
 
 
 def named(record: RecordDict) -> dict[str, str]:
@@ -67,7 +68,7 @@ def test_a_new_site_gets_its_groups_whole(tmp_path: Path) -> None:
     record = orders().work("train", 2, "val", model_of(second), site("us", "head"))
     assert sent(record) == {"weights": {"us", "head"}, "steps": set()}
     assert named(record) == {g: fingerprint(np.full(3, 1, np.float32)) for g in ("us", "head")}
-    assert record["weights"]["us"].numpy().tolist() == [1, 1, 1]
+    assert arrays_in(record, "weights")["us"].tolist() == [1, 1, 1]
 
 
 def test_a_site_that_answered_gets_what_is_new(tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_a_site_that_answered_gets_what_is_new(tmp_path: Path) -> None:
     # nobody trained mri: every site holds it as it is
     assert sent(record) == {"weights": set(), "steps": {"mg", "us", "clinical", "head"}}
     assert named(record).keys() == set(ALL)
-    assert record["steps"]["us"].numpy().tolist() == [1, 1]
+    assert arrays_in(record, "steps")["us"].tolist() == [1, 1]
     again = made.work("train", 2, "val", model_of(second), site(*ALL))  # a retry
     assert sent(again) == sent(record)
     made.answered("centre-a")
@@ -168,13 +169,13 @@ def test_controls_come_with_training_alone(tmp_path: Path, task: Any, controls: 
 
 
 def test_sites_share_the_serialised_vectors(tmp_path: Path) -> None:
-    """However many orders are under way, a vector is in memory once; after them, not at all."""
+    """However many orders are under way, equal ones share their vectors, which go with them."""
     _, second = rounds(tmp_path)
     made, model = orders(), model_of(second)
     records = [
         made.work("train", 2, "val", model, site("us", "head", name=f"centre-{k}")) for k in "abc"
     ]
     assert len({id(record["weights"]["us"]) for record in records}) == 1
-    assert len(made._arrays) == 1  # in this test us and head are equal
+    assert len(made._records) == 1
     del records
-    assert len(made._arrays) == 0
+    assert len(made._records) == 0

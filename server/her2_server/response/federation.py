@@ -29,7 +29,12 @@ from her2_common.response.analysis import analyse
 from her2_common.response.codec import unpack
 from her2_common.response.plan import Plan
 from her2_common.response.queries import Query, Statistic
-from her2_common.response_wire import ResponseQuery, ResponseReply, arrays_record, read_arrays
+from her2_common.response_wire import (
+    ResponseQuery,
+    ResponseReply,
+    read_statistics,
+    statistics_record,
+)
 from her2_common.vectors import vectors_record
 from her2_common.wire import TaskOrder, document_record, read_document
 from her2_server.attendance import wait_until_online
@@ -89,7 +94,7 @@ class Sites:
             if (reply.site, reply.kind, reply.item) != (site, query.kind, query.item):
                 raise UpdateError(f"{site}: expected an answer to the query", reason="wrong reply")
             answers[site] = (
-                None if reply.withheld else unpack(query, self.plan, read_arrays(content))
+                None if reply.withheld else unpack(query, self.plan, read_statistics(content))
             )
             self._count(site, reply, query)
 
@@ -163,7 +168,7 @@ class Sites:
         content = RecordDict({"order": document_record(order)})
         content["query"] = document_record(ResponseQuery.of(query, self.plan, self.threshold))
         if query.arrays:
-            content["arrays"] = arrays_record(query.arrays)
+            content["arrays"] = statistics_record(query.arrays)
         if whole:
             content["weights"] = vectors_record({group: self.groups[group] for group in own})
         return content
