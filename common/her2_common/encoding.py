@@ -3,8 +3,9 @@
 A vector's bytes, in this order; sizes follow from (size, kind, share), which the receiver takes
 from the run and never from the sender:
 
-    numbers    int8 or int16 (little endian), one a kept value; of int4 two in a byte, the first in
-               its low half
+    numbers    int8 or int16 (little endian), one a kept value; of int4 two in a byte: the first
+               half of a block (the longer one, if its size is odd) in the low bits of its bytes,
+               the second in the high ones
     exponents  int8, one for each block of 256 kept values; value = number * 2**exponent
     low bits   of the kept positions, one bit plane after another     only if share < 1
     high bits  of the kept positions, in unary                        only if share < 1
@@ -54,10 +55,6 @@ _PIECE: Final = 512 * BLOCK
 """Values worked on at a time, so that what is in between stays in a core's cache."""
 
 _NIBBLE: Final = BITS["int4"]
-
-_BYTES: Final = np.arange(256, dtype=np.uint8).view(np.int8)
-_HALVES: Final = np.stack([(_BYTES << 4) >> 4, _BYTES >> 4], axis=1).view("<i2").ravel()
-"""Byte -> the two numbers in it, as the two bytes of an int16."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +204,7 @@ def _round(
         np.multiply(block, _powers(-chosen), out=steps)
         np.rint(steps, out=steps)
         if layout.bits == _NIBBLE:
-            numbers[part.start // 2 : -(-part.stop // 2)] = _paired(steps.ravel())
+            numbers[part.start // 2 : -(-part.stop // 2)] = _paired(steps).ravel()
         else:
             numbers[part] = steps.ravel()
         exponents[blocks] = chosen
@@ -222,12 +219,22 @@ def _stored(data: np.ndarray, layout: _Layout) -> np.ndarray:
 
 
 def _paired(numbers: np.ndarray) -> np.ndarray:
-    """Whole numbers from -8 to 7 (n,), two in each int8 (ceil(n / 2),)."""
-    halves = np.zeros(numbers.size + numbers.size % 2, np.int8)
-    halves[: numbers.size] = numbers
-    low, high = halves[::2], halves[1::2]
-    pairs: np.ndarray = low & 15 | high << 4
+    """Blocks of whole numbers from -8 to 7 (blocks, w), two in each int8 (blocks, ceil(w / 2))."""
+    blocks, width = numbers.shape
+    half = -(-width // 2)
+    whole = np.zeros((blocks, 2 * half), np.int8)
+    whole[:, :width] = numbers
+    pairs: np.ndarray = whole[:, :half] & 15 | whole[:, half:] << 4
     return pairs
+
+
+def _unpaired(pairs: np.ndarray) -> np.ndarray:
+    """The numbers (blocks * 2 h,) of pairs (blocks, h), int8."""
+    numbers = np.empty((len(pairs), 2, pairs.shape[1]), np.int8)
+    np.left_shift(pairs, 4, out=numbers[:, 0])
+    numbers[:, 1] = pairs
+    numbers >>= 4  # keeps the sign
+    return numbers.ravel()
 
 
 def _exponents(largest: np.ndarray, bits: int) -> np.ndarray:
@@ -310,9 +317,12 @@ class Parts(NamedTuple):
         """The numbers of a part that begins with a block, int8 or int16: a view, of int4 a copy."""
         if self.bits != _NIBBLE:
             return self.stored[part]
-        pairs = self.stored[part.start // 2 : -(-part.stop // 2)].view(np.uint8)
-        numbers: np.ndarray = _HALVES[pairs].view(np.int8)[: part.stop - part.start]
-        return numbers
+        width = (part.stop - part.start) % BLOCK  # of the last block, if it is shorter
+        full, stop = (part.stop - width) // 2, -(-part.stop // 2)
+        numbers = _unpaired(self.stored[part.start // 2 : full].reshape(-1, BLOCK // 2))
+        if not width:
+            return numbers
+        return np.concatenate([numbers, _unpaired(self.stored[full:stop][None])[:width]])
 
 
 def take_apart(encoded: Encoded) -> Parts:

@@ -1,6 +1,6 @@
 """The coordinator's arithmetic: memory of a round whatever the number of sites, and throughput.
 
-    python tests/benchmarks/bench_aggregation.py [--sites 4 16 64] [--up int8] [--keep 0.1]
+    python tests/benchmarks/bench_aggregation.py [--sites 4 16 64] [--up int4] [--keep 1.0]
 
 Memory. A child process works out one round of a model of about 30 million parameters, its groups
 in the proportions of the `paper` preset, with the coordinator's own code: replies of all sites, one
@@ -37,7 +37,7 @@ import scaled  # noqa: F401 (the preset)
 from flwr.app import Array, ArrayRecord, RecordDict
 
 from her2_common.config import RunConfig
-from her2_common.encoding import Encoded, Kind, encode
+from her2_common.encoding import BITS, Encoded, Kind, encode
 from her2_common.model import GROUPS
 from her2_common.vectors import down_forms, up_forms
 from her2_common.wire import Counts, Flow, SiteDescription, SiteReply, document_record
@@ -54,11 +54,11 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--sites", type=int, nargs="+", default=[4, 16, 64])
-    parser.add_argument("--up", default="int8", choices=["float32", "int16", "int8"])
-    parser.add_argument("--keep", type=float, default=0.1)
-    parser.add_argument("--down", default="int8", choices=["float32", "int16", "int8"])
+    parser.add_argument("--up", default="int4", choices=["float32", *BITS])
+    parser.add_argument("--keep", type=float, default=1.0)
+    parser.add_argument("--down", default="int4", choices=["float32", *BITS])
     parser.add_argument("--combine", default="mean")
-    parser.add_argument("--step", default="fedavg")
+    parser.add_argument("--step", default="fedavgm")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -80,7 +80,7 @@ def plan_of(options: argparse.Namespace) -> RunConfig:
             "preset": "scaled",
             "compression": {
                 "up": options.up,
-                "keep": 1.0 if options.up == "float32" else options.keep,
+                "keep": options.keep,
                 "down": options.down,
             },
             "strategy": {"combine": {"name": options.combine}, "step": {"name": options.step}},
@@ -187,7 +187,7 @@ def throughput(size: int = 30_000_000) -> None:
     print("\nwhat                 GB/s  of a copy  bytes moved, of a copy")
     copied = rate(lambda: np.copyto(target, change), change.nbytes)
     print(f"copy in memory     {copied:6.2f}")
-    forms: list[tuple[Kind, float]] = [("int16", 1.0), ("int8", 1.0), ("int8", 0.1)]
+    forms: list[tuple[Kind, float]] = [("int16", 1.0), ("int8", 1.0), ("int4", 1.0), ("int8", 0.1)]
     vectors: dict[str, Any] = {"float32": change}
     vectors |= {f"{k}, keep {s:g}": encode(change, k, s)[0] for k, s in forms}
     for name, vector in vectors.items():
