@@ -53,7 +53,7 @@ class Held:
         """The vectors that an order names by their fingerprints; they are held from now on.
 
         ``whole`` and ``steps`` came with the order; what a run begins with, its seed gives. How a
-        vector came changes no bit of it.
+        vector came changes no bit of it. Arrays that were returned before may have moved.
 
         Raises:
             StaleBaseError: a vector did not come, and is not held, or its step builds on another.
@@ -73,9 +73,12 @@ class Held:
                     )
                 taken[name] = (print_, np.array(whole[name]))
             elif name in steps and at_hand is not None:
-                del self._vectors[name]  # moved in place
-                taken[name] = (print_, follow(at_hand[1], steps[name], print_))
-                self._vectors[name] = taken[name]
+                try:
+                    taken[name] = (print_, follow(at_hand[1], steps[name], print_))
+                except StaleBaseError:
+                    del self._vectors[name]  # it was moved in place
+                    raise
+                self._vectors[name] = taken[name]  # whatever becomes of the next one
             else:
                 drawn = drawn_by(order) if drawn is None else drawn
                 if name not in drawn or fingerprint(drawn[name]) != print_:

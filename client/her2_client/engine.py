@@ -240,7 +240,7 @@ class Watch:
 
 def _all_finite(values: Tensor) -> bool:
     # A finite sum says it in a tenth of the time; it may overflow though no value did.
-    return bool(torch.isfinite(values.detach().sum()) or torch.isfinite(values).all())
+    return bool(torch.isfinite(values.detach().sum())) or bool(torch.isfinite(values).all())
 
 
 def _finite(stored: Tensor | Streamed, row: int) -> bool:

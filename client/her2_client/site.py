@@ -1,7 +1,8 @@
 """A site's work for a run, without Flower: describe, train, profile, evaluate, compare.
 
-A ``Site`` lives as long as its process and keeps the cohorts of the current plan and the weights of
-its last orders at hand, to spare loading and sending them again. The answer to an order follows
+A ``Site`` lives as long as its process and keeps at hand what would else be loaded, made or sent
+again: the cohorts and the model of the current plan, the weights of its last orders, and the memory
+that it wrote last. The answer to an order follows
 from the order, the weights that it names, the cache, and what the site kept on disk of the order's
 base round (contribution.py).
 """
@@ -60,6 +61,16 @@ class Answer:
     distances: Mapping[Modality, ScoreHistogram] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A model that was made once for a plan: for each order its weights are written anew, and
+    those ``drawn`` from the seed of groups that this site lacks, which weight decay may move."""
+
+    plan: RunConfig
+    drawn: Mapping[str, np.ndarray]
+    model: MapModel
+
+
 class Site:
     """The installed her2-map of one hospital, ready to answer orders."""
 
@@ -76,10 +87,8 @@ class Site:
         self._cohorts: dict[Split, Cohort] = {}
         self._held = Held()
         self._memory = Memory(config.state)
-        # The model of the order before is made once: its weights are written anew, and what the
-        # seed draws of the groups that this site lacks has not moved.
-        self._spare: MapModel | None = None
-        self._used: MapModel | None = None
+        self._spare: _Made | None = None  # for this order
+        self._made: _Made | None = None  # in this order, for the next
         self.responder = Responder(config, self.device, notify)
 
     def answer(
@@ -122,7 +131,7 @@ class Site:
         self._prepare(order.plan)
         if order.task == "describe":
             return Answer(self._describe(order.plan))
-        self._spare, self._used = self._used, None
+        self._spare, self._made = self._made or self._spare, None
         vectors = self._held.take(order, weights, steps or {})
         memory = remembered(self._memory, order)
         start = start_of(order, vectors, memory)
@@ -145,7 +154,8 @@ class Site:
         """Load the cohorts of ``plan``, unless they are the ones at hand."""
         if plan == self._plan:
             return
-        self._plan, self._cohorts, self._used = None, {}, None
+        self._plan, self._cohorts = None, {}
+        self._spare = self._made = None
         cache = open_cache(self.config.data.cache)
         layout = preset(plan.preset, **plan.layout)
         resident, told = residence(cache, layout, self.config.resident, self.device)
@@ -178,9 +188,9 @@ class Site:
             raise DataError(
                 f"expected the groups {', '.join(groups)}, got {', '.join(sorted(weights))}"
             )
-        model, self._spare = self._spare, None
-        if model is not None:
-            set_groups(model, weights)
+        made, self._spare = self._spare, None
+        if made is not None and made.plan == plan:
+            set_groups(made.model, {**made.drawn, **weights})
         else:
             model = ready_model(
                 plan,
@@ -189,8 +199,9 @@ class Site:
                 rows_at_once=self.config.rows_at_once,
                 compiled=self.config.compile,
             )
-        self._used = model
-        return model
+            made = _Made(plan, get_groups(model, [g for g in GROUPS if g not in weights]), model)
+        self._made = made
+        return made.model
 
     # --- the five tasks -------------------------------------------------------------------------
 

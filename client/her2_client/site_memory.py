@@ -46,8 +46,8 @@ _RUN: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 
 
 class Memory:
-    """The memories under a site's ``state``. What this process saved last is at hand, read-only,
-    and not read again; all else is as ``load`` and ``save`` say."""
+    """The memories under a site's ``state``. What this process saved last is at hand and not read
+    again; all else is as ``load`` and ``save`` say. Arrays that are in it are not written to."""
 
     def __init__(self, state: Path) -> None:
         self.state = state
@@ -62,10 +62,9 @@ class Memory:
     def save(
         self, run: str, round_number: int, arrays: Mapping[str, np.ndarray], *, base: int
     ) -> None:
-        """``save`` to this state; the arrays must not be written to any more."""
+        """``save`` to this state."""
+        self._newest = None
         save(self.state, run, round_number, arrays, base=base)
-        for array in arrays.values():
-            array.flags.writeable = False
         self._newest = run, round_number, dict(arrays)
 
 
@@ -121,7 +120,7 @@ def save(
         _replace(path, content, {"sha256": _digest(run, round_number, content)})
         _drop_rounds(path.parent, keep)
         _drop_runs(path.parent)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be written, or older ones not be removed: {error}",
             hint=f"make room and allow writing in {path.parent}, then: her2-client start",

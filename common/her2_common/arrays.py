@@ -37,16 +37,14 @@ def arrays_record(arrays: Mapping[str, Array]) -> Arrays:
     return record
 
 
-def arrays_of(record: RecordDict, key: str) -> dict[str, np.ndarray | None]:
-    """The arrays of a message under ``key``, {} if it has none; None for what is no array.
+def arrays_of(record: RecordDict, key: str) -> Mapping[str, object]:
+    """What a message has under ``key``, each for ``read_array``; {} if it has nothing.
 
     Not by ``record.array_records``: to look there ties the record into a cycle of references, and
     the arrays of one message after the other would wait for the garbage collector.
     """
     content: Any = record.get(key)
-    if not isinstance(content, Arrays):
-        return {}
-    return {name: read_array(value) for name, value in content.items()}
+    return content if isinstance(content, Arrays) else {}
 
 
 _HEADER_BYTES: Final = 4096

@@ -24,7 +24,7 @@ from flwr.app import Array, RecordDict
 from numpy.typing import NDArray
 from pydantic import Field
 
-from her2_common.arrays import Arrays, arrays_of, arrays_record
+from her2_common.arrays import Arrays, arrays_of, arrays_record, read_array
 from her2_common.config import Name
 from her2_common.errors import UpdateError
 from her2_common.response.plan import Plan
@@ -91,7 +91,8 @@ def read_statistics(record: RecordDict) -> dict[str, NDArray[np.float64]]:
     if len(arrays) > _ARRAYS:
         raise UpdateError(f"expected at most {_ARRAYS} arrays", reason="misshapen")
     result = {}
-    for name, values in arrays.items():
+    for name, array in arrays.items():
+        values = read_array(array)
         if values is None:
             raise UpdateError("not a numpy array", reason="misshapen")
         if values.dtype != np.float64:

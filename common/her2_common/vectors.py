@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from flwr.app import Array, RecordDict
 
-from her2_common.arrays import Arrays, arrays_of, arrays_record
+from her2_common.arrays import Arrays, arrays_of, arrays_record, read_array
 from her2_common.cases import MODALITIES
 from her2_common.config import RunConfig
 from her2_common.encoding import Encoded, encoded_bytes
@@ -79,10 +79,11 @@ def read_vectors(record: RecordDict, key: str, forms: Mapping[str, Form]) -> dic
         UpdateError: "unknown group", "misshapen", "wrong type" or "not finite".
     """
     vectors: dict[str, Vector] = {}
-    for name, values in arrays_of(record, key).items():
+    for name, array in arrays_of(record, key).items():
         if name not in forms:
             raise UpdateError("an unknown parameter group", reason="unknown group")
         size, kind, share = forms[name]
+        values = read_array(array)
         if values is None:
             raise UpdateError(f"group {name}: not a numpy array", reason="misshapen")
         expected = np.dtype(np.float32 if kind == "float32" else np.uint8)

@@ -40,7 +40,7 @@ import numpy as np
 from flwr.app import Array, ConfigRecord, RecordDict
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from her2_common.arrays import Arrays, arrays_of, arrays_record
+from her2_common.arrays import Arrays, arrays_of, arrays_record, read_array
 from her2_common.cases import MODALITIES, Modality, Split
 from her2_common.config import Name, RunConfig, Task
 from her2_common.errors import MetricError, UpdateError
@@ -249,7 +249,7 @@ def read_scores(
     arrays = arrays_of(record, name)
     if "cells" not in arrays:
         raise UpdateError(f"expected histograms of {name}, got none", reason="missing")
-    cells = arrays["cells"]
+    cells = read_array(arrays["cells"])
     limits = np.array([len(keys), 2, GRID + 1])
     if (
         cells is None
@@ -288,10 +288,11 @@ def read_moments(
     if "moments" not in record:
         raise UpdateError("expected second moments, got none", reason="missing")
     result: dict[Modality, np.ndarray] = {}
-    for name, total in arrays_of(record, "moments").items():
+    for name, array in arrays_of(record, "moments").items():
         modality = next((m for m in MODALITIES if m == name), None)
         if modality is None or name not in counts:
             raise UpdateError("moments of no modality of this site", reason="unknown group")
+        total = read_array(array)
         if total is None or total.shape != (d + 1, d + 1):
             raise UpdateError(
                 f"moments {name}: expected shape {(d + 1, d + 1)}", reason="misshapen"
@@ -324,7 +325,8 @@ def read_references(record: RecordDict, d: int) -> dict[Modality, Reference]:
     Raises:
         UpdateError: "misshapen" or "not finite".
     """
-    return unpack(arrays_of(record, "references"), d)
+    arrays = arrays_of(record, "references")
+    return unpack({name: read_array(array) for name, array in arrays.items()}, d)
 
 
 def payload_bytes(record: RecordDict) -> int:

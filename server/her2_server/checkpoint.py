@@ -108,9 +108,11 @@ class Draft:
     def seal(self, state: Mapping[str, Any]) -> None:
         """Write state.json: nothing more is added, and what was is durable."""
         began = time.perf_counter()
-        for file in self._syncing:
-            file.result()
-        self._thread.shutdown()
+        try:
+            for file in self._syncing:
+                file.result()
+        finally:
+            self._thread.shutdown()
         self._state = dict(state) | {
             "round": self.number,
             "files": self._files,

@@ -67,6 +67,12 @@ LOST: Final = {
 STATUS = Literal["accepted", "refused", "missing"]
 STATE = Literal["offline", "working", "accepted", "refused", "missing"]
 
+
+def until_next_look(quiet: float) -> float:
+    """Seconds to the next look for replies, after ``quiet`` seconds in which nothing happened."""
+    return min(max(POLL_SECONDS, POLL_SHARE * quiet), PAUSED_POLL_SECONDS)
+
+
 MakeOrder = Callable[[str, bool], tuple[Task, RecordDict]]
 """(site, whole) -> its next order; ``whole`` if it must not build on weights that the site holds.
 Called for each order, so that one that describes itself first gets the task afterwards."""
@@ -198,7 +204,8 @@ class _Ask:
                 if seat.online and not seat.done and time.monotonic() >= seat.ask_at:
                     self._send(seat)
             if not self._receive() and not self._over():
-                time.sleep(self._until_next_look())
+                quiet = math.inf if self.paused else time.monotonic() - self.heard
+                time.sleep(until_next_look(quiet))
         for seat in self.seats.values():
             if seat.working:
                 self._end(seat, "missing", "still at work when the others were enough")
@@ -308,12 +315,6 @@ class _Ask:
         self.post.on_site(seat.site, "working", None)
 
     # --- 2. replies -----------------------------------------------------------------------------
-
-    def _until_next_look(self) -> float:
-        if self.paused:
-            return PAUSED_POLL_SECONDS
-        quiet = time.monotonic() - self.heard
-        return min(max(POLL_SECONDS, POLL_SHARE * quiet), PAUSED_POLL_SECONDS)
 
     def _receive(self) -> bool:
         """Take the replies that are there; says whether there were any."""

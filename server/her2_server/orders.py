@@ -69,10 +69,8 @@ class Orders:
         self.run_id = run_id
         self._held: dict[str, dict[str, str]] = {}  # site: {vector: fingerprint}
         self._named: dict[str, dict[str, str]] = {}  # the same, of the last order
-        # Serialised vectors, as long as an order that holds them is under way.
-        self._records: WeakValueDictionary[tuple[tuple[str, str], ...], Arrays] = (
-            WeakValueDictionary()
-        )
+        # Serialised vectors, as long as an order that holds them as arrays is under way.
+        self._arrays: WeakValueDictionary[tuple[str, str], Array] = WeakValueDictionary()
 
     def describe(self) -> RecordDict:
         """The order to describe itself, the same for every site."""
@@ -142,9 +140,8 @@ class Orders:
     def _record(
         self, kind: str, prints: Mapping[str, str], read: Callable[[str], np.ndarray]
     ) -> Arrays:
-        key = ((kind, ""), *prints.items())
-        record = self._records.get(key)
-        if record is None:
-            record = arrays_record({name: Array(read(name)) for name in prints})
-            self._records[key] = record
-        return record
+        arrays: dict[str, Array] = {}
+        for name, print_ in prints.items():
+            array = self._arrays.get((kind, print_))
+            arrays[name] = self._arrays[kind, print_] = array or Array(read(name))
+        return arrays_record(arrays)

@@ -63,6 +63,7 @@ def make_site(tmp_path: Path) -> MakeSite:
         has: Has,
         split_of: Callable[[int], Split] = lambda _: "train",
         level_of: Callable[[int], Her2Level | None] = lambda _: None,
+        clinical: bool = True,
         **policy: Any,
     ) -> SiteConfig:
         from her2_client.keys import read_pseudonym_key
@@ -85,7 +86,7 @@ def make_site(tmp_path: Path) -> MakeSite:
                     writer,
                     pseudonym=pseudonym(key, f"case-{case}"),
                     split=split_of(case),
-                    clinical=(50.0 + case, None, 2.0, 1.0, 0.0),
+                    clinical=(50.0 + case, None, 2.0, 1.0, 0.0) if clinical else (None,) * 5,
                     labels={"reference": label, "biopsy": label, "surgical": None, "pcr": None},
                     levels={"reference": "positive" if label else level_of(case)},
                     images={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,20 @@ def test_a_site_that_lacks_something_says_so() -> None:
         held.take(named({"us": fingerprint(other["us"])}), other, {})
         with pytest.raises(StaleBaseError):  # it builds on other weights
             held.take(later, {}, {"us": step})
+
+
+def test_a_step_that_cannot_be_read_leaves_what_is_held() -> None:
+    first = vectors(1, "us", "head")
+    second = {name: vector.copy() for name, vector in first.items()}
+    steps = {n: advance(v, vectors(2, n)[n], "int4")[0] for n, v in second.items()}
+    later = named({n: fingerprint(v) for n, v in second.items()})
+    held = Held()
+    held.take(named({n: fingerprint(v) for n, v in first.items()}), first, {})
+    spoilt = replace(steps["head"], data=np.full_like(steps["head"].data, 0x88))
+    with pytest.raises(UpdateError):
+        held.take(later, {}, steps | {"head": spoilt})
+    taken = held.take(later, {}, steps)  # whatever came before the spoilt one has moved once
+    assert {n: v.tobytes() for n, v in taken.items()} == {n: v.tobytes() for n, v in second.items()}
 
 
 def test_other_weights_than_those_named_are_refused_and_not_held() -> None:

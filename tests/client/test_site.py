@@ -15,9 +15,17 @@ from her2_client.site import Answer, Site, select_device
 from her2_common import __version__
 from her2_common.broadcast import fingerprint
 from her2_common.config import RunConfig, SiteConfig
-from her2_common.errors import CacheError, ConfigError, DataError, PolicyError, UpdateError
+from her2_common.errors import (
+    CacheError,
+    ConfigError,
+    DataError,
+    PolicyError,
+    StaleBaseError,
+    UpdateError,
+)
 from her2_common.model import build_model, get_groups
 from her2_common.novelty import Reference, reference_of
+from her2_common.strategy import StrategyConfig
 from her2_common.wire import SiteDescription, SiteReply, TaskOrder
 
 MakeSite = Callable[..., SiteConfig]
@@ -186,6 +194,47 @@ def test_with_plain_averaging_a_site_keeps_no_memory(make_site: MakeSite) -> Non
     assert first.keys() == {"mg", "us", "clinical", "head"}
     assert first == changes(ask(Site(config), order(round=2), sent))
     assert not (config.state / "memory").exists()
+
+
+def test_a_model_is_made_once_and_no_round_is_seen_in_the_next(
+    make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though training leaves its traces in the model, and decay in what the site cannot train."""
+    made: list[int] = []
+    ready = site_module.ready_model
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        made.append(1)
+        return ready(*arguments, **options)
+
+    monkeypatch.setattr(site_module, "ready_model", counted)
+    plan = PLAN.model_copy(update={"learning_rate": 0.05, "weight_decay": 0.5})
+    config = make_site([("us",)] * 12, clinical=False)
+    sent, worn = weights("us", "head"), Site(config)
+    for number in (1, 2):
+        ask(worn, order(plan=plan, round=number), sent)
+    with pytest.raises(StaleBaseError):
+        worn.answer(order(plan=plan, weights={"us": "0" * 64}, round=3), {})
+    assert len(made) == 1
+    third = changes(ask(worn, order(plan=plan, round=3), sent))
+    assert third == changes(ask(Site(config), order(plan=plan, round=3), sent))
+    scores = ask(worn, order("evaluate", plan=plan, split="val"), sent).scores
+    assert len(made) == 2  # the fresh site's own
+    assert scores == ask(Site(config), order("evaluate", plan=plan, split="val"), sent).scores
+    ask(worn, order(plan=plan.model_copy(update={"seed": 7})), sent)
+    assert len(made) == 4  # what another seed draws is another model
+
+
+def test_private_weights_are_taken_from_memory_at_hand_and_from_disk(make_site: MakeSite) -> None:
+    plan = PLAN.model_copy(update={"strategy": StrategyConfig(private_groups=("us",))})
+    config, sent = make_site([("us",)] * 12), weights("us", "clinical", "head")
+    worn = Site(config)
+    ask(worn, order(plan=plan), sent)
+    shared = {name: vector for name, vector in sent.items() if name != "us"}
+    second = order(plan=plan, round=2, base=1)
+    got = changes(ask(worn, second, shared))
+    assert got.keys() == {"clinical", "head"}
+    assert got == changes(ask(Site(config), second, shared))
 
 
 def test_a_new_plan_loads_the_cohort_anew(make_site: MakeSite) -> None:

@@ -32,7 +32,7 @@ def test_arrays_come_back_bit_for_bit(sent: dict[str, np.ndarray], limit: int) -
     got = arrays_of(RecordDict({"arrays": record}), "arrays")
     assert got.keys() == sent.keys()
     for name, array in sent.items():
-        found = got[name]
+        found = read_array(got[name])
         assert found is not None
         assert (found.dtype, found.shape) == (array.dtype, array.shape)
         assert found.tobytes() == array.tobytes()
@@ -56,7 +56,7 @@ def test_many_bytes_are_arrays_of_flower(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("value", [1, 2.5, True, "text", b"", b"noise", [b"a", b"b"], [1.0], []])
 def test_a_value_that_is_no_array_is_none(value: Any) -> None:
     record = RecordDict({"scores": ConfigRecord({"cells": value})})
-    assert arrays_of(record, "scores") == {"cells": None}
+    assert read_array(arrays_of(record, "scores")["cells"]) is None
 
 
 def test_what_is_not_there_has_no_arrays() -> None:

@@ -74,8 +74,8 @@ def fault(**changes: Any) -> str:
         ),
         ({"compression": {"keep": 0.1}}, "run.compression.keep: expected 1 with float32, got 0.1"),
         (
-            {"compression": {"up": "int4"}},
-            "run.compression.up: expected 'float32', 'int16' or 'int8', got 'int4'",
+            {"compression": {"up": "int2"}},
+            "run.compression.up: expected 'float32', 'int16', 'int8' or 'int4', got 'int2'",
         ),
         ({"rounds": True}, "run.rounds: expected another value than yes or no, got yes"),
         ({"rounds": "many"}, "run.rounds: expected a whole number, got 'many'"),
@@ -116,10 +116,10 @@ def test_faults_beside_the_run(changes: dict[str, Any], expected: str) -> None:
 
 
 def test_all_faults_are_told_each_on_a_line() -> None:
-    told = fault(run={"rounds": 0, "compression": {"up": "int4"}}, sites=[{"name": "a"}])
+    told = fault(run={"rounds": 0, "compression": {"up": "int2"}}, sites=[{"name": "a"}])
     assert told.splitlines() == [
         "3 faults",
         "  sites.0.public_key: missing",
         "  run.rounds: expected at least 1, got 0",
-        "  run.compression.up: expected 'float32', 'int16' or 'int8', got 'int4'",
+        "  run.compression.up: expected 'float32', 'int16', 'int8' or 'int4', got 'int2'",
     ]

@@ -114,7 +114,7 @@ def test_a_misspelt_key_of_a_choice_is_told_with_the_keys_of_that_choice() -> No
     [
         ({"keep": 0.1}, "keep: expected 1 with float32, got 0.1"),
         ({"up": "int8", "down_keep": 0.5}, "down_keep: expected 1 with float32, got 0.5"),
-        ({"up": "int4"}, "up: expected 'float32', 'int16' or 'int8'"),
+        ({"up": "int2"}, "up: expected 'float32', 'int16', 'int8' or 'int4'"),
         ({"up": "int8", "keep": 0}, "keep"),
     ],
 )

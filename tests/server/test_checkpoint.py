@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -41,6 +42,21 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
         g: v.tobytes() for g, v in GROUPS.items()
     }
     assert STATE.items() <= loaded.state.items()
+
+
+def test_a_round_that_cannot_be_made_durable_is_not_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+
+    def full(path: Path) -> None:
+        if path.suffix == ".safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "sync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 2)
+    assert checkpoint.latest(tmp_path).round == 1
 
 
 def test_nothing_temporary_stays(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 
@@ -26,7 +27,7 @@ from her2_client.keys import new_node_key
 from her2_common.config import Task
 from her2_common.errors import RunError, UpdateError
 from her2_deploy.simulation import LocalGrid
-from her2_server.exchange import online_sites, openssh_key
+from her2_server.exchange import online_sites, openssh_key, until_next_look
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +51,12 @@ def test_every_site_gets_its_own_order_and_answers_once() -> None:
         assert (outcome.bytes_to_site, outcome.bytes_from_site) == (7, 7)
         assert [s[1] for s in ear.states if s[0] == name] == ["working", "accepted"]
     assert ear.said == []
+
+
+def test_looks_for_replies_become_rare_in_a_long_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    waits = [until_next_look(quiet) for quiet in (0, 5, 30, 3600, math.inf)]
+    assert waits == pytest.approx([0.1, 0.1, 0.3, 1, 1])
 
 
 def test_a_round_with_its_quorum_does_not_wait_for_who_is_offline() -> None:
