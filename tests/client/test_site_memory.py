@@ -328,9 +328,11 @@ for number in range(first, first + int(sys.argv[4])):
     after = np.arange(size, dtype=np.float32) * np.float32(number)
     if before:
         after += before["residual"] / np.float32(3)
-    print("begin", number, flush=True)
+    sys.stdout.write(f"begin {number}\\n")  # in one piece, also to an unbuffered pipe
+    sys.stdout.flush()
     save(state, "demo", number, {"residual": after}, base=number - 1)
-    print("saved", number, flush=True)
+    sys.stdout.write(f"saved {number}\\n")
+    sys.stdout.flush()
 """
 """A site whose memory of a round follows from that of the round before."""
 

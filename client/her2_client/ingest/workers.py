@@ -71,12 +71,13 @@ def _submit(pool: ProcessPoolExecutor, task: list[Job]) -> Future[list[Outcome]]
 
     Raises:
         BrokenProcessPool: a worker has died, or cannot be started. CPython says so itself only if
-            the death was noticed before; one that dies while another is started is an OSError.
+            the death was noticed before; if one dies while another is started, the ends of their
+            queue are closed, which is an OSError or, closer still, a ValueError.
     """
     try:
         with _uninterrupted():
             return pool.submit(_work, task)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise BrokenProcessPool(str(error)) from error
 
 

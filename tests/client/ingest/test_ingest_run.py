@@ -577,8 +577,11 @@ def test_a_dead_worker_ends_it_with_a_hint(site: Any, monkeypatch: pytest.Monkey
     assert str(caught.value.hint).startswith("run: her2-client ingest --workers 1")
 
 
+@pytest.mark.parametrize(
+    "error", [OSError("handle is closed"), ValueError("bad value(s) in fds_to_keep")]
+)
 def test_a_worker_that_cannot_be_started_ends_it_with_a_hint(
-    site: Any, monkeypatch: pytest.MonkeyPatch
+    site: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     for number in range(13):
         site.add(f"{number}", "us")
@@ -586,7 +589,7 @@ def test_a_worker_that_cannot_be_started_ends_it_with_a_hint(
 
     def second_fails(process: SpawnProcess) -> None:
         if started:  # as when the first one dies meanwhile: the queue to it is closed already
-            raise OSError("handle is closed")
+            raise error
         started.append(process)
         start(process)
 
