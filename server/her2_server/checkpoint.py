@@ -36,9 +36,14 @@ from her2_common.broadcast import fingerprint
 from her2_common.errors import CheckpointError
 from her2_common.files import sync, write_durably
 from her2_common.tensors import write_tensors
+from her2_server.strategies.step import Sliced, parts
 
 KEPT: Final = 3
 """Rounds that stay: the newest, and two to go back to if it is damaged."""
+
+
+_READ_AT_ONCE: Final = 2**20
+"""Values, a design value."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +66,50 @@ class _Tensors(Mapping[str, np.ndarray]):
         self.places = places
 
     def __getitem__(self, name: str) -> np.ndarray:
-        path, tensor = self.places[name]
-        try:
-            with safe_open(path, framework="numpy") as file:
-                values: np.ndarray = file.get_tensor(tensor)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}") from None
+        source = self.sliced(name)
+        values = np.empty(source.size, source[:0].dtype)
+        for part in parts(source.size, _READ_AT_ONCE):
+            values[part] = source[part]
         return values
+
+    def sliced(self, name: str) -> _Sliced:
+        """The vector ``name``, of which a slice is read when it is asked for."""
+        return _Sliced(*self.places[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
 
     def __len__(self) -> int:
         return len(self.places)
+
+
+class _Sliced:
+    """A vector in a file. The file is closed after each slice: what is mapped counts as memory."""
+
+    def __init__(self, path: Path, tensor: str) -> None:
+        self.path, self.tensor = path, tensor
+        self.size = int(self._read(lambda found: found.get_shape()[0]))
+
+    def __getitem__(self, part: slice, /) -> np.ndarray:
+        values: np.ndarray = self._read(lambda found: found[part])
+        return values
+
+    def _read(self, take: Callable[[Any], Any]) -> Any:
+        try:
+            with safe_open(self.path, framework="numpy") as file:
+                return take(file.get_slice(self.tensor))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error}") from None
+
+
+def sliced(vectors: Mapping[str, np.ndarray], name: str) -> Sliced:
+    """A vector, read from its file as it is used, if it lies in one.
+
+    Raises:
+        KeyError: there is none of this name.
+        CheckpointError: it cannot be read.
+    """
+    return vectors.sliced(name) if isinstance(vectors, _Tensors) else vectors[name]
 
 
 class Draft:

@@ -31,7 +31,7 @@ from her2_common.strategy import Mean
 from her2_common.vectors import CONTROL, down_forms, read_vectors, up_forms, whole_forms
 from her2_common.wire import SiteDescription, SiteReply, read_document, read_scores
 from her2_server.aggregation import Accumulator
-from her2_server.checkpoint import Checkpoint, Draft
+from her2_server.checkpoint import Checkpoint, Draft, sliced
 from her2_server.orders import Orders, model_of
 from her2_server.strategies.optimisers import scaffold_control
 from her2_server.strategies.robust import robust_changes
@@ -175,16 +175,20 @@ class Round:
         its next round needs, to the bit."""
         memory = self.current.memory
         changes = self._changes(group)
-        start = self.current.groups[group]
         if changes is None:
             prefix = f"{group}."
             kept = [name for name in memory if name.startswith(prefix) and name[-5:] != ".step"]
-            return {"weights": start, **{name.removeprefix(prefix): memory[name] for name in kept}}
+            weights = self.current.groups[group]
+            return {
+                "weights": weights,
+                **{name.removeprefix(prefix): memory[name] for name in kept},
+            }
         names = [name for name in OPTIMISER_STATE if f"{group}.{name}" in memory]
         optimiser = {name: memory[f"{group}.{name}"] for name in names}
+        start = sliced(self.current.groups, group)
         new, tensors = step_group(start, changes, optimiser, self.config.run.strategy.step)
         del changes, optimiser
-        tensors |= self._advanced(group, start, new)
+        tensors |= self._advanced(group, self.current.groups[group], new)
         control = group + CONTROL
         if control in memory:
             before = memory[control]

@@ -8,6 +8,7 @@ spool. Memory beyond the arguments: the new weights, what a first step remembers
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +19,15 @@ Changes = Iterable[tuple[slice, np.ndarray]]
 States = Mapping[str, State]
 
 
+class Sliced(Protocol):
+    """A float32 vector, or what gives its slices: it need not be in memory as a whole."""
+
+    @property
+    def size(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+
 def parts(size: int, length: int) -> Iterator[slice]:
     """0 to ``size`` in slices of ``length``; the last may be shorter."""
     for begin in range(0, size, length):
@@ -25,7 +35,7 @@ def parts(size: int, length: int) -> Iterator[slice]:
 
 
 def step_group(
-    start: np.ndarray, changes: Changes, state: State, settings: ServerStep
+    start: Sliced, changes: Changes, state: State, settings: ServerStep
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The group's new weights (n,) float32 and its new state, by the optimiser of ``settings``.
 
@@ -35,7 +45,7 @@ def step_group(
     Raises:
         ValueError: the blocks leave something out, overlap, or come in another order.
     """
-    new = np.empty_like(start)
+    new = np.empty(start.size, np.float32)
     kept = dict(state)
     done = 0
     for part, change in changes:
@@ -45,7 +55,7 @@ def step_group(
         new[part], after = optimise(start[part], change, before, settings)
         for name, array in after.items():
             if name not in kept:
-                kept[name] = np.empty(start.shape, array.dtype)
+                kept[name] = np.empty(start.size, array.dtype)
             kept[name][part] = array
         done = part.stop
     if done != start.size:
