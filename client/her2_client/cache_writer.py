@@ -48,7 +48,7 @@ from her2_common.cases import MODALITIES, SPLITS, Label, Modality, Split
 from her2_common.clinical import HER2_LEVELS, Her2Level
 from her2_common.config import FIRST_POST_CONTRAST
 from her2_common.errors import CacheError
-from her2_common.files import sync
+from her2_common.files import sync_folder
 
 WRITING_NAME: Final = ".writing"
 FORMER_NAME: Final = ".former"
@@ -334,7 +334,7 @@ class CacheWriter:
         # 1. the arrays, under a name that no index mentions yet
         self._close()
         shutil.rmtree(self.folder / generation, ignore_errors=True)
-        sync(self._writing)
+        sync_folder(self._writing)
         self._writing.rename(self.folder / generation)
         # 2. the index, complete on disk before it takes its name
         draft = self.folder / f"{INDEX_NAME}.new"
@@ -343,9 +343,9 @@ class CacheWriter:
             json.dump(document, stream, allow_nan=False)
             stream.flush()
             os.fsync(stream.fileno())
-        sync(self.folder)
+        sync_folder(self.folder)
         draft.replace(self.folder / INDEX_NAME)
-        sync(self.folder)
+        sync_folder(self.folder)
         self._published = True
         # 3. what nothing names any more; a reader that has it mapped keeps it
         for path in self.folder.iterdir():

@@ -36,7 +36,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from her2_common.errors import CheckpointError
-from her2_common.files import sync
+from her2_common.files import sync_folder
 from her2_common.tensors import write_tensors
 
 RUNS_KEPT: Final = 3
@@ -157,7 +157,7 @@ def _replace(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, s
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    sync(path.parent)
+    sync_folder(path.parent)
 
 
 def _make_folder(folder: Path) -> None:
@@ -165,7 +165,7 @@ def _make_folder(folder: Path) -> None:
     for one in (folder.parent.parent, folder.parent, folder):
         if not one.is_dir():
             one.mkdir(mode=0o700, parents=True)
-            sync(one.parent)
+            sync_folder(one.parent)
 
 
 def _drop_rounds(folder: Path, keep: set[Path]) -> None:

@@ -31,8 +31,8 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sync(path: Path) -> None:
-    """Make a file's content, or a folder's own entries, durable."""
+def sync_folder(path: Path) -> None:
+    """Make the folder's own entries durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -45,7 +45,7 @@ def replace_durably(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     write_durably(temporary, content)
     temporary.replace(path)
-    sync(path.parent)
+    sync_folder(path.parent)
 
 
 def replace_privately(path: Path, content: bytes) -> None:
@@ -59,4 +59,4 @@ def replace_privately(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    sync(path.parent)
+    sync_folder(path.parent)

@@ -21,20 +21,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from her2_common.broadcast import fingerprint
 from her2_common.errors import CheckpointError
-from her2_common.files import sync, write_durably
+from her2_common.files import sync_folder, write_durably
 from her2_common.tensors import write_tensors
 from her2_server.strategies.step import Sliced, parts
 
@@ -102,6 +104,11 @@ class _Sliced:
             raise CheckpointError(f"{self.path}: cannot be read: {error}") from None
 
 
+def _sync_and_close(file: BinaryIO) -> None:
+    with file:
+        os.fsync(file.fileno())
+
+
 def sliced(vectors: Mapping[str, np.ndarray], name: str) -> Sliced:
     """A vector, read from its file as it is used, if it lies in one.
 
@@ -133,9 +140,12 @@ class Draft:
         """Write the tensors of a group; "weights" and "control" are what the sites will hold."""
         began = time.perf_counter()
         path = self.temporary / f"{group}.safetensors"
-        with path.open("wb") as file:
+        with ExitStack() as opened:  # closes it on an error alone; else the thread does
+            file = opened.enter_context(path.open("wb"))
             self._files[path.name] = write_tensors(file, tensors)
-        self._syncing.append(self._thread.submit(sync, path))
+            file.flush()
+            opened.pop_all()
+        self._syncing.append(self._thread.submit(_sync_and_close, file))
         for name, vector in (("weights", group), ("control", f"{group}.control")):
             if name in tensors:
                 self._fingerprints[vector] = fingerprint(tensors[name])
@@ -156,7 +166,7 @@ class Draft:
         }
         self._state["state_sha256"] = _digest(self._state)
         write_durably(self.temporary / "state.json", json.dumps(self._state, indent=1).encode())
-        sync(self.temporary)
+        sync_folder(self.temporary)
         self.seconds += time.perf_counter() - began
 
     def publish(self, keep: int | None = None) -> Checkpoint:
@@ -166,7 +176,7 @@ class Draft:
         final = self.folder / f"{self.number:04d}"
         shutil.rmtree(final, ignore_errors=True)
         self.temporary.rename(final)
-        sync(self.folder)
+        sync_folder(self.folder)
         for path in _rounds(self.folder)[KEPT:]:
             if int(path.name) not in (keep, self.number):
                 shutil.rmtree(path)

@@ -17,7 +17,7 @@ from her2_client.cache import image_shape, open_cache, read_outcomes, verify_cac
 from her2_client.cache_writer import CacheWriter, Record
 from her2_common.cases import MODALITIES, Modality
 from her2_common.errors import CacheError
-from her2_common.files import sync
+from her2_common.files import sync_folder
 
 S, V = 32, 16
 LABELS = {"reference": 1, "biopsy": 0, "surgical": 1, "pcr": None}
@@ -240,7 +240,7 @@ def test_a_stop_at_any_step_of_publishing(
     monkeypatch.setattr(CacheWriter, "publish", armed_publish)
     monkeypatch.setattr(Path, "rename", stepped(Path.rename))
     monkeypatch.setattr(Path, "replace", stepped(Path.replace))
-    monkeypatch.setattr("her2_client.cache_writer.sync", stepped(sync))
+    monkeypatch.setattr("her2_client.cache_writer.sync_folder", stepped(sync_folder))
     monkeypatch.setattr("her2_client.cache_writer.os.fsync", stepped(os.fsync))
     stopped = False
     try:
