@@ -245,7 +245,7 @@ def _all_finite(values: Tensor) -> bool:
 
 def _finite(stored: Tensor | Streamed, row: int) -> bool:
     image = stored.take(np.array([row])) if isinstance(stored, Streamed) else stored[row]
-    return bool(torch.isfinite(image).all())
+    return _all_finite(image)
 
 
 # --- torch.compile ------------------------------------------------------------------------------

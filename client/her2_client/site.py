@@ -2,9 +2,8 @@
 
 A ``Site`` lives as long as its process and keeps at hand what would else be loaded, made or sent
 again: the cohorts and the model of the current plan, the weights of its last orders, and the memory
-that it wrote last. The answer to an order follows
-from the order, the weights that it names, the cache, and what the site kept on disk of the order's
-base round (contribution.py).
+that it wrote last. The answer to an order follows from the order, the weights that it names, the
+cache, and what the site kept on disk of the order's base round (contribution.py).
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -36,7 +35,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from her2_common.errors import CheckpointError
-from her2_common.files import sync_folder
+from her2_common.files import replacing_privately, sync_folder
 from her2_common.tensors import write_tensors
 
 RUNS_KEPT: Final = 3
@@ -117,7 +116,8 @@ def save(
     keep = {_path(state, run, number) for number in (round_number, base, *older[-1:])}
     try:
         _make_folder(path.parent)
-        _replace(path, content, {"sha256": _digest(run, round_number, content)})
+        with replacing_privately(path) as file:
+            write_tensors(file, content, {"sha256": _digest(run, round_number, content)})
         _drop_rounds(path.parent, keep)
         _drop_runs(path.parent)
     except OSError as error:
@@ -146,18 +146,6 @@ def _digest(run: str, round_number: int, arrays: Mapping[str, np.ndarray]) -> st
         digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
         digest.update(array.reshape(-1).view(np.uint8).data)  # (bytes,), no copy
     return digest.hexdigest()
-
-
-def _replace(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Write the file so that a reader sees the old or the new, and only the owner sees any."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        write_tensors(file, arrays, metadata)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
 
 
 def _make_folder(folder: Path) -> None:

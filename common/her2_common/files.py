@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from her2_common.errors import ConfigError
 
@@ -52,10 +55,17 @@ def replace_privately(path: Path, content: bytes) -> None:
     """``replace_durably`` for what only the file's owner may read, in a folder of the same kind."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.parent.chmod(0o700)
+    with replacing_privately(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing_privately(path: Path) -> Iterator[BinaryIO]:
+    """A file whose content is ``path`` once the block ends, durably; only its owner may read it."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

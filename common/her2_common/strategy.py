@@ -227,6 +227,10 @@ class StrategyConfig(Section):
 # --- traffic ------------------------------------------------------------------------------------
 
 
+Travels = Literal["float32", "int16", "int8", "int4"]
+"""How a vector travels: whole, or encoded in so many bits (her2_common.encoding)."""
+
+
 class Compression(Section):
     """``run.compression``: how a site's change (``up``) and the model's (``down``) are rounded.
 
@@ -234,9 +238,9 @@ class Compression(Section):
     head and clinical inputs are always sent whole. What is not sent is sent later (error feedback).
     """
 
-    up: Literal["float32", "int16", "int8", "int4"] = "float32"
+    up: Travels = "float32"
     keep: float = Field(default=1.0, gt=0, le=1)
-    down: Literal["float32", "int16", "int8", "int4"] = "float32"
+    down: Travels = "float32"
     down_keep: float = Field(default=1.0, gt=0, le=1)
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ the sender.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from flwr.app import Array, RecordDict
@@ -19,6 +19,7 @@ from her2_common.config import RunConfig
 from her2_common.encoding import Encoded, encoded_bytes
 from her2_common.errors import UpdateError
 from her2_common.model import preset_sizes
+from her2_common.strategy import Travels
 
 CONTROL: Final = ".control"
 """Ends the name of a group's control."""
@@ -31,7 +32,7 @@ class Form(NamedTuple):
     """How a vector of ``size`` values travels; see her2_common.encoding."""
 
     size: int
-    kind: Literal["float32", "int16", "int8", "int4"]
+    kind: Travels
     share: float
 
 
@@ -52,9 +53,7 @@ def down_forms(plan: RunConfig) -> dict[str, Form]:
     return _forms(plan, plan.compression.down, plan.compression.down_keep)
 
 
-def _forms(
-    plan: RunConfig, kind: Literal["float32", "int16", "int8", "int4"], share: float
-) -> dict[str, Form]:
+def _forms(plan: RunConfig, kind: Travels, share: float) -> dict[str, Form]:
     return {
         name: Form(form.size, kind, share if name.split(".")[0] in MODALITIES else 1.0)
         for name, form in whole_forms(plan).items()

@@ -26,10 +26,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -104,9 +103,11 @@ class _Sliced:
             raise CheckpointError(f"{self.path}: cannot be read: {error}") from None
 
 
-def _sync_and_close(file: BinaryIO) -> None:
-    with file:
-        os.fsync(file.fileno())
+def _sync_and_close(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sliced(vectors: Mapping[str, np.ndarray], name: str) -> Sliced:
@@ -140,12 +141,10 @@ class Draft:
         """Write the tensors of a group; "weights" and "control" are what the sites will hold."""
         began = time.perf_counter()
         path = self.temporary / f"{group}.safetensors"
-        with ExitStack() as opened:  # closes it on an error alone; else the thread does
-            file = opened.enter_context(path.open("wb"))
+        with path.open("wb") as file:
             self._files[path.name] = write_tensors(file, tensors)
             file.flush()
-            opened.pop_all()
-        self._syncing.append(self._thread.submit(_sync_and_close, file))
+            self._syncing.append(self._thread.submit(_sync_and_close, os.dup(file.fileno())))
         for name, vector in (("weights", group), ("control", f"{group}.control")):
             if name in tensors:
                 self._fingerprints[vector] = fingerprint(tensors[name])

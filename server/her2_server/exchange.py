@@ -67,18 +67,17 @@ LOST: Final = {
 STATUS = Literal["accepted", "refused", "missing"]
 STATE = Literal["offline", "working", "accepted", "refused", "missing"]
 
-
-def until_next_look(quiet: float) -> float:
-    """Seconds to the next look for replies, after ``quiet`` seconds in which nothing happened."""
-    return min(max(POLL_SECONDS, POLL_SHARE * quiet), PAUSED_POLL_SECONDS)
-
-
 MakeOrder = Callable[[str, bool], tuple[Task, RecordDict]]
 """(site, whole) -> its next order; ``whole`` if it must not build on weights that the site holds.
 Called for each order, so that one that describes itself first gets the task afterwards."""
 
 OnReply = Callable[[str, Task, RecordDict], None]
 """(site, task, content); raises UpdateError to refuse."""
+
+
+def until_next_look(quiet: float) -> float:
+    """Seconds to the next look for replies, after ``quiet`` seconds in which nothing happened."""
+    return min(max(POLL_SECONDS, POLL_SHARE * quiet), PAUSED_POLL_SECONDS)
 
 
 @dataclass(frozen=True)

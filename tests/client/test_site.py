@@ -58,6 +58,19 @@ def changes(answer: Answer) -> dict[str, bytes]:
     return {g: v.tobytes() for g, v in answer.update.items() if isinstance(v, np.ndarray)}
 
 
+def calls_of(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
+    """A list that grows with each call of a function by ``her2_client.site``."""
+    calls: list[int] = []
+    function = getattr(site_module, name)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(site_module, name, counted)
+    return calls
+
+
 def describe(config: SiteConfig) -> SiteDescription:
     plan = PLAN.model_copy(update={"min_cell": config.policy.min_cell})
     document = Site(config).answer(order("describe", plan=plan), {}).document
@@ -200,14 +213,7 @@ def test_a_model_is_made_once_and_no_round_is_seen_in_the_next(
     make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though training leaves its traces in the model, and decay in what the site cannot train."""
-    made: list[int] = []
-    ready = site_module.ready_model
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        made.append(1)
-        return ready(*arguments, **options)
-
-    monkeypatch.setattr(site_module, "ready_model", counted)
+    made = calls_of(monkeypatch, "ready_model")
     plan = PLAN.model_copy(update={"learning_rate": 0.05, "weight_decay": 0.5})
     config = make_site([("us",)] * 12, clinical=False)
     sent, worn = weights("us", "head"), Site(config)
@@ -250,14 +256,7 @@ def test_after_an_error_the_cache_is_read_anew(
     make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engineer mends it while the process lives on."""
-    read: list[int] = []
-    load = site_module.load_cohorts
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        read.append(1)
-        return load(*arguments, **options)
-
-    monkeypatch.setattr(site_module, "load_cohorts", counted)
+    read = calls_of(monkeypatch, "load_cohorts")
     site, sent = Site(make_site([("us",)] * 12)), weights("us", "clinical", "head")
     for _ in range(2):
         ask(site, order(), sent)
