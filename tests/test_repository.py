@@ -26,10 +26,8 @@ from her2_server import cli as server
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HOUSES = ("common", "client", "server", "deploy", "tests")
-PACKAGES = tuple(f"{house}/her2_{house}" for house in HOUSES[:4])
 FRONT = ("Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", ".ci/run")
 APPS = {"her2-client": client.app, "her2-server": server.app, "her2-deploy": deploy.app}
-MAX_LINES = 450
 MAX_PICTURE_BYTES = 300_000
 
 
@@ -45,50 +43,6 @@ def files() -> list[str]:
     return sorted(
         path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts
     )
-
-
-# --- the tree -----------------------------------------------------------------------------------
-
-
-def tree() -> dict[str, str]:
-    """README's tree: path -> purpose; folders end in a slash."""
-    block = re.search(r"```text\n(.*?)```", section("The tree"), flags=re.DOTALL)
-    assert block is not None
-    entries: dict[str, str] = {}
-    folders: list[str] = []
-    for line in block[1].splitlines():
-        name, _, purpose = line.strip().partition(" ")
-        depth = (len(line) - len(line.lstrip())) // 2
-        del folders[depth:]
-        path = "".join(folders) + name
-        assert path not in entries, f"{path} stands twice in README's tree"
-        entries[path] = purpose.strip()
-        if name.endswith("/"):
-            folders.append(name)
-    return entries
-
-
-def test_tree_lists_every_file_and_no_other() -> None:
-    listed = {path for path in tree() if not path.endswith("/")}
-    present = {path for path in files() if not path.endswith("/__init__.py")}
-    assert sorted(present - listed) == [], "missing from README's tree"
-    assert sorted(listed - present) == [], "in README's tree, but not there"
-
-
-def test_tree_gives_every_entry_a_purpose_in_80_columns_or_so() -> None:
-    purposes = tree()
-    assert [path for path, purpose in purposes.items() if not purpose] == []
-    assert [line for line in section("The tree").splitlines() if len(line) > 100] == []
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_no_module_has_become_two(package: str) -> None:
-    lines = {
-        path.name: len(path.read_text(encoding="utf-8").splitlines())
-        for path in (ROOT / package).rglob("*.py")
-    }
-    assert lines
-    assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
 
 
 # --- keys, columns, messages --------------------------------------------------------------------
@@ -240,6 +194,18 @@ def test_every_reason_of_ingest_is_explained() -> None:
             given |= set(re.findall(r"""(?:reason|set_aside\()=?"([^"{]+)\"""", path.read_text()))
     assert len(given) > 50
     assert given <= explained, given - explained
+
+
+def test_every_test_that_corrections_names_exists() -> None:
+    tables = rows((ROOT / "docs/corrections.md").read_text(encoding="utf-8"))
+    named = {name for row in tables for name in re.findall(r"`(test_\w+)`", row[-1])}
+    defined = {
+        name
+        for path in (ROOT / "tests").rglob("*.py")
+        for name in re.findall(r"^\s*def (test_\w+)", path.read_text(encoding="utf-8"), re.M)
+    }
+    assert named
+    assert named <= defined, named - defined
 
 
 # --- versions, pins, licence --------------------------------------------------------------------
