@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from her2_common.cases import CLINICAL_INPUTS, MODALITIES, Label, Modality
+from her2_common.documents import parse_json
 from her2_common.errors import CacheError
 
 LABELS: Final[tuple[Label, ...]] = get_args(Label)
@@ -146,7 +147,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         CacheError: there is none, or it is damaged or of another version.
     """
     try:
-        document = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+        document = parse_json((folder / INDEX_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CacheError(f"{folder}: no cache here", hint=INGEST_HINT) from None
     except (OSError, ValueError) as error:
@@ -228,4 +229,4 @@ def read_outcomes(folder: Path) -> list[dict[str, Any]]:
         raise _damaged(folder, f"{OUTCOMES_NAME} is missing") from None
     if hashlib.sha256(content).hexdigest() != index["outcomes"]:
         raise _damaged(folder, f"{OUTCOMES_NAME} has changed since it was written")
-    return [json.loads(line) for line in content.splitlines()]
+    return [parse_json(line) for line in content.splitlines()]

@@ -47,6 +47,7 @@ from her2_client.image_file import ImageFile, read_row
 from her2_common.cases import MODALITIES, SPLITS, Label, Modality, Split
 from her2_common.clinical import HER2_LEVELS, Her2Level
 from her2_common.config import FIRST_POST_CONTRAST
+from her2_common.documents import parse_json
 from her2_common.errors import CacheError
 from her2_common.files import sync_folder
 
@@ -371,7 +372,7 @@ def _journalled(folder: Path) -> list[Record]:
         return records
     for line in lines[:-1]:  # what follows the last line end was not finished
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             break
         if not isinstance(record, dict) or not {"key", "modality", "row"} <= record.keys():

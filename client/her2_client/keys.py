@@ -14,7 +14,6 @@ import shlex
 import stat
 from pathlib import Path
 
-import yaml
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -26,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from her2_common.config import SiteConfig, parse
+from her2_common.documents import parse_yaml
 from her2_common.errors import ConfigError, DataError
 from her2_common.files import write_private
 
@@ -162,7 +162,7 @@ def init_site(
         volume_size=volume_size,
         threads="null" if threads is None else threads,
     )
-    parse(SiteConfig, yaml.safe_load(text), where="site.yaml", folder=folder)
+    parse(SiteConfig, parse_yaml(text), where="site.yaml", folder=folder)
     private, public = new_node_key()
     write_private(folder / "keys" / "node", private)
     write_private(folder / "keys" / "pseudonym.key", secrets.token_hex(KEY_BYTES).encode())
@@ -174,4 +174,4 @@ def init_site(
 def _quoted(text: str) -> str:
     """A text as a YAML string, quoted only where it must be: 007 and yes mean something else."""
     plain = all(c.isalnum() or c in "./_-" for c in text)
-    return text if plain and yaml.safe_load(text) == text else json.dumps(text)
+    return text if plain and parse_yaml(text) == text else json.dumps(text)

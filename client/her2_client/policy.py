@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 from her2_common import __version__
 from her2_common.bundle import bundle_hash
 from her2_common.config import Policy
+from her2_common.documents import parse_json
 from her2_common.errors import PolicyError
 from her2_common.files import replace_privately
 from her2_common.wire import TaskOrder
@@ -91,7 +92,7 @@ def check_tested(state: Path, order: TaskOrder) -> None:
     run = f"{order.run} {sha256(order.plan.model_dump_json().encode()).hexdigest()[:16]}"
     weights = {name: print_ for name, print_ in order.weights.items() if "." not in name}
     try:
-        known: dict[str, dict[str, str]] = json.loads(path.read_bytes()) if path.exists() else {}
+        known: dict[str, dict[str, str]] = parse_json(path.read_bytes()) if path.exists() else {}
         before = dict(known.get(run, {}))
     except (ValueError, TypeError, AttributeError):
         raise PolicyError(f"{path}: damaged", hint="restore it from a backup") from None

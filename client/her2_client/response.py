@@ -35,6 +35,7 @@ from her2_client.scoring import score
 from her2_common.broadcast import fingerprint
 from her2_common.cases import MODALITIES, Case, Modality, pseudonym, read_cases, splits
 from her2_common.config import SiteConfig
+from her2_common.documents import parse_json
 from her2_common.errors import DataError, PolicyError, StaleBaseError, UpdateError
 from her2_common.files import replace_privately
 from her2_common.model import preset
@@ -150,7 +151,7 @@ class Responder:
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         try:
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            record: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from pydantic import (
@@ -22,6 +21,7 @@ from pydantic import (
 )
 
 from her2_common.cases import Label
+from her2_common.documents import DocumentError, parse_yaml
 from her2_common.errors import ConfigError
 from her2_common.schema_faults import told
 from her2_common.section import Section
@@ -40,21 +40,6 @@ def _resolve(value: Any, info: ValidationInfo) -> Any:
         except RuntimeError:
             raise ValueError(f"expected a path, got {value!r}: no such user") from None
     return value
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML whose mappings hold a key once: of two, a reader sees one and YAML takes the other."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark
-                )
-            seen.add(str(key.value))
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
 
 
 ResolvedPath = Annotated[Path, BeforeValidator(_resolve)]
@@ -297,11 +282,10 @@ def load(schema: type[S], path: Path) -> S:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        document = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise ConfigError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from None
+        document = parse_yaml(text)
+    except DocumentError as error:
+        line = "" if error.line is None else f", line {error.line}"
+        raise ConfigError(f"{path}{line}: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected keys and values, got {type(document).__name__}")
     return parse(schema, document, where=path.name, folder=path.resolve().parent)

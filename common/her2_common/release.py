@@ -26,6 +26,7 @@ from safetensors.numpy import save as save_tensors
 
 from her2_common import __version__
 from her2_common.cases import Label, Modality
+from her2_common.documents import parse_json
 from her2_common.errors import ConfigError, DataError, UpdateError
 from her2_common.files import replace_durably
 from her2_common.model import GROUPS, Group, MapModel, build_model, preset, preset_sizes, set_groups
@@ -104,7 +105,7 @@ def read_release(folder: Path) -> tuple[Manifest, dict[str, np.ndarray]]:
     """
     hint = "expected the release/ folder of a finished run"
     try:
-        document = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        document = parse_json((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
         tensors = (folder / WEIGHTS_NAME).read_bytes()
         expected = str(document["sha256"])
     except FileNotFoundError as error:

@@ -12,6 +12,9 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 
+MAX_SHOWN: Final = 60
+"""Characters of a value that a message repeats."""
+
 _PLAIN: Final = {
     "Input should be": "expected",
     "String should match pattern": "expected the form",
@@ -65,7 +68,7 @@ def _line(schema: type[BaseModel], fault: Any) -> str:
         parts, message = [*parts, "name"], f"missing; one of {', '.join(names)}"
     elif kind == "union_tag_invalid":
         parts = [*parts, "name"]
-        message = f"unknown name {context['tag']!r}; {_advice(context['tag'], names)}"
+        message = f"unknown name {_cut(repr(context['tag']))}; {_advice(context['tag'], names)}"
     else:
         field = section.model_fields.get(name)
         message = re.sub(r", unable to .*$", "", fault["msg"])
@@ -86,7 +89,11 @@ def _shown(got: Any) -> str:
     """A value as YAML has it."""
     if got is None:
         return "nothing"
-    return ("no", "yes")[got] if isinstance(got, bool) else repr(got)
+    return ("no", "yes")[got] if isinstance(got, bool) else _cut(repr(got))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _walk(

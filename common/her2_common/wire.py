@@ -32,7 +32,6 @@ before anything is read, then for their type, shape and finiteness.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -43,6 +42,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from her2_common.arrays import Arrays, arrays_of, arrays_record, read_array
 from her2_common.cases import MODALITIES, Modality, Split
 from her2_common.config import Name, RunConfig, Task
+from her2_common.documents import parse_json
 from her2_common.errors import MetricError, UpdateError
 from her2_common.metrics import GRID, ScoreHistogram
 from her2_common.model import Group
@@ -216,7 +216,7 @@ def read_document(record: RecordDict, key: str, schema: type[D]) -> D:
     """
     try:
         text: Any = record[key]["json"]  # not by config_records: see her2_common.arrays.arrays_of
-        return schema.model_validate(json.loads(text))
+        return schema.model_validate(parse_json(text))
     except KeyError:
         raise UpdateError(f"expected a document {key!r}, got none", reason="missing") from None
     except (ValueError, TypeError, ValidationError, RecursionError) as error:

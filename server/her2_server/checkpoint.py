@@ -34,6 +34,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from her2_common.broadcast import fingerprint
+from her2_common.documents import parse_json
 from her2_common.errors import CheckpointError
 from her2_common.files import sync_folder, write_durably
 from her2_common.tensors import write_tensors
@@ -213,7 +214,7 @@ def load(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such round; only the newest and the best are kept")
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = parse_json((path / "state.json").read_text(encoding="utf-8"))
         sound = state["state_sha256"] == _digest(state)
         number, files = f"{state['round']:04d}", dict(state["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:

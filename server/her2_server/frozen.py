@@ -25,6 +25,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from her2_common.broadcast import fingerprint
+from her2_common.documents import parse_json
 from her2_common.errors import CheckpointError
 from her2_common.files import replace_privately
 from her2_common.metrics import ScoreHistogram
@@ -86,7 +87,7 @@ def read(folder: RunFolder, notify: Callable[[str], None] = lambda _: None) -> F
     if tensors is None:
         notify(f"{path}: damaged; it is worked out again")
         return None
-    document: dict[str, Any] = json.loads(tensors["json"].tobytes())
+    document: dict[str, Any] = parse_json(tensors["json"].tobytes())
     try:
         final = checkpoint.load(folder.rounds / f"{document['round']:04d}")
     except CheckpointError as error:

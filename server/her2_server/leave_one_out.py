@@ -13,7 +13,6 @@ test cases of all sites are scored in every run, so that each run withholds the 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +96,7 @@ def results(full: RunFolder, runs: Sequence[LeftOut]) -> dict[str, Any]:
     seen = _by_centre(full)
     centres: dict[str, Any] = {}
     for run in runs:
-        summary = json.loads(run.folder.summary.read_text(encoding="utf-8"))
+        summary = run.folder.read_summary()
         unseen = summary["test"]["by_centre"].get(run.site, {"suppressed": True})
         if "suppressed" in unseen:
             centres[run.site] = {"suppressed": True}
@@ -117,8 +116,7 @@ def _by_centre(folder: RunFolder) -> Mapping[str, Any]:
     """The published test results of a finished run by centre; empty if it is not there."""
     if not folder.summary.exists():
         return {}
-    summary = json.loads(folder.summary.read_text(encoding="utf-8"))
-    centres: Mapping[str, Any] = summary["test"]["by_centre"]
+    centres: Mapping[str, Any] = folder.read_summary()["test"]["by_centre"]
     return centres
 
 

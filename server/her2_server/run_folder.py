@@ -28,6 +28,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from her2_common.config import FederationConfig, load
+from her2_common.documents import DocumentError, parse_json
 from her2_common.errors import RunError
 from her2_common.files import replace_durably
 
@@ -102,6 +103,20 @@ class RunFolder:
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         replace_durably(self.config, text.encode())
 
+    def read_summary(self) -> dict[str, Any]:
+        """The run's numbers.
+
+        Raises:
+            RunError: the run is not finished, or its summary is damaged.
+        """
+        document = read_json(self.summary)
+        if document is None:
+            raise RunError(
+                f"{self.summary}: no such file",
+                hint=f"a run writes it at its end: her2-server resume {self.path}",
+            )
+        return document
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep a second coordinator out of the folder while the block runs.
@@ -171,7 +186,7 @@ class RunFolder:
             return lines
         for text in self.metrics.read_text(encoding="utf-8").splitlines():
             try:
-                line = json.loads(text)
+                line = parse_json(text)
             except ValueError:
                 break
             if up_to is None or line["round"] <= up_to:
@@ -188,3 +203,22 @@ class RunFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(document, indent=1, allow_nan=False) + "\n"
         replace_durably(path, text.encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON file of a run folder; None if there is none.
+
+    Raises:
+        RunError: it cannot be read, or is not a JSON object.
+    """
+    try:
+        document = parse_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+    except DocumentError as error:
+        raise RunError(f"{path}: {error}") from None
+    if not isinstance(document, dict):
+        raise RunError(f"{path}: expected a JSON object, got {type(document).__name__}")
+    return document

@@ -8,7 +8,6 @@ a process is killed.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from her2_common.console import console
+from her2_common.documents import parse_json
 from her2_server.run_folder import RunFolder
 from her2_server.status import COMPARISON, COMPARISON_FILE
 
@@ -100,7 +100,7 @@ def _there(path: Path) -> str | None:
 
 def _read(folder: RunFolder) -> dict[str, Any]:
     try:
-        document = json.loads(folder.status.read_text(encoding="utf-8"))
+        document = parse_json(folder.status.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +9,6 @@ from typing import Any, Final
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from her2_common.errors import RunError
 from her2_server.report.svg import (
     BLUE,
     GREEN,
@@ -23,6 +21,7 @@ from her2_server.report.svg import (
     to_svg,
 )
 from her2_server.report.text import listed, shorten
+from her2_server.run_folder import read_json
 
 FILE: Final = "compare.json"
 
@@ -39,14 +38,7 @@ def read_comparison(run_folder: Path) -> dict[str, Any] | None:
     Raises:
         RunError: it is no JSON.
     """
-    path = run_folder / FILE
-    try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: expected JSON, got {type(error).__name__}") from None
-    return result
+    return read_json(run_folder / FILE)
 
 
 def section(result: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -11,7 +11,6 @@ same bytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -21,10 +20,12 @@ from jinja2 import UndefinedError
 from her2_common.cases import MODALITIES
 from her2_common.clinical import PCR_DEFINITION
 from her2_common.config import Policy
+from her2_common.documents import parse_json
 from her2_common.errors import RunError
 from her2_common.pages import environment, style
 from her2_server.report import comparison, figures, flow, text
 from her2_server.report.response import response_section
+from her2_server.run_folder import RunFolder
 
 _NEEDED: Final = ("version", "run", "sites", "threshold", "validation", "test", "bytes", "seconds")
 
@@ -79,15 +80,8 @@ def write_report(run_folder: Path) -> Path:
 def read_run(run_folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The summary, and one mapping a round in their order; of a repeated round the last counts."""
     path = run_folder / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(
-            f"{path}: no such file", hint="a run writes its summary at the end; resume it first"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: expected JSON, got {type(error).__name__}") from None
-    missing = [key for key in _NEEDED if not isinstance(summary, dict) or key not in summary]
+    summary = RunFolder(run_folder).read_summary()
+    missing = [key for key in _NEEDED if key not in summary]
     if missing:
         raise RunError(f"{path}: expected the keys {', '.join(_NEEDED)}, got no {missing[0]}")
 
@@ -96,7 +90,7 @@ def read_run(run_folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             rounds[int(entry["round"])] = entry
         except (ValueError, KeyError, TypeError):
             raise RunError(f"{path}, line {number}: expected the JSON of a round") from None

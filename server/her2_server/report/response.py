@@ -26,6 +26,7 @@ from her2_common.errors import RunError
 from her2_common.pages import environment, style
 from her2_common.response.paired import ALL_COMERS_WARNING
 from her2_server.report import figures, forest, response_figures, response_words, text
+from her2_server.run_folder import read_json
 
 FORMAT: Final = "her2-map response"
 DOCUMENT: Final = "response.json"
@@ -55,12 +56,9 @@ def response_section(run_folder: Path) -> str | None:
         RunError: response.json cannot be read, or is of another form.
     """
     source = run_folder / DOCUMENT
-    try:
-        document = json.loads(source.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    document = read_json(source)
+    if document is None:
         return None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{source}: expected JSON, got {type(error).__name__}") from None
     link = PAGE if (run_folder / PAGE).exists() else None
     return _checked(document, str(source), lambda given: _section(given, link))
 

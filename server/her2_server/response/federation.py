@@ -13,7 +13,6 @@ No statistic is kept but in the result.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -59,7 +58,7 @@ class Sites:
         notify: Notify = lambda _: None,
     ) -> None:
         self.config = folder.load_config()
-        self.summary = json.loads(folder.summary.read_text(encoding="utf-8"))
+        self.summary = folder.read_summary()
         self.plan, self.threshold, self.notify = plan, threshold, notify
         self.grid = grid
         self.exchange = Exchange(grid, self.config, notify=notify)
