@@ -1,10 +1,17 @@
-"""Reading CSV tables that people made: the header checked, every fault told by row and column."""
+"""CSV tables: those that people made are read with every fault by row and column; ours are written.
+
+A spreadsheet runs a cell that begins with ``=``, ``+``, ``-`` or ``@`` as a formula. ``write_csv``
+puts an apostrophe before such text (not before numbers), and ``read_rows`` takes it off again.
+"""
 
 from __future__ import annotations
 
 import csv
 import difflib
 import io
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +19,14 @@ from her2_common.errors import TableError
 
 MAX_FAULTS_SHOWN: Final = 20
 MAX_CELL_SHOWN: Final = 40
+
+_FORMULA: Final = re.compile(r"'*[=+\-@]")
+"""Begins a formula in a spreadsheet, or is such text with apostrophes before it already."""
+_NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_UNSEEN: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
+"""Control and format characters: they forge lines of a log, or make two equal names different."""
 
 
 class Faults:
@@ -126,12 +141,42 @@ def _read(
     if missing := required - set(header):
         raise TableError(f"{path.name}: column {min(missing)!r} is missing from the header")
     rows = []
+    faults = Faults(path)
     for number, cells in enumerate(lines[1:], start=2):
-        if not "".join(cells).strip():
+        together = "".join(cells)
+        if not together.strip():
             continue
         if len(cells) != len(header):
             raise TableError(
                 f"{path.name}, row {number}: expected {len(header)} cells, got {len(cells)}"
             )
+        if _UNSEEN.search(together):
+            _add_unseen(faults, number, header, cells)
+        if "'" in together:
+            cells = [c[1:] if c.startswith("'") and _FORMULA.match(c) else c for c in cells]  # noqa: PLW2901
         rows.append((number, cells))
+    faults.raise_if_any()
     return header, rows
+
+
+def _add_unseen(faults: Faults, row: int, header: Sequence[str], cells: Sequence[str]) -> None:
+    for name, cell in zip(header, cells, strict=True):
+        if found := _UNSEEN.search(cell.strip()):
+            called = unicodedata.name(found[0], "a control character").lower()
+            expected = f"visible characters on one line, not U+{ord(found[0]):04X} ({called})"
+            faults.cell(row, name, expected, cell)
+
+
+def write_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """A table as text with line feeds; what a row does not name, and None, is a blank cell."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _inert(value) for name, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _inert(value: object) -> object:
+    if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,7 @@ from her2_common.errors import ConfigError
 
 LETTERS = "abcdefghij"
 ALIAS_BOMB = "a: &a [x, x]\n" + "".join(
-    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
-    for old, new in zip(LETTERS[:-1], LETTERS[1:], strict=True)
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in itertools.pairwise(LETTERS)
 )
 HOSTILE = {
     "aliases": ALIAS_BOMB,
@@ -67,17 +68,20 @@ def test_hostile_json_is_one_error(content: str | bytes) -> None:
         parse_json(content)
 
 
+def outcome(parse: Callable[[str], object], text: str) -> str:
+    """The message of the error that ``parse`` raises; empty if it raises none."""
+    try:
+        parse(text)
+    except DocumentError as error:
+        return str(error)
+    return ""
+
+
 @given(st.text() | st.text("[]{}:,-&*!?|>'\"# \n\t0123456789abc."))
-def test_yaml_of_any_text_is_a_value_or_a_document_error(text: str) -> None:
-    try:
-        parse_yaml(text)
-    except DocumentError as error:
-        assert "\n" not in str(error)
+def test_yaml_of_any_text_is_a_value_or_one_line_of_error(text: str) -> None:
+    assert len(outcome(parse_yaml, text).splitlines()) < 2
 
 
-@given(st.binary() | st.text('[]{}:,"0123456789.eE+-aflnrstu \\'))
-def test_json_of_any_bytes_is_a_value_or_a_document_error(content: str | bytes) -> None:
-    try:
-        parse_json(content)
-    except DocumentError as error:
-        assert "\n" not in str(error)
+@given(st.text() | st.text('[]{}:,"0123456789.eE+-aflnrstu \\'))
+def test_json_of_any_text_is_a_value_or_one_line_of_error(text: str) -> None:
+    assert len(outcome(parse_json, text).splitlines()) < 2

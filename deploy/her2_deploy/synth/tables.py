@@ -6,7 +6,6 @@ HER2 is stated with or without its IHC and ISH, pCR with or without its stage.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from her2_common.cases import CLINICAL_INPUTS, LESION_COLUMNS, Box, Image
+from her2_common.tables import write_csv
 from her2_deploy.synth.cohort import SynthCase
 
 BLANK: Final = 0.05
@@ -154,7 +154,4 @@ def truth_row(case: SynthCase) -> dict[str, str]:
 
 def write_table(path: Path, columns: tuple[str, ...], rows: Iterable[Mapping[str, str]]) -> None:
     """A CSV table (UTF-8, line feeds); what a row does not name is blank."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    path.write_text(write_csv(columns, rows), encoding="utf-8", newline="")

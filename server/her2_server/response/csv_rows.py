@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from her2_common.tables import write_csv
 from her2_server.report.response_words import ALL_COMERS_TAG
 
 COLUMNS: Final = (
@@ -50,11 +49,7 @@ Row = dict[str, Any]
 
 def to_csv(document: Mapping[str, Any]) -> str:
     """The table as text, with a header; an unknown or hidden number is a blank cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows(document))
-    return text.getvalue()
+    return write_csv(COLUMNS, rows(document))
 
 
 def rows(document: Mapping[str, Any]) -> Iterator[Row]:

@@ -13,9 +13,7 @@ The images stay where they are; ``her2-client ingest`` reads them through the ta
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +39,7 @@ from her2_common.cases import LESION_COLUMNS, Box
 from her2_common.clinical import pcr_from_stage
 from her2_common.errors import DataError, ImageError, TableError
 from her2_common.files import replace_durably
+from her2_common.tables import write_csv
 
 Progress = Callable[[int, int], None]
 """Called with the number of patients done and of all patients."""
@@ -318,11 +317,7 @@ def _check_ours(path: Path) -> None:
 
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
-    stream = io.StringIO(newline="")
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    content = stream.getvalue().encode()
+    content = write_csv(columns, rows).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     # The mark goes first and knows both tables: whichever a crash leaves is known as ours.
     marks = [hashlib.sha256(content).hexdigest()]

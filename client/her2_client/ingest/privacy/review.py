@@ -16,7 +16,6 @@ path enters it; pictures are named by ``guard.digest``.
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import io
 import re
@@ -38,7 +37,7 @@ from her2_client.ingest.privacy.text import eight_bits
 from her2_common.errors import TableError
 from her2_common.files import replace_privately
 from her2_common.pages import environment, style
-from her2_common.tables import Faults, read_rows
+from her2_common.tables import Faults, read_rows, write_csv
 
 Array = npt.NDArray[Any]
 
@@ -206,15 +205,15 @@ def merge_decisions(saved: Path, new: Path, *, asked: Collection[str] | None = N
         elif asked is not None and entry.picture not in asked and entry.picture not in known:
             faults.row(row, "column picture: expected one that the last ingest asked about")
     faults.raise_if_any()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if saved.exists():
-        text.write(saved.read_text(encoding="utf-8").rstrip("\n") + "\n")
-    else:
-        writer.writerow(LOG_COLUMNS)
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    writer.writerows(entry.cells(date) for _, entry in entries)
-    replace_privately(saved, text.getvalue().encode())
+    log = write_csv(
+        LOG_COLUMNS,
+        (dict(zip(LOG_COLUMNS, entry.cells(date), strict=True)) for _, entry in entries),
+    )
+    if saved.exists():
+        _, _, lines = log.partition("\n")  # without the header
+        log = saved.read_text(encoding="utf-8").rstrip("\n") + "\n" + lines
+    replace_privately(saved, log.encode())
     return len(entries)
 
 
@@ -267,7 +266,7 @@ def _keep(row: int, raw: dict[str, str], faults: Faults) -> Rectangle | None:
     corners = []
     for name in CORNERS:
         text = raw[name]
-        if not (text.isascii() and text.isdigit() and int(text) <= MOST_PIXELS):
+        if not (text.isascii() and text.isdigit() and len(text) < 8 and int(text) <= MOST_PIXELS):
             faults.cell(row, name, f"a whole number from 0 to {MOST_PIXELS}", text)
             return None
         corners.append(int(text))
