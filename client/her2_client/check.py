@@ -24,7 +24,7 @@ from her2_client.ingest.case import files_of
 from her2_client.ingest.command import check_data
 from her2_client.ingest.run import check_key, existing
 from her2_client.ingest.units import bytes_needed
-from her2_client.keys import check_private, public_key, read_pseudonym_key
+from her2_client.keys import check_private, check_unwritable, public_key, read_pseudonym_key
 from her2_common.cases import CaseTable, read_cases
 from her2_common.config import SiteConfig, load
 from her2_common.console import console, print_json
@@ -88,6 +88,18 @@ def _result(name: str, look: Callable[[], str]) -> CheckResult:
 
 
 # --- files --------------------------------------------------------------------------------------
+
+
+def check_rights(site: Path, config: SiteConfig) -> CheckResult:
+    """Can others change the file of ``config``, the cache or the state, and so what is sent?"""
+    return _result("rights", lambda: _rights(site, config))
+
+
+def _rights(site: Path, config: SiteConfig) -> str:
+    paths = [path for path in (site, config.state, config.data.cache) if path.exists()]
+    for path in paths:
+        check_unwritable(path)
+    return f"{', '.join(path.name for path in paths)}: written by their owner alone"
 
 
 def _pseudonym_key(path: Path) -> str:
@@ -241,7 +253,7 @@ def check_command(
     columns = (SpinnerColumn(), TextColumn("checking"))
     with Progress(*columns, console=console, transient=True) as bar:
         bar.add_task("checking", total=None)
-        results = check(config, data=data)
+        results = [check_rights(site, config), *check(config, data=data)]
     console.print(results_table(results))
     ok = all(result.ok for result in results)
     document: dict[str, Any] = {"checks": [asdict(result) for result in results]}

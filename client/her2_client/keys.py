@@ -96,6 +96,22 @@ def check_private(path: Path) -> None:
         )
 
 
+def check_unwritable(path: Path) -> None:
+    """Raises DataError where others than its owner may change a file, or replace it in its folder.
+
+    A folder with the sticky bit, as /tmp, lets nobody replace the files of others.
+    """
+    for place in (path, path.resolve().parent):
+        mode = place.stat().st_mode
+        sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
+        if mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
+            raise DataError(
+                f"{place}: expected that only its owner may write to it, got mode "
+                f"{stat.S_IMODE(mode):04o}",
+                hint=f"run: chmod go-w {shlex.quote(str(place))}",
+            )
+
+
 SITE_TEMPLATE = """\
 # A her2-map site. Relative paths start at this file's folder. Unknown keys are refused.
 name: {name}

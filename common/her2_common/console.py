@@ -3,6 +3,8 @@
 Results go to stdout, everything else (progress, tables for reading, errors) to stderr. A user's
 mistake never shows a stack trace: ``her2-client: error: ...`` and, where there is one, a
 ``hint: ...``. Exit codes: 0 done, 1 failed, 2 wrong use or configuration, 130 interrupted.
+
+What a command writes is for its user alone: files 0600, folders 0700, whatever the shell's umask.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ def main_for(app: typer.Typer, program: str) -> Callable[[], None]:
         # Third-party deprecation notes are for developers; tests turn every warning into an error.
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
+        os.umask(0o077)
         command = typer.main.get_command(app)
         try:
             result = command.main(prog_name=program, standalone_mode=False)

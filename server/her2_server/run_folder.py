@@ -99,7 +99,8 @@ class RunFolder:
         config = load(FederationConfig, config_file)
         if (initial := read_initial(config)) is not None:
             config = config.model_copy(update={"initial_sha256": initial.sha256})
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.chmod(0o700)
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         replace_durably(self.config, text.encode())
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from her2_client.cache_writer import CacheWriter
-from her2_client.check import CheckResult, check, check_command, results_table
+from her2_client.check import CheckResult, check, check_command, check_rights, results_table
 from her2_client.keys import new_node_key, write_private
 from her2_common.config import SiteConfig, load
 from her2_common.errors import ConfigError, ConnectionFailedError
@@ -211,6 +211,25 @@ def test_what_is_wrong_is_named_all_at_once(folder: Path, tmp_path: Path) -> Non
         assert words in results[name].message
     assert results["pseudonym key"].hint == f"run: chmod 600 {folder / 'pseudonym.key'}"
     assert results["tables"].ok
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("site.yaml", 0o664), ("site.yaml", 0o646), (".", 0o777), ("state", 0o770), ("cache", 0o707)],
+)
+def test_what_others_may_write_fails_the_check_of_rights(
+    folder: Path, name: str, mode: int
+) -> None:
+    for made in ("state", "cache"):
+        (folder / made).mkdir(mode=0o700, exist_ok=True)
+    config = load(SiteConfig, folder / "site.yaml")
+    assert check_rights(folder / "site.yaml", config).ok
+    (folder / name).chmod(mode)
+    result = check_rights(folder / "site.yaml", config)
+    assert not result.ok
+    assert f"mode {mode:04o}" in result.message
+    assert result.hint == f"run: chmod go-w {(folder / name).resolve()}"
 
 
 def test_a_faulty_table_leaves_the_other_checks(folder: Path) -> None:

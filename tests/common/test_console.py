@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
 
 from her2_common.console import main_for, print_json
 from her2_common.errors import ConfigError, DataError, Her2Error
+
+
+@pytest.fixture(autouse=True)
+def kept_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
 
 
 def make_app() -> typer.Typer:
@@ -27,6 +37,11 @@ def make_app() -> typer.Typer:
     @app.command()
     def answer(number: int) -> None:
         print_json({"number": number})
+
+    @app.command()
+    def make(folder: Path) -> None:
+        (folder / "new").mkdir()
+        (folder / "new" / "file").write_text("content")
 
     @app.command()
     def leave() -> None:
@@ -127,3 +142,11 @@ def test_every_error_has_a_code_that_may_leave() -> None:
     assert all(code.isidentifier() for code in codes)
     assert {kind.exit_code for kind in kinds} == {1, 2}
     assert [kind for kind in kinds if kind.exit_code == 2] == [ConfigError]
+
+
+def test_what_a_command_writes_is_for_its_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call("make", str(tmp_path), monkeypatch=monkeypatch) == 0
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("new", "new/file")]
+    assert modes == [0o700, 0o600]

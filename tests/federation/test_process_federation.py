@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -29,6 +30,15 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         yield ground
 
 
+def readable_by_others(folder: Path) -> list[str]:
+    """What others than its owner may read or write under ``folder``, the folder included."""
+    return [
+        path.relative_to(folder).as_posix()
+        for path in (folder, *folder.rglob("*"))
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    ]
+
+
 def test_real_processes_give_the_bits_of_the_simulation(
     make_federation, ground: Ground, tmp_path: Path
 ) -> None:
@@ -53,6 +63,7 @@ def test_real_processes_give_the_bits_of_the_simulation(
         assert done.returncode == 0, done.stderr + sites[0].tail(30)
         site_logs = [site.log.read_text() for site in sites]
     assert "going on after round" in done.stderr
+    assert readable_by_others(out) == []
     summary = json.loads(done.stdout)
     assert summary["test"]["n"] == json.loads(federation.folder.summary.read_text())["test"]["n"]
     expected = weights_hash(checkpoint.latest(federation.folder.rounds).groups)
