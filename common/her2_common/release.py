@@ -3,7 +3,7 @@
     release/
     ├── model.safetensors       {group: float32 vector} for the groups that some site trained
     ├── references.safetensors  features of the training cases (her2_common.novelty), if any
-    └── manifest.json           Manifest, with the SHA-256 of both
+    └── manifest.json           Manifest, with the SHA-256 of both, and its own ("digest")
 
 The temperature is in the weights already (her2_common.temperature): nothing is left to be applied.
 
@@ -26,7 +26,7 @@ from safetensors.numpy import save as save_tensors
 
 from her2_common import __version__
 from her2_common.cases import Label, Modality
-from her2_common.documents import parse_json
+from her2_common.documents import DocumentError, parse_json
 from her2_common.errors import ConfigError, DataError, UpdateError
 from her2_common.files import replace_durably
 from her2_common.model import GROUPS, Group, MapModel, build_model, preset, preset_sizes, set_groups
@@ -45,6 +45,7 @@ class Manifest(BaseModel):
 
     ``groups`` are those that at least one site trained; the others are left out, so that no
     modality is ever scored by an untrained encoder. ``threshold`` is the frozen one.
+    ``digest`` covers all the rest (``manifest_digest``): releases of one digest score alike.
     ``calibration`` is the temperature and what it did, as in summary.json; ``limits[m]`` the
     unlikeness above which an image of modality m is flagged.
     """
@@ -65,6 +66,7 @@ class Manifest(BaseModel):
     calibration: dict[str, Any] = Field(default_factory=dict)
     limits: dict[Modality, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
     references_sha256: str | None = None
+    digest: str | None = None
 
     @property
     def layout(self) -> dict[str, Any]:
@@ -84,7 +86,8 @@ def write_release(
 ) -> None:
     """Write the release of ``groups``, of which ``manifest.groups`` are kept. Not signed."""
     tensors = save_tensors({group: groups[group] for group in manifest.groups})
-    document = manifest.model_dump() | {"sha256": hashlib.sha256(tensors).hexdigest()}
+    document = manifest.model_dump(mode="json")
+    document["sha256"] = hashlib.sha256(tensors).hexdigest()
     folder.mkdir(exist_ok=True)
     replace_durably(folder / WEIGHTS_NAME, tensors)
     if references:
@@ -93,8 +96,19 @@ def write_release(
         replace_durably(folder / REFERENCES_NAME, beside)
     else:
         (folder / REFERENCES_NAME).unlink(missing_ok=True)
+    document["digest"] = manifest_digest(document)
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     replace_durably(folder / MANIFEST_NAME, text.encode())
+
+
+def manifest_digest(document: Mapping[str, Any]) -> str:
+    """SHA-256, hex, of the canonical JSON (sorted keys, no spaces) of all but ``digest`` itself.
+
+    It covers the threshold and the limits as well as, by their SHA-256, the weights.
+    """
+    covered = {key: value for key, value in document.items() if key != "digest"}
+    text = json.dumps(covered, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_release(folder: Path) -> tuple[Manifest, dict[str, np.ndarray]]:
@@ -107,12 +121,19 @@ def read_release(folder: Path) -> tuple[Manifest, dict[str, np.ndarray]]:
     try:
         document = parse_json((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
         tensors = (folder / WEIGHTS_NAME).read_bytes()
-        expected = str(document["sha256"])
+        expected, stated_digest = str(document["sha256"]), str(document["digest"])
     except FileNotFoundError as error:
         name = Path(str(error.filename)).name
         raise DataError(f"{folder}: {name} is missing", hint=hint) from None
+    except DocumentError as error:
+        raise DataError(f"{folder}: not a release: {MANIFEST_NAME}: {error}", hint=hint) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: not a release ({type(error).__name__})", hint=hint) from None
+    if manifest_digest(document) != stated_digest:
+        raise DataError(
+            f"{folder}: {MANIFEST_NAME} was changed: it does not match its own digest",
+            hint="copy the release folder again from where it was made",
+        )
     got = hashlib.sha256(tensors).hexdigest()
     if got != expected:
         raise DataError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 from tests.caches import add
+from tests.releases import restate
 
 from her2_client.cache import image_shape, open_cache
 from her2_client.cache_writer import CacheWriter
@@ -63,9 +63,7 @@ def release(tmp_path: Path) -> Path:
 
 
 def set_manifest(release: Path, **changes: Any) -> None:
-    path = release / "manifest.json"
-    manifest = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({k: v for k, v in manifest.items() if v is not None}))
+    restate(release, **changes)
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save as save_tensors
+from tests.releases import restate
 
 from her2_common.errors import DataError
 from her2_common.model import GROUPS, build_model, get_groups, preset
@@ -93,10 +94,7 @@ def test_a_missing_file_is_named(folder: Path) -> None:
 
 def replace_file(folder: Path, content: bytes) -> None:
     (folder / REFERENCES_NAME).write_bytes(content)
-    path = folder / "manifest.json"
-    document = json.loads(path.read_text())
-    document["references_sha256"] = hashlib.sha256(content).hexdigest()
-    path.write_text(json.dumps(document))
+    restate(folder, references_sha256=hashlib.sha256(content).hexdigest())
 
 
 @pytest.mark.parametrize(
@@ -114,10 +112,39 @@ def test_a_file_that_does_not_fit_is_refused(folder: Path, content: bytes, messa
         read_references(folder, read_release(folder)[0])
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("threshold", 0.1),
+        ("limits", {"us": 0.1, "mri": 0.5}),
+        ("label", "pcr"),
+        ("run", "another"),
+        ("calibration", {"temperature": 2.0}),
+        ("stranger", 1),
+    ],
+)
+def test_a_manifest_of_which_anything_was_changed_is_refused(
+    folder: Path, key: str, value: Any
+) -> None:
+    path = folder / MANIFEST_NAME
+    document = json.loads(path.read_text())
+    assert document.get(key) != value
+    path.write_text(json.dumps(document | {key: value}))
+    with pytest.raises(DataError, match="does not match its own digest"):
+        read_release(folder)
+
+
+def test_the_digest_follows_from_the_threshold_and_the_weights(folder: Path) -> None:
+    first = read_release(folder)[0].digest
+    restate(folder, threshold=0.123)
+    second = read_release(folder)[0].digest
+    write_release(folder, manifest(), get_groups(build_model("compact", 4), GROUPS))
+    assert len({first, second, read_release(folder)[0].digest}) == 3
+
+
 @pytest.mark.parametrize("limits", [{"us": 1.5}, {"ct": 0.5}, {"us": "high"}])
 def test_a_limit_off_the_scale_is_refused(folder: Path, limits: dict[str, Any]) -> None:
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"limits": limits}))
+    restate(folder, limits=limits)
     with pytest.raises(DataError, match="limits is missing or wrong"):
         read_release(folder)
 
@@ -125,9 +152,7 @@ def test_a_limit_off_the_scale_is_refused(folder: Path, limits: dict[str, Any]) 
 def spoil(folder: Path, content: bytes) -> None:
     """Other weights, with the hash that belongs to them."""
     (folder / WEIGHTS_NAME).write_bytes(content)
-    path = folder / MANIFEST_NAME
-    document = json.loads(path.read_text())
-    path.write_text(json.dumps(document | {"sha256": hashlib.sha256(content).hexdigest()}))
+    restate(folder, sha256=hashlib.sha256(content).hexdigest())
 
 
 def test_weights_that_are_not_finite_or_of_another_length_are_refused(folder: Path) -> None:

@@ -197,7 +197,7 @@ def over_sites(
     source = {
         "kind": "federation",
         "run": sites.config.name,
-        "release_sha256": manifest.sha256,
+        "release_sha256": manifest.digest,
         "label": manifest.label,
         "queries": sites.number,
         "synthetic": sites.config.synthetic,
