@@ -3,6 +3,10 @@
 Decoders in C and C++ can end the whole process on damaged bytes, or never return. They run here,
 so that ``decoders`` can kill and replace them. Started by path; it imports nothing of this project.
 
+Once the decoders are imported the process gives up what decoding does not need (``confine``):
+damaged or hostile bytes that take it over can open no file, the site's keys included, no socket,
+and start no program. As root, who may raise any limit again, this holds against accidents alone.
+
 A message is two lengths (8 bytes each, little-endian), a JSON text and the bytes of a frame.
 """
 
@@ -12,6 +16,7 @@ import json
 import os
 import signal
 import struct
+import sys
 import warnings
 from typing import Any, BinaryIO, Final
 
@@ -19,8 +24,27 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 
 LENGTHS: Final = struct.Struct("<QQ")
+MOST_MEMORY: Final = 8 << 30
+"""Bytes of address space. A frame of 20,000 x 20,000 in 16 bits is .8 GB, and a decoder holds it
+four times in 32 (a design value)."""
 LAST_S: Final = 60
 """Seconds after which a decoder ends itself; twice what ``decoders`` waits."""
+
+
+def confine() -> None:
+    """Limits that only root can raise again; what is open stays open."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return
+    for limit, most in (
+        (resource.RLIMIT_NOFILE, 0),
+        (resource.RLIMIT_NPROC, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_AS, MOST_MEMORY),
+    ):
+        resource.setrlimit(limit, (most, most))
 
 
 def main() -> None:
@@ -29,6 +53,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a C library that prints must not answer
     warnings.simplefilter("ignore")
+    for syntax in sys.argv[1:]:
+        _ = get_decoder(syntax).available_plugins  # imports them: no file can be opened later
+    confine()
     while lengths := requests.read(LENGTHS.size):
         text, frame = (requests.read(length) for length in LENGTHS.unpack(lengths))
         try:

@@ -3,7 +3,8 @@
 1. The codestream's own size must be that of the header (codestream.py).
 2. Pillow, the decoder of JPEG, runs here. The others are written in C, C++ or Rust; on damaged
    bytes they have been seen to abort the process (GDCM) and to run for ever (CharLS). They run
-   in a process of their own, which is killed after ``DEADLINE`` seconds and replaced.
+   in a process of their own, which has a bare environment, can open no file once it has started
+   (decoder_process.py), and is killed after ``DEADLINE`` seconds and replaced.
 
 One decoder a syntax, so that the bits do not depend on what else is installed.
 """
@@ -169,7 +170,9 @@ class _Elsewhere:
                 self.stop()
             self.owner = os.getpid()
             self.process = subprocess.Popen(  # noqa: S603 - our own program, no shell
-                [sys.executable, "-P", str(_PROGRAM)],
+                [sys.executable, "-P", str(_PROGRAM), *DECODERS],
+                cwd="/" if os.name == "posix" else None,
+                env=_environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -204,6 +207,13 @@ class _Elsewhere:
                 except OSError:
                     continue  # what was still to be written has nobody to read it
         process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """What the decoder's process knows of this one: where the packages lie, and nothing else."""
+    packages = os.pathsep.join(str(Path(path).resolve()) for path in sys.path if path)
+    kept = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
+    return {"PATH": os.defpath, "PYTHONPATH": packages, "OMP_NUM_THREADS": "1", **kept}
 
 
 _elsewhere = _Elsewhere()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import struct
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -311,3 +313,43 @@ def test_a_codestream_with_more_bits_than_the_header_is_refused(
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "DEADLINE", 5.0)
+
+
+# --- what a decoder can reach -------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="needs Linux")
+def test_decoders_process_has_a_bare_environment_and_may_open_no_file(
+    tmp_path: Path, dicoms: Any, pictures: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HER2_CANARY", "a secret")
+    decoders._elsewhere.stop()
+    path = dicoms.us(tmp_path / "us.dcm", pictures.echo(34, 41))
+    LOSSLESS["JPEG-LS"][0](path)
+    dicom.pixels(dicom.header(path))
+    process = decoders._elsewhere.process
+    assert process is not None
+    folder = Path(f"/proc/{process.pid}")
+    assert b"HER2_CANARY" not in (folder / "environ").read_bytes()
+    limits = (folder / "limits").read_text()
+    assert re.search(r"^Max open files +0 +0 ", limits, re.MULTILINE)
+    assert re.search(r"^Max file size +0 +0 ", limits, re.MULTILINE)
+    decoders._elsewhere.stop()
+
+
+def test_confined_process_cannot_open_a_key(tmp_path: Path) -> None:
+    key = tmp_path / "node"
+    key.write_text("a key")
+    program = (
+        "import socket, sys\n"
+        "from her2_client.ingest.decoder_process import confine\n"
+        "confine()\n"
+        "for attempt in (lambda: open(sys.argv[1]), socket.socket):\n"
+        "    try:\n"
+        "        attempt()\n"
+        "    except OSError:\n"
+        "        continue\n"
+        "    sys.exit('reached')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(key)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
