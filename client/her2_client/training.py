@@ -23,7 +23,7 @@ from torch import Tensor
 
 from her2_client.augment import DRAWS, RANGES, Noise, augment
 from her2_client.cohort import Cohort
-from her2_client.engine import ALONE, Team, Watch, backward
+from her2_client.engine import Watch, backward
 from her2_client.local_objectives import OWN_LOSS, Applied, Objective
 from her2_common.cases import Modality
 from her2_common.config import RunConfig
@@ -99,13 +99,11 @@ def train_round(
     round_number: int,
     objective: Objective = OWN_LOSS,
     on_epoch: Callable[[int, float], None] | None = None,
-    team: Team = ALONE,
 ) -> TrainResult:
     """Train ``model`` in place on ``cohort`` for ``plan.local_epochs``.
 
     ``round_number`` counts from 1; ``objective`` acts between each backward pass and its step.
     ``on_epoch`` is told each epoch's number and mean loss.
-    The processes of a ``team`` call this with the same arguments and end with the same weights.
 
     Raises:
         TrainingError: the loss or a weight is not finite.
@@ -134,7 +132,7 @@ def train_round(
         order = list(batches(len(cohort), plan.batch_size, generator))
         noise: dict[Modality, Noise] = {}
         total = torch.zeros((), device=device)
-        for step, part in enumerate(seen.feed(order, team.share)):
+        for step, part in enumerate(seen.feed(order)):
             batch = part.batch
             for modality, rows in part.taken.items():
                 chosen = draws[modality].index_select(0, rows)
@@ -166,7 +164,7 @@ def train_round(
                 alignment=plan.alignment,
                 alignment_weight=plan.alignment_weight,
             )
-            terms = backward(model, batch, loss, team=team)
+            terms = backward(model, batch, loss)
             applied.before_step(rate)
             optimiser.step()
             total += watch.note(terms, part.seen, epoch=epoch + 1, step=step + 1)

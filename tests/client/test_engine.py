@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -193,21 +189,6 @@ def test_row_numbers_move_once_an_epoch(make_cohort: MakeCohort, size: int) -> N
     assert moves == 1 + 2 * len(MODALITIES)
 
 
-def test_a_share_of_a_batch_has_the_rows_of_all_and_the_images_of_some(
-    make_cohort: MakeCohort,
-) -> None:
-    cohort = make_cohort(MIX)
-    (full,) = cohort.feed([np.arange(len(MIX))])
-    (part,) = cohort.feed([np.arange(len(MIX))], lambda count: slice(1, min(3, count)))
-    assert part.seen["us"].tolist() == full.seen["us"].tolist() == list(range(6))
-    assert part.taken["us"].tolist() == [1, 2]
-    for modality, images in full.batch.images.items():
-        assert torch.equal(part.batch.rows[modality], full.batch.rows[modality])
-        assert torch.equal(part.batch.images[modality], images[1:3])
-    (none,) = cohort.feed([np.array([0])], lambda _: slice(0, 0))
-    assert (none.batch.images, none.batch.rows["us"].tolist()) == ({}, [0])
-
-
 # --- the watch ----------------------------------------------------------------------------------
 
 PLAN = RunConfig(image_size=32, volume_size=16, batch_size=2, local_epochs=1, alignment="none")
@@ -278,83 +259,3 @@ def test_weights_that_break_in_the_last_step_do_not_leave(
     monkeypatch.setattr("her2_client.training.backward", spoiled)
     error = fault(make_cohort([("us",)] * 2))
     assert "after the last step the weights of head are not finite" in str(error)
-
-
-# --- torch.compile ------------------------------------------------------------------------------
-
-# In processes of their own: torch does not compile functions whose shapes are checked at run time.
-PRELUDE = """
-from functools import partial
-import torch
-from her2_client.engine import backward, compile_encoders, make_deterministic
-from her2_common.errors import ConfigError
-from her2_common.losses import loss_terms
-from her2_common.model import Batch, build_model
-
-make_deterministic(1)
-size = {"image_size": 32, "volume_size": 16}
-"""
-
-NO_COMPILER = """
-try:
-    compile_encoders(build_model("compact", 1, **size), {"us": 32})
-except ConfigError as error:
-    print(error, error.hint)
-"""
-
-COMPILED = """
-images = torch.randn(5, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-clinical, labels = torch.zeros(5, 5), torch.arange(5) % 2
-
-def gradient(model, rows):
-    model.zero_grad()
-    batch = Batch({"us": images[:rows]}, {"us": torch.arange(rows)}, clinical[:rows])
-    backward(model, batch, partial(loss_terms, labels=labels[:rows]))
-    return torch.cat([p.grad.flatten() for p in model.us.parameters()])
-
-def compiled():
-    torch._dynamo.reset()
-    model = build_model("compact", 1, **size)
-    compile_encoders(model, {"us": 32, "mri": 16})  # one class, two and three dimensions
-    return model
-
-expected = gradient(build_model("compact", 1, **size), 5)
-first = gradient(compiled(), 5)
-worn = compiled()
-gradient(worn, 1), gradient(worn, 2)
-versions = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-again = gradient(worn, 5)
-worn.eval()
-with torch.inference_mode():
-    worn.us(images[:4]), worn.us(images[:1])
-assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == versions  # nothing compiled anew
-print(float((first - expected).norm() / expected.norm()), torch.equal(first, again))
-"""
-
-
-def in_process(script: str, folder: Path, **environment: str) -> str:
-    settings = {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + script],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | settings | environment,
-    )
-    return done.stdout
-
-
-@pytest.mark.slow
-def test_no_compiler_is_a_clear_error(tmp_path: Path) -> None:
-    said = in_process(NO_COMPILER, tmp_path, CXX="/no/such/compiler")
-    assert "compile: torch cannot compile the us encoder here" in said
-    assert "compiler" in said.split("here:")[1].split("install")[0]
-    assert "install a C++ compiler (g++) if there is none, or set compile: false" in said
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_compiled_encoders_give_the_same_gradients_whatever_came_before(tmp_path: Path) -> None:
-    gap, same_bits = in_process(COMPILED, tmp_path).split()
-    assert float(gap) < 1e-5
-    assert same_bits == "True"
