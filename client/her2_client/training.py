@@ -23,7 +23,7 @@ from torch import Tensor
 
 from her2_client.augment import DRAWS, RANGES, Noise, augment
 from her2_client.cohort import Cohort
-from her2_client.engine import Watch, backward
+from her2_client.engine import AdamW, Watch, backward
 from her2_client.local_objectives import OWN_LOSS, Applied, Objective
 from her2_common.cases import Modality
 from her2_common.config import RunConfig
@@ -111,9 +111,7 @@ def train_round(
     started = time.perf_counter()
     device = cohort.clinical.device
     model.train()
-    optimiser = torch.optim.AdamW(
-        model.parameters(), betas=ADAM_BETAS, weight_decay=plan.weight_decay, fused=True
-    )
+    optimiser = AdamW(model.parameters(), betas=ADAM_BETAS, weight_decay=plan.weight_decay)
     applied = Applied(objective, {group: group_parameters(model, group) for group in GROUPS})
     balance = class_balance(cohort, plan)
     steps_per_epoch = max(math.ceil(len(cohort) / plan.batch_size), 1)
@@ -151,9 +149,7 @@ def train_round(
                 batch.images[modality] = images
             done = steps / (steps_per_epoch * plan.local_epochs)
             rate = learning_rate(plan, round_number - 1 + done)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_grad()
             loss = partial(
                 loss_terms,
                 labels=cohort.labels.index_select(0, part.cases),
@@ -166,7 +162,7 @@ def train_round(
             )
             terms = backward(model, batch, loss)
             applied.before_step(rate)
-            optimiser.step()
+            optimiser.step(rate)
             total += watch.note(terms, part.seen, epoch=epoch + 1, step=step + 1)
             steps += 1
         losses.append(total / steps_per_epoch)

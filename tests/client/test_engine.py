@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from her2_client import engine
 from her2_client.cohort import Cohort
-from her2_client.engine import LOOK_EVERY, Watch, backward
+from her2_client.engine import LOOK_EVERY, AdamW, Watch, backward
 from her2_client.training import train_round
 from her2_common.cases import MODALITIES
 from her2_common.config import RunConfig
@@ -187,6 +187,35 @@ def test_row_numbers_move_once_an_epoch(make_cohort: MakeCohort, size: int) -> N
         parts = list(cohort.feed(groups))
     assert len(parts) == len(groups)
     assert moves == 1 + 2 * len(MODALITIES)
+
+
+def test_the_optimiser_has_the_bits_of_torchs_own() -> None:
+    """Also where a parameter has no gradient in some steps, and with another rate in each."""
+    generator = torch.Generator().manual_seed(0)
+    first = [torch.randn(shape, generator=generator) for shape in ((3, 5), (7,), (2, 2))]
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in first] for _ in range(2))
+    options: dict[str, Any] = {"betas": (0.9, 0.99), "weight_decay": 0.05}
+    optimiser = AdamW(ours, **options)
+    oracle = torch.optim.AdamW(theirs, fused=True, **options)
+    for step in range(5):
+        optimiser.zero_grad()
+        oracle.zero_grad()
+        for i, parameter in enumerate(ours):
+            if (step + i) % 3:  # the first is first seen in the second step, the last rests there
+                theirs[i].grad = torch.randn(parameter.shape, generator=generator)
+                parameter.grad = theirs[i].grad.clone()
+        oracle.param_groups[0]["lr"] = rate = 0.1 / (step + 1)
+        optimiser.step(rate)
+        oracle.step()
+        for parameter, expected, start in zip(ours, theirs, first, strict=True):
+            assert torch.equal(parameter, expected)
+            assert step < 2 or not torch.equal(parameter, start)
+
+
+def test_without_a_gradient_nothing_moves() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    AdamW([parameter], betas=(0.9, 0.99), weight_decay=0.5).step(0.1)
+    assert torch.equal(parameter, torch.ones(2))
 
 
 # --- the watch ----------------------------------------------------------------------------------

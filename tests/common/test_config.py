@@ -84,6 +84,7 @@ def test_a_configuration_is_frozen(tmp_path: Path) -> None:
         ("policy.min_case", 3, "policy.min_case: unknown key; did you mean 'min_cases'?"),
         ("polycy", {}, "polycy: unknown key; did you mean 'policy'?"),
         ("zzz", 1, "zzz: unknown key; known: data, device, name, policy, resident, "),
+        ("devices", 2, "devices: unknown key; did you mean 'device'?"),
         ("resident", "ram", "resident: expected 'auto', 'always' or 'never', got 'ram'"),
         ("resident", True, "resident: expected another value than yes or no, got yes"),
         ("rows_at_once", 0, "rows_at_once: expected at least 1, got 0"),
