@@ -8,12 +8,21 @@ ARGS ?=
 # One process, to read along or debug: make test ARGS="-n 0 -k name"
 PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
+# make fuzz: TIMES as many examples as a test asks for, LEAST at the fewest, again and again until
+# MINUTES are over: make fuzz LEAST=2000 ARGS="-k withheld", make fuzz MINUTES=60
+TIMES ?= 10
+LEAST ?= 0
+MINUTES ?= 0
+
+# pytest's exit code when ARGS select none
+NO_TESTS := 5
+
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all bench lint clean
+.PHONY: help demo test test-all test-more fuzz bench lint clean
 
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,11 +30,20 @@ help: ## Say what there is to make
 demo: $(INSTALLED) ## Four hospitals train together on this machine; ends with a report
 	$(BIN)/her2-deploy demo $(ARGS)
 
-test: $(INSTALLED) ## Every test but the slow ones
+test: $(INSTALLED) ## Every test but the slow ones, with the same examples each time
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-all: $(INSTALLED) ## Every test
-	$(PYTEST) $(ARGS)
+test-all: test ## Every test, then property tests again with examples of their own
+	@$(MAKE) --no-print-directory test-more
+
+test-more: $(INSTALLED) ## What test-all adds to test: slow tests, random examples
+	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile=random $(ARGS) || test $$? -eq $(NO_TESTS)
+
+fuzz: $(INSTALLED) ## Property tests, many random examples: TIMES=10 LEAST=0 MINUTES=0
+	@end=$$(($$(date +%s) + 60 * $(MINUTES))); while \
+		$(PYTEST) -m hypothesis --hypothesis-profile=random --timeout=0 \
+			--examples-times=$(TIMES) --examples-least=$(LEAST) $(ARGS) || exit; \
+		[ "$$(date +%s)" -lt "$$end" ]; do :; done
 
 bench: $(INSTALLED) ## The benchmarks, one after another
 	@set -e; for script in tests/benchmarks/bench_*.py; do \

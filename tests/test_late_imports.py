@@ -14,6 +14,30 @@ from her2_deploy.cli import app as deploy
 from her2_server.cli import app as server
 
 HEAVY = ("flwr", "matplotlib", "pandas", "pydicom", "scipy", "torch")
+COMPILER = ("sympy", "torch._dynamo", "torch._inductor")
+"""Of torch, 2.6 s a process; some of its public functions import it, and we compile nothing."""
+TRAIN = """
+import numpy as np
+import torch
+from her2_client import app
+from her2_client.cache import image_shape
+from her2_client.cohort import Cohort
+from her2_client.engine import make_deterministic, ready_model
+from her2_client.scoring import score
+from her2_client.training import train_round
+from her2_common.cases import MODALITIES
+from her2_common.config import RunConfig
+
+make_deterministic(1)
+plan = RunConfig(preset="paper", image_size=32, volume_size=16, local_epochs=1)
+images = {m: torch.zeros(2, *image_shape(m, 32, 16)).half() for m in MODALITIES}
+rows = dict.fromkeys(images, np.arange(2))
+labels = torch.tensor([0, 1])
+cohort = Cohort(images, rows, torch.zeros(2, 5), labels, np.ones(2, bool), labels - 1)
+model = ready_model(plan, {}, torch.device("cpu"))
+assert train_round(model, cohort, plan, site="a", round_number=1).steps == 1
+score(model, cohort)
+"""
 LEAVE = """
 from {package}.cli import main
 try:
@@ -30,9 +54,9 @@ FAULTY = {
 }
 
 
-def imported(code: str, *words: str) -> tuple[str, set[str]]:
-    """What ``code`` prints, and which heavy modules a fresh Python has imported after it."""
-    code += f"\nprint('after:', *(name for name in {HEAVY} if name in sys.modules))"
+def imported(code: str, *words: str, watched: tuple[str, ...] = HEAVY) -> tuple[str, set[str]]:
+    """What ``code`` prints, and which ``watched`` modules a fresh Python has imported after it."""
+    code += f"\nprint('after:', *(name for name in {watched} if name in sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}", *words],
         capture_output=True,
@@ -73,6 +97,14 @@ def test_a_faulty_configuration_is_told_before_any_is(
     text, names = imported(code, *(w.replace("federation.yaml", str(path)) for w in words))
     assert text == "2\n"
     assert names == set()
+
+
+def test_a_site_trains_and_scores_without_torchs_compiler() -> None:
+    assert imported(TRAIN, watched=COMPILER)[1] == set()
+
+
+def test_a_coordinator_is_imported_without_torchs_compiler() -> None:
+    assert imported("import her2_server.coordinator", watched=COMPILER)[1] == set()
 
 
 @pytest.mark.parametrize("app", [server, client, deploy])

@@ -28,7 +28,7 @@ from her2_client.keys import check_private, check_unwritable, public_key, read_p
 from her2_common.cases import CaseTable, read_cases
 from her2_common.config import SiteConfig, load
 from her2_common.console import console, print_json
-from her2_common.errors import ConfigError, ConnectionFailedError, DataError, Her2Error
+from her2_common.errors import ConnectionFailedError, DataError, Her2Error
 from her2_common.network import check_tls
 
 SIGNATURE_LIFE_S: Final = 300
@@ -155,17 +155,11 @@ def _space(table: CaseTable, config: SiteConfig) -> str:
 
 
 def _device(config: SiteConfig) -> str:
-    if config.device == "cuda" or config.devices > 1:
-        from her2_client.engine import check_devices, select_device
+    if config.device == "cuda":
+        from her2_client.engine import select_device
 
-        check_devices(config.devices, select_device(config.device))
-    compiler = os.environ.get("CXX", "g++")
-    if config.compile and shutil.which(compiler) is None:
-        raise ConfigError(
-            f"compile: expected a C++ compiler, got no {compiler!r}",
-            hint="install g++, or set compile: false",
-        )
-    return config.device if config.devices == 1 else f"{config.devices} of {config.device}"
+        select_device(config.device)
+    return config.device
 
 
 def _cache(config: SiteConfig, *, whole: bool) -> str:

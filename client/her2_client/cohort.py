@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
@@ -30,22 +30,16 @@ from her2_common.types import Clinical, ImagesOf, Labels, RowsOf
 
 @dataclass(frozen=True)
 class Part:
-    """One batch of an epoch on the device, or one process's share of its images.
+    """One batch of an epoch on the device: the cases ``cases`` (b,) of the cohort.
 
-    ``batch.rows``, ``batch.clinical`` and ``cases`` (b,) are those of the whole batch, whose images
-    are the rows ``seen[m]`` (on the host) of ``Cohort.images[m]``. The images that are here are
-    those of the rows ``taken[m]`` (on the device).
+    Its images are the rows ``seen[m]`` (on the host), ``taken[m]`` (the same on the device) of
+    ``Cohort.images[m]``.
     """
 
     batch: Batch
     cases: Labels
     taken: Mapping[Modality, RowsOf]
     seen: Mapping[Modality, np.ndarray]
-
-
-def whole(count: int) -> slice:
-    """The share of one who works alone: all rows."""
-    return slice(count)
 
 
 @dataclass(frozen=True)
@@ -123,35 +117,31 @@ class Cohort:
         rows = {m: np.where(kept[:, i], self.rows[m], -1) for i, m in enumerate(self.rows)}
         return replace(self, rows=rows)
 
-    def feed(
-        self, groups: Sequence[np.ndarray], share: Callable[[int], slice] = whole
-    ) -> Iterator[Part]:
-        """A batch for each group of cases, in this order; ``share`` of a modality's rows has
-        images in them. Row numbers go to the device once, all groups together."""
+    def feed(self, groups: Sequence[np.ndarray]) -> Iterator[Part]:
+        """A batch for each group of cases, in this order. Row numbers go to the device once, all
+        groups together."""
         device = self.clinical.device
         present = {m: [np.flatnonzero(of[g] >= 0) for g in groups] for m, of in self.rows.items()}
         seen = {
             m: [self.rows[m][g[p]] for g, p in zip(groups, places, strict=True)]
             for m, places in present.items()
         }
-        origin = {m: [rows[share(rows.size)] for rows in parts] for m, parts in seen.items()}
         cases = _moved(groups, device)
         rows = {m: _moved(places, device) for m, places in present.items()}
-        taken = {m: _moved(places, device) for m, places in origin.items()}
+        taken = {m: _moved(places, device) for m, places in seen.items()}
         has = [[m for m in self.rows if present[m][i].size] for i in range(len(groups))]
-        here = [[m for m in has[i] if origin[m][i].size] for i in range(len(groups))]
 
         streamed = {m: images for m, images in self.images.items() if isinstance(images, Streamed)}
 
         def read(i: int) -> dict[Modality, Tensor]:
-            found = {m: streamed[m].take(origin[m][i]) for m in here[i] if m in streamed}
+            found = {m: streamed[m].take(seen[m][i]) for m in has[i] if m in streamed}
             return {m: t.pin_memory() for m, t in found.items()} if device.type == "cuda" else found
 
         work = (partial(read, i) for i in range(len(groups)))
         reading: Iterator[dict[Modality, Tensor]] = ahead(work) if streamed else repeat({})
         for i, arrived in zip(range(len(groups)), reading, strict=False):
             images = {}
-            for modality in here[i]:
+            for modality in has[i]:
                 stored = self.images[modality]
                 if isinstance(stored, Streamed):
                     found = arrived[modality].to(device, non_blocking=True)
@@ -161,7 +151,7 @@ class Cohort:
             yield Part(
                 batch=Batch(images, {m: rows[m][i] for m in has[i]}, self.clinical[cases[i]]),
                 cases=cases[i],
-                taken={m: taken[m][i] for m in here[i]},
+                taken={m: taken[m][i] for m in has[i]},
                 seen={m: seen[m][i] for m in has[i]},
             )
 
@@ -185,12 +175,12 @@ def scale_clinical(raw: np.ndarray) -> np.ndarray:
 
 
 def residence(
-    cache: Cache, layout: Preset, choice: Resident, device: torch.device, copies: int = 1
+    cache: Cache, layout: Preset, choice: Resident, device: torch.device
 ) -> tuple[bool, str]:
-    """Whether images of ``layout`` become resident, ``copies`` of them, and a line that says so."""
+    """Whether images of ``layout`` become resident, and a line that says so."""
     shapes = {m: image_shape(m, layout.image_size, layout.volume_size) for m in MODALITIES}
     size = sum(2 * len(cache.arrays[m]) * math.prod(shapes[m]) for m in MODALITIES)
-    return stays_resident(choice, copies * size, device)
+    return stays_resident(choice, size, device)
 
 
 def load_cohort(

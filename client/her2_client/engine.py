@@ -2,11 +2,10 @@
 
 1. Each encoder runs on the rows that are here, under autocast; in chunks of ``rows_at_once`` rows
    if the card is small (``MapModel.encode``).
-2. The features of the whole batch meet (``Team.gather``; alone, they are there already). What
-   follows is small: every process of a team works out the head and the loss of the whole batch,
-   so each term has the denominator of the whole batch, and pairs across processes count.
-3. The gradient of the loss by the features goes back into the encoders, each process its rows.
-   The sums over chunks and processes are the gradient of the batch: nothing is averaged twice.
+2. The head and the loss are worked out once, from the features of the whole batch: each term has
+   the denominator of the whole batch, and pairs across chunks count.
+3. The gradient of the loss by the features goes back into the encoders, chunk by chunk. The sum
+   over the chunks is the gradient of the batch: nothing is averaged twice.
 
 Nothing in a step asks the device for a value; ``Watch`` asks once in ``LOOK_EVERY`` steps.
 
@@ -17,7 +16,7 @@ RepL4NLP 2021 (2, 3).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Final, NoReturn
 
@@ -32,23 +31,24 @@ from her2_common.config import RunConfig
 from her2_common.errors import ConfigError, TrainingError
 from her2_common.losses import summed
 from her2_common.model import (
-    CHANNELS,
     GROUPS,
     Batch,
     MapModel,
     MapOutput,
     build_model,
     group_parameters,
-    preset,
     set_groups,
 )
-from her2_common.types import FeaturesOf, Scalar
+from her2_common.types import Scalar
 
 LOOK_EVERY: Final = 16
 """Steps between two looks at the loss: a look waits for the device."""
 
 TERMS: Final = ("fused", *MODALITIES, "alignment")
 """The terms of the loss (her2_common.losses.loss_terms) in the columns of the record."""
+
+ADAM_EPSILON: Final = 1e-8
+"""Added to the root of AdamW's second moment (the value of its paper and of torch)."""
 
 Loss = Callable[[MapOutput], Mapping[str, Scalar]]
 """The terms of the loss of a whole batch, by name."""
@@ -69,24 +69,11 @@ def select_device(device: str) -> torch.device:
     return torch.device("cuda" if device != "cpu" and available else "cpu")
 
 
-def check_devices(devices: int, device: torch.device) -> None:
-    """See that there are as many GPUs as site.yaml asks for; of CPU processes there are always.
-
-    Raises:
-        ConfigError: there are fewer.
-    """
-    found = torch.cuda.device_count() if device.type == "cuda" else devices
-    if found < devices:
-        raise ConfigError(
-            f"devices: expected {devices} GPUs, got {found}",
-            hint=f"set devices: {max(found, 1)}",
-        )
-
-
 def make_deterministic(threads: int | None) -> None:
     """The same inputs give the same bits on this machine, whatever ran before."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    # Of torch's two functions for it, the one that does not import its compiler (2.6 s).
+    torch.set_deterministic_debug_mode("error")
     if threads is not None:
         torch.set_num_threads(threads)
 
@@ -99,57 +86,65 @@ def autocast(device: torch.device) -> AbstractContextManager[None]:
 # --- the step -----------------------------------------------------------------------------------
 
 
-class Team:
-    """The processes that share a batch; this one works alone. See parallel.py for several."""
-
-    def share(self, count: int) -> slice:
-        """Which of a modality's ``count`` rows are this process's."""
-        return slice(count)
-
-    def gather(
-        self, own: Mapping[Modality, FeaturesOf], batch: Batch, width: int
-    ) -> dict[Modality, FeaturesOf]:
-        """The features (``width`` numbers each) of the whole batch, cut off from the encoders
-        that made them; ``own`` are those of this process's rows."""
-        dtype = batch.clinical.dtype
-        return {modality: feature.detach().to(dtype) for modality, feature in own.items()}
-
-    def spread(
-        self,
-        model: MapModel,
-        own: Mapping[Modality, FeaturesOf],
-        gradients: Mapping[Modality, Tensor],
-    ) -> None:
-        """Send the gradients by the features back through the encoders, and leave the sum over
-        all processes in each parameter's ``grad``."""
-        parts = [gradients[m].to(feature.dtype) for m, feature in own.items()]
-        torch.autograd.backward(list(own.values()), parts)
-
-
-ALONE: Final = Team()
-
-
-def backward(
-    model: MapModel,
-    batch: Batch,
-    loss: Loss,
-    *,
-    team: Team = ALONE,
-) -> dict[str, Scalar]:
-    """Add the gradients of a batch's loss to ``model``; returns the terms of the loss.
-
-    ``batch.images`` are those of this process's rows, all else is of the whole batch.
-    """
+def backward(model: MapModel, batch: Batch, loss: Loss) -> dict[str, Scalar]:
+    """Add the gradients of a batch's loss to ``model``; returns the terms of the loss."""
     with autocast(batch.clinical.device):
-        own = {m: model.encode(m, images) for m, images in batch.images.items()}
-    features = team.gather(own, batch, model.head.in_features)
-    for feature in features.values():
-        feature.requires_grad_()
+        features = {m: model.encode(m, images) for m, images in batch.images.items()}
     terms = loss(model.judge(features, batch.rows, batch.clinical))
     summed(terms).backward()  # type: ignore[no-untyped-call]
-    gradients = {m: feature.grad for m, feature in features.items() if feature.grad is not None}
-    team.spread(model, own, gradients)
     return {name: term.detach() for name, term in terms.items()}
+
+
+class AdamW:
+    """AdamW by torch's fused kernel, with the bits of ``torch.optim.AdamW(fused=True)``.
+
+    Parameters without a gradient keep their bits and their count of steps. The class of torch
+    imports its compiler, which takes each process 2.6 s.
+
+    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], *, betas: tuple[float, float], weight_decay: float
+    ) -> None:
+        self.parameters = list(parameters)
+        self.betas, self.weight_decay = betas, weight_decay
+        self._moments: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # first, second, steps
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Move each parameter that has a gradient, at the learning rate ``rate``."""
+        moved = [(i, p, p.grad) for i, p in enumerate(self.parameters) if p.grad is not None]
+        if not moved:
+            return
+        for i, parameter, _ in moved:
+            if i not in self._moments:
+                count = torch.zeros((), device=parameter.device)
+                zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                self._moments[i] = zeros, zeros.clone(), count
+        first, second, steps = zip(*(self._moments[i] for i, _, _ in moved), strict=True)
+        torch._foreach_add_(steps, 1)
+        # torch is pinned to one release: the name of the kernel beneath the public class holds.
+        torch._fused_adamw_(
+            [parameter for _, parameter, _ in moved],
+            [gradient for _, _, gradient in moved],
+            first,
+            second,
+            [],
+            steps,
+            lr=rate,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=self.weight_decay,
+            eps=ADAM_EPSILON,
+            amsgrad=False,
+            maximize=False,
+        )
 
 
 # --- the watch ----------------------------------------------------------------------------------
@@ -248,50 +243,7 @@ def _finite(stored: Tensor | Streamed, row: int) -> bool:
     return _all_finite(image)
 
 
-# --- torch.compile ------------------------------------------------------------------------------
-
-VERSIONS: Final = 64
-"""Compiled versions of one function at most; torch's own limit is 8."""
-
-
-def compile_encoders(model: MapModel, sizes: Mapping[Modality, int]) -> None:
-    """Have torch compile the encoders in place, for any number of rows; names stay.
-
-    They run here, on images of ``sizes`` (side in pixels or voxels) and always on the same numbers
-    of rows: what is compiled must not depend on which batch happens to come first, or the bits of
-    a round would depend on the rounds before it.
-
-    Raises:
-        ConfigError: they cannot be compiled here, above all for want of a C++ compiler.
-    """
-    # Encoders of the same class share torch's count of versions, at least four each (one row or
-    # many, with gradients or without). Beyond the limit torch would quietly compile no more. Nor
-    # is it to take from their different sizes that an encoder's size varies: rows alone do.
-    torch._dynamo.config.automatic_dynamic_shapes = False
-    torch._dynamo.config.recompile_limit = VERSIONS
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    device = next(model.parameters()).device
-    for modality, side in sizes.items():
-        encoder = model.get_submodule(modality)
-        encoder.compile()
-        shape = (CHANNELS[modality], *[side] * (3 if modality == "mri" else 2))
-        try:
-            for rows in (1, 3):  # torch makes one version for a single row, one for any number
-                images = torch.zeros(rows, *shape, device=device)
-                if rows > 1:
-                    torch._dynamo.mark_dynamic(images, 0)
-                with autocast(device):
-                    encoder(images).float().sum().backward()
-                    with torch.inference_mode():
-                        encoder(images)
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [""])[0]
-            raise ConfigError(
-                f"compile: torch cannot compile the {modality} encoder here: "
-                f"{type(error).__name__}: {reason}",
-                hint="install a C++ compiler (g++) if there is none, or set compile: false",
-            ) from None
-        model.zero_grad(set_to_none=True)
+# --- the model ------------------------------------------------------------------------------------
 
 
 def ready_model(
@@ -300,20 +252,14 @@ def ready_model(
     device: torch.device,
     *,
     rows_at_once: int | None = None,
-    compiled: bool = False,
 ) -> MapModel:
     """The model of a plan on ``device``, with the groups that came; others as the seed draws them.
 
     Raises:
         UpdateError: the weights are of another model.
-        ConfigError: its encoders cannot be compiled here.
     """
     model = build_model(plan.preset, plan.seed, **plan.layout)
     model.rows_at_once = rows_at_once
     set_groups(model, weights)
     model.to(device)
-    if compiled:
-        layout = preset(plan.preset, **plan.layout)
-        sides = {m: layout.volume_size if m == "mri" else layout.image_size for m in MODALITIES}
-        compile_encoders(model, {m: side for m, side in sides.items() if m in weights})
     return model

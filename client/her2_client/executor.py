@@ -26,7 +26,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -195,7 +194,8 @@ def run_site(config: SiteConfig, *, notify: Callable[[str], None]) -> None:
     node = SuperNode(config, secret_file)
     try:
         node.start()  # it connects while torch and the cohort load
-        with closing(Site(config, notify)) as site, interrupted_by_sigterm():
+        site = Site(config, notify)
+        with interrupted_by_sigterm():
             _serve(node, secret, Answers(make_app(lambda _: site), config), notify)
     except KeyboardInterrupt:
         notify("stopped")

@@ -173,7 +173,7 @@ class Objective:
 
     ``pull`` draws the groups of ``anchor`` towards it (FedProx, Ditto). ``controls`` are c and c_k
     of the groups that they correct (SCAFFOLD). Only the groups of ``tuned`` move (None: all). Flat
-    vectors by group: an objective travels to helper processes.
+    vectors by group.
     """
 
     pull: float = 0.0

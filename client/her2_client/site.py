@@ -19,9 +19,8 @@ from her2_client.cache import Cache, index_digest, open_cache, read_index
 from her2_client.cohort import Cohort, load_cohorts, residence
 from her2_client.compare import compare
 from her2_client.contribution import Held, contribute, keep, remembered, start_of
-from her2_client.engine import check_devices, make_deterministic, ready_model, select_device
+from her2_client.engine import make_deterministic, ready_model, select_device
 from her2_client.local_objectives import Objective
-from her2_client.parallel import Crew
 from her2_client.policy import (
     check_order,
     check_tested,
@@ -79,8 +78,6 @@ class Site:
         self.device = select_device(config.device)
         make_deterministic(config.threads)
         keep_memory()
-        check_devices(config.devices, self.device)
-        self.crew = Crew(config) if config.devices > 1 else None
         self._cache: Cache | None = None
         self._plan: RunConfig | None = None
         self._cohorts: dict[Split, Cohort] = {}
@@ -142,11 +139,6 @@ class Site:
             return self._compare(order, start, memory, initial or {})
         return self._evaluate(order, start, references or {})
 
-    def close(self) -> None:
-        """End the helper processes, if there are any; the next order starts them anew."""
-        if self.crew is not None:
-            self.crew.stop()
-
     # --- the cohort of a plan -------------------------------------------------------------------
 
     def _prepare(self, plan: RunConfig) -> None:
@@ -159,15 +151,13 @@ class Site:
         layout = preset(plan.preset, **plan.layout)
         resident, told = residence(cache, layout, self.config.resident, self.device)
         self.notify(told)
-        # With several devices, helper processes hold the training images.
-        kept = SPLITS if self.crew is None else tuple(s for s in SPLITS if s != "train")
         min_cases = self.config.policy.min_cases
         self._cohorts = load_cohorts(
             cache,
             plan,
             min_cases=min_cases,
             device=self.device,
-            resident=kept if resident else (),
+            resident=SPLITS if resident else (),
         )
         if len(self._cohorts["train"]) < min_cases:
             raise DataError(
@@ -191,13 +181,8 @@ class Site:
         if made is not None and made.plan == plan:
             set_groups(made.model, {**made.drawn, **weights})
         else:
-            model = ready_model(
-                plan,
-                weights,
-                self.device,
-                rows_at_once=self.config.rows_at_once,
-                compiled=self.config.compile,
-            )
+            rows = self.config.rows_at_once
+            model = ready_model(plan, weights, self.device, rows_at_once=rows)
             made = _Made(plan, get_groups(model, [g for g in GROUPS if g not in weights]), model)
         self._made = made
         return made.model
@@ -291,19 +276,9 @@ class Site:
         """The groups after a round from ``weights``; a ``model`` that holds them is used up."""
         cohort, groups = self._cohorts["train"], self._groups()
         model = model or self._model(plan, weights)
-        if self.crew is not None:
-            result = self.crew.train(
-                model, cohort, plan, round_number=number, groups=groups, objective=objective
-            )
-        else:
-            result = train_round(
-                model,
-                cohort,
-                plan,
-                site=self.config.name,
-                round_number=number,
-                objective=objective,
-            )
+        result = train_round(
+            model, cohort, plan, site=self.config.name, round_number=number, objective=objective
+        )
         model.zero_grad(set_to_none=True)  # the model stays, the memory of its gradients need not
         return get_groups(model, groups), result
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from her2_client.augment import DRAWS, RANGES, Noise, augment
 from her2_client.cohort import Cohort
-from her2_client.engine import ALONE, Team, Watch, backward
+from her2_client.engine import AdamW, Watch, backward
 from her2_client.local_objectives import OWN_LOSS, Applied, Objective
 from her2_common.cases import Modality
 from her2_common.config import RunConfig
@@ -99,13 +99,11 @@ def train_round(
     round_number: int,
     objective: Objective = OWN_LOSS,
     on_epoch: Callable[[int, float], None] | None = None,
-    team: Team = ALONE,
 ) -> TrainResult:
     """Train ``model`` in place on ``cohort`` for ``plan.local_epochs``.
 
     ``round_number`` counts from 1; ``objective`` acts between each backward pass and its step.
     ``on_epoch`` is told each epoch's number and mean loss.
-    The processes of a ``team`` call this with the same arguments and end with the same weights.
 
     Raises:
         TrainingError: the loss or a weight is not finite.
@@ -113,9 +111,7 @@ def train_round(
     started = time.perf_counter()
     device = cohort.clinical.device
     model.train()
-    optimiser = torch.optim.AdamW(
-        model.parameters(), betas=ADAM_BETAS, weight_decay=plan.weight_decay, fused=True
-    )
+    optimiser = AdamW(model.parameters(), betas=ADAM_BETAS, weight_decay=plan.weight_decay)
     applied = Applied(objective, {group: group_parameters(model, group) for group in GROUPS})
     balance = class_balance(cohort, plan)
     steps_per_epoch = max(math.ceil(len(cohort) / plan.batch_size), 1)
@@ -134,7 +130,7 @@ def train_round(
         order = list(batches(len(cohort), plan.batch_size, generator))
         noise: dict[Modality, Noise] = {}
         total = torch.zeros((), device=device)
-        for step, part in enumerate(seen.feed(order, team.share)):
+        for step, part in enumerate(seen.feed(order)):
             batch = part.batch
             for modality, rows in part.taken.items():
                 chosen = draws[modality].index_select(0, rows)
@@ -153,9 +149,7 @@ def train_round(
                 batch.images[modality] = images
             done = steps / (steps_per_epoch * plan.local_epochs)
             rate = learning_rate(plan, round_number - 1 + done)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_grad()
             loss = partial(
                 loss_terms,
                 labels=cohort.labels.index_select(0, part.cases),
@@ -166,9 +160,9 @@ def train_round(
                 alignment=plan.alignment,
                 alignment_weight=plan.alignment_weight,
             )
-            terms = backward(model, batch, loss, team=team)
+            terms = backward(model, batch, loss)
             applied.before_step(rate)
-            optimiser.step()
+            optimiser.step(rate)
             total += watch.note(terms, part.seen, epoch=epoch + 1, step=step + 1)
             steps += 1
         losses.append(total / steps_per_epoch)

@@ -41,7 +41,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         and query.shape[2] >= FEWEST_TOKENS
         and torch.is_grad_enabled()
         and query.requires_grad
-        and not torch.compiler.is_compiling()  # the loop below would fix the number of rows
     )
     if not ours:
         return F.scaled_dot_product_attention(query, key, value)

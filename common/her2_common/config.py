@@ -108,10 +108,8 @@ class SiteConfig(Section):
     superlink: SiteSuperLink
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)
-    devices: int = Field(default=1, ge=1, le=64)
     resident: Literal["auto", "always", "never"] = "auto"
     rows_at_once: int | None = Field(default=None, ge=1)
-    compile: bool = False
     policy: Policy = Policy()
     state: ResolvedPath
 

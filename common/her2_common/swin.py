@@ -97,19 +97,6 @@ def relative_places(window: int, device: torch.device) -> Tensor:
     return places.reshape(-1).to(device)
 
 
-# torch.compile does not know of the caches above and would work all this out in every step.
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _known_plan(side: int, real: int, window: int, shift: int, device: torch.device) -> WindowPlan:
-    return window_plan(side, real, window, shift, device)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _known_places(window: int, device: torch.device) -> Tensor:
-    return relative_places(window, device)
-
-
 class _Reorder(torch.autograd.Function):
     """Tokens (n, t, c) in another order; the gradient goes back by the inverse order.
 
@@ -149,7 +136,7 @@ class WindowAttention(nn.Module):
         """(n, windows * t, width) in the order of the windows, to the same shape."""
         n, count, width = tokens.shape
         t, heads = self.window**3, self.heads
-        places = _known_places(self.window, tokens.device)
+        places = relative_places(self.window, tokens.device)
         bias = self.bias_table[places].view(t, t, heads).permute(2, 0, 1)  # (heads, t, t)
         if mask is not None:
             bias = bias + mask[:, None]  # (windows, heads, t, t)
@@ -211,7 +198,7 @@ class Stage(nn.Module):
         shift = self.window // 2 if side > self.window else 0
         stood: WindowPlan | None = None
         for i, block in enumerate(self.blocks):
-            plan = _known_plan(side, real, self.window, shift if i % 2 else 0, volume.device)
+            plan = window_plan(side, real, self.window, shift if i % 2 else 0, volume.device)
             if stood is None:
                 tokens = reorder(tokens, plan.order, plan.inverse)
             elif stood is not plan:

@@ -1,17 +1,15 @@
-"""What the engine's options cost and save: chunks, images on disk, several processes, compiling.
+"""What the engine's options cost and save: chunks, images on disk.
 
 1. rows_at_once: peak memory and seconds of a step, the published model at --image-size and
    --volume-size (256 and 96: as published), each setting in a process of its own.
 2. resident: seconds of an epoch of `compact` with the images in memory, read from the cache ahead
    of the step, and what the reading alone takes. The cache is as large as the memory it leaves to
    the operating system allows, so the disk itself is hardly measured.
-3. devices: seconds of a round of `compact`, one process against two on the same threads (CPU).
-4. compile: seconds of a step of `compact` at small size, and of the compilation itself.
 
 Seconds are CPU seconds where one process works (other work on the machine weighs less on them),
 wall seconds elsewhere.
 
-    python tests/benchmarks/bench_engine.py [--only rows,resident,devices,compile] [--threads 1]
+    python tests/benchmarks/bench_engine.py [--only rows,resident] [--threads 1]
 """
 
 from __future__ import annotations
@@ -33,29 +31,23 @@ import torch
 from her2_client.cache import Cache, image_shape, open_cache
 from her2_client.cache_writer import CacheWriter
 from her2_client.cohort import load_cohort
-from her2_client.engine import backward, compile_encoders, make_deterministic
+from her2_client.engine import backward, make_deterministic
 from her2_client.keys import init_site
-from her2_client.site import Site
 from her2_client.training import train_round
-from her2_common import __version__
 from her2_common.cases import MODALITIES
 from her2_common.config import RunConfig, SiteConfig, load
 from her2_common.losses import loss_terms
 from her2_common.memory import keep_memory
-from her2_common.model import CHANNELS, GROUPS, Batch, build_model, get_groups
-from her2_common.wire import TaskOrder
+from her2_common.model import CHANNELS, Batch, build_model
 
 BATCH: Final = 12
 CASES: Final = 48
-"""In the cache of 2. and 3.; 113 MB with all three modalities."""
-
-SMALL: Final = (64, 32)
-"""Pixels and voxels a side for 4."""
+"""In the cache of 2.; 113 MB with all three modalities."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="rows,resident,devices,compile")
+    parser.add_argument("--only", default="rows,resident")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--volume-size", type=int, default=48)
@@ -65,16 +57,9 @@ def main() -> None:
     if "rows" in parts:
         for rows_at_once in (None, 4, 1):
             tell("rows", apart(rows_step, threads, sizes, rows_at_once))
-    if "resident" in parts or "devices" in parts:
+    if "resident" in parts:
         with tempfile.TemporaryDirectory() as folder:
-            config = make_site(Path(folder), threads)
-            if "resident" in parts:
-                tell("resident", apart(residencies, threads, config))
-            if "devices" in parts:
-                for devices in (1, 2):
-                    tell("devices", apart(several, threads, config, devices))
-    if "compile" in parts:
-        tell("compile", apart(compiled, threads, "compact"))
+            tell("resident", apart(residencies, threads, make_site(Path(folder), threads)))
 
 
 def tell(part: str, numbers: dict[str, Any]) -> None:
@@ -84,7 +69,6 @@ def tell(part: str, numbers: dict[str, Any]) -> None:
 def apart(work: Callable[..., dict[str, Any]], threads: int, *arguments: Any) -> dict[str, Any]:
     """The result of ``work`` in a fresh process, with its peak memory in GB."""
     ours, theirs = get_context("spawn").Pipe()
-    # Not daemonic: the site of 3. has processes of its own.
     process = get_context("spawn").Process(target=inside, args=(theirs, work, threads, arguments))
     process.start()
     theirs.close()
@@ -187,39 +171,6 @@ def residencies(config: SiteConfig) -> dict[str, Any]:
             took.append(train_round(model, cohort, plan, site="b", round_number=1).seconds)
         numbers[f"{name}_epoch_s"] = round(min(took), 3)
     return numbers
-
-
-def several(config: SiteConfig, devices: int) -> dict[str, Any]:
-    site = Site(config.model_copy(update={"devices": devices, "device": "cpu"}))
-    plan = RunConfig(local_epochs=2)
-    order = TaskOrder(task="train", run="b", version=__version__, round=1, plan=plan)
-    weights = get_groups(build_model("compact", 0, **plan.layout), GROUPS)
-    took = []
-    for _ in range(2):  # the first starts the processes and loads the cohort
-        started = time.perf_counter()
-        site.answer(order, weights)
-        took.append(time.perf_counter() - started)
-    site.close()
-    return {"devices": devices, "first_s": round(took[0], 2), "round_s": round(took[1], 2)}
-
-
-def compiled(name: str) -> dict[str, Any]:
-    image_size, volume_size = SMALL
-    batch = batch_of(image_size, volume_size)
-    model = build_model(name, 0, image_size=image_size, volume_size=volume_size)
-    eager = step_seconds(model, batch)
-    started = time.perf_counter()
-    compile_encoders(model, {"mg": image_size, "us": image_size, "mri": volume_size})
-    compilation = round(time.perf_counter() - started, 1)
-    fast = step_seconds(model, batch)
-    return {
-        "preset": name,
-        "sizes": SMALL,
-        "eager_cpu_s": eager,
-        "compiled_cpu_s": fast,
-        "ratio": round(eager / fast, 2),
-        "compilation_s": compilation,
-    }
 
 
 if __name__ == "__main__":

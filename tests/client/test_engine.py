@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from her2_client import engine
 from her2_client.cohort import Cohort
-from her2_client.engine import LOOK_EVERY, Watch, backward
+from her2_client.engine import LOOK_EVERY, AdamW, Watch, backward
 from her2_client.training import train_round
 from her2_common.cases import MODALITIES
 from her2_common.config import RunConfig
@@ -193,19 +189,33 @@ def test_row_numbers_move_once_an_epoch(make_cohort: MakeCohort, size: int) -> N
     assert moves == 1 + 2 * len(MODALITIES)
 
 
-def test_a_share_of_a_batch_has_the_rows_of_all_and_the_images_of_some(
-    make_cohort: MakeCohort,
-) -> None:
-    cohort = make_cohort(MIX)
-    (full,) = cohort.feed([np.arange(len(MIX))])
-    (part,) = cohort.feed([np.arange(len(MIX))], lambda count: slice(1, min(3, count)))
-    assert part.seen["us"].tolist() == full.seen["us"].tolist() == list(range(6))
-    assert part.taken["us"].tolist() == [1, 2]
-    for modality, images in full.batch.images.items():
-        assert torch.equal(part.batch.rows[modality], full.batch.rows[modality])
-        assert torch.equal(part.batch.images[modality], images[1:3])
-    (none,) = cohort.feed([np.array([0])], lambda _: slice(0, 0))
-    assert (none.batch.images, none.batch.rows["us"].tolist()) == ({}, [0])
+def test_the_optimiser_has_the_bits_of_torchs_own() -> None:
+    """Also where a parameter has no gradient in some steps, and with another rate in each."""
+    generator = torch.Generator().manual_seed(0)
+    first = [torch.randn(shape, generator=generator) for shape in ((3, 5), (7,), (2, 2))]
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in first] for _ in range(2))
+    options: dict[str, Any] = {"betas": (0.9, 0.99), "weight_decay": 0.05}
+    optimiser = AdamW(ours, **options)
+    oracle = torch.optim.AdamW(theirs, fused=True, **options)
+    for step in range(5):
+        optimiser.zero_grad()
+        oracle.zero_grad()
+        for i, parameter in enumerate(ours):
+            if (step + i) % 3:  # the first is first seen in the second step, the last rests there
+                theirs[i].grad = torch.randn(parameter.shape, generator=generator)
+                parameter.grad = theirs[i].grad.clone()
+        oracle.param_groups[0]["lr"] = rate = 0.1 / (step + 1)
+        optimiser.step(rate)
+        oracle.step()
+        for parameter, expected, start in zip(ours, theirs, first, strict=True):
+            assert torch.equal(parameter, expected)
+            assert step < 2 or not torch.equal(parameter, start)
+
+
+def test_without_a_gradient_nothing_moves() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    AdamW([parameter], betas=(0.9, 0.99), weight_decay=0.5).step(0.1)
+    assert torch.equal(parameter, torch.ones(2))
 
 
 # --- the watch ----------------------------------------------------------------------------------
@@ -278,83 +288,3 @@ def test_weights_that_break_in_the_last_step_do_not_leave(
     monkeypatch.setattr("her2_client.training.backward", spoiled)
     error = fault(make_cohort([("us",)] * 2))
     assert "after the last step the weights of head are not finite" in str(error)
-
-
-# --- torch.compile ------------------------------------------------------------------------------
-
-# In processes of their own: torch does not compile functions whose shapes are checked at run time.
-PRELUDE = """
-from functools import partial
-import torch
-from her2_client.engine import backward, compile_encoders, make_deterministic
-from her2_common.errors import ConfigError
-from her2_common.losses import loss_terms
-from her2_common.model import Batch, build_model
-
-make_deterministic(1)
-size = {"image_size": 32, "volume_size": 16}
-"""
-
-NO_COMPILER = """
-try:
-    compile_encoders(build_model("compact", 1, **size), {"us": 32})
-except ConfigError as error:
-    print(error, error.hint)
-"""
-
-COMPILED = """
-images = torch.randn(5, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-clinical, labels = torch.zeros(5, 5), torch.arange(5) % 2
-
-def gradient(model, rows):
-    model.zero_grad()
-    batch = Batch({"us": images[:rows]}, {"us": torch.arange(rows)}, clinical[:rows])
-    backward(model, batch, partial(loss_terms, labels=labels[:rows]))
-    return torch.cat([p.grad.flatten() for p in model.us.parameters()])
-
-def compiled():
-    torch._dynamo.reset()
-    model = build_model("compact", 1, **size)
-    compile_encoders(model, {"us": 32, "mri": 16})  # one class, two and three dimensions
-    return model
-
-expected = gradient(build_model("compact", 1, **size), 5)
-first = gradient(compiled(), 5)
-worn = compiled()
-gradient(worn, 1), gradient(worn, 2)
-versions = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-again = gradient(worn, 5)
-worn.eval()
-with torch.inference_mode():
-    worn.us(images[:4]), worn.us(images[:1])
-assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == versions  # nothing compiled anew
-print(float((first - expected).norm() / expected.norm()), torch.equal(first, again))
-"""
-
-
-def in_process(script: str, folder: Path, **environment: str) -> str:
-    settings = {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + script],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | settings | environment,
-    )
-    return done.stdout
-
-
-@pytest.mark.slow
-def test_no_compiler_is_a_clear_error(tmp_path: Path) -> None:
-    said = in_process(NO_COMPILER, tmp_path, CXX="/no/such/compiler")
-    assert "compile: torch cannot compile the us encoder here" in said
-    assert "compiler" in said.split("here:")[1].split("install")[0]
-    assert "install a C++ compiler (g++) if there is none, or set compile: false" in said
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_compiled_encoders_give_the_same_gradients_whatever_came_before(tmp_path: Path) -> None:
-    gap, same_bits = in_process(COMPILED, tmp_path).split()
-    assert float(gap) < 1e-5
-    assert same_bits == "True"

@@ -94,10 +94,10 @@ def test_the_size_of_a_plan_is_that_of_its_images(
     monkeypatch.setattr(
         "her2_client.cohort.stays_resident", lambda _, size, __: seen.append(size) or (True, "")
     )
-    residence(cache, preset("compact", image_size=32, volume_size=16), "auto", CPU, copies=2)
+    residence(cache, preset("compact", image_size=32, volume_size=16), "auto", CPU)
     cohort = cohort_of(cache, resident=True)
     held = sum(2 * images.numel() for images in cohort.images.values())  # type: ignore[union-attr]
-    assert seen == [2 * held]
+    assert seen == [held]
 
 
 def test_too_small_a_cache_is_told_before_any_batch(cache: Cache) -> None:
