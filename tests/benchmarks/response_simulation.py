@@ -4,12 +4,11 @@
 
 The centres have 170, 130, 80 and 20 biopsy-positive, treated patients, of whom the model calls
 about four in five positive, and pCR rates of their own; "small" has a quarter of that. "4 x 8" and
-"12 x 8" are as many centres of eight patients each, half or four fifths of them model-positive, with
-pCR rates that differ between centres by 30 points. Every
-number comes from the code that the evaluator runs. A line says how often a test of 5 % rejects
-where nothing is to be found, or how often an interval of 95 % holds the truth; "within" is three
-Monte-Carlo standard errors. Marked lines are off by more: those with "at most" or "at least" may
-be, in that direction.
+"12 x 8" are as many centres of eight patients each, half or four fifths of them model-positive,
+with pCR rates that differ between centres by 30 points. Every number comes from the code that the
+evaluator runs. A line says how often a test of 5 % rejects where nothing is to be found, or how
+often an interval of 95 % holds the truth; "within" is three Monte-Carlo standard errors. Marked
+lines are off by more: those with "at most" or "at least" may be, in that direction.
 """
 
 from __future__ import annotations

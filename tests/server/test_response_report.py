@@ -104,15 +104,15 @@ def test_each_verdict_is_a_word_and_a_colour(verdict: str) -> None:
     html = render_response(document)
     name = verdict.replace(" ", "-")
     assert f'<div class="verdict {name}">' in html
-    colours = dict(
-        (selector, colour)
+    colours = {
+        selector: colour
         for selectors, colour in re.findall(
             r"^(\.verdict\.[^{]+) \{ border-left-color: var\(--([a-z-]+)\)",
             style("her2_server.report", "style.css"),
             flags=re.MULTILINE,
         )
         for selector in selectors.split(", ")
-    )
+    }
     assert (colours.get(f".verdict.{name}") == "green") == (verdict == "supported")
     assert (f".verdict.{name}" in colours) == (verdict != "not compared")  # grey
     assert f'<p class="ruling">{verdict.capitalize()}</p>' in html

@@ -26,10 +26,10 @@ from her2_common.response.inference import HypothesisTest, Vector, chi_square
 class RandomEffects:
     """A mean over centres and their heterogeneity.
 
-    ``mean`` has Hartung and Knapp's interval, widened where it is too narrow; ``prediction`` (from three centres on) bounds the
-    value of a new centre; ``tau2`` is the variance between centres on the scale of the analysis;
-    ``q`` is Cochran's test of tau2 = 0; ``i2`` the share of variance due to it (0 to 1).
-    ``left_out`` names the centres without a usable variance.
+    ``mean`` has Hartung and Knapp's interval, widened where it is too narrow; ``prediction`` (from
+    three centres on) bounds the value of a new centre; ``tau2`` is the variance between centres on
+    the scale of the analysis; ``q`` is Cochran's test of tau2 = 0; ``i2`` the share of variance due
+    to it (0 to 1). ``left_out`` names the centres without a usable variance.
     """
 
     centres: int

@@ -60,7 +60,8 @@ RULES: Final[dict[Verdict, str]] = {
     "smaller than relevant": "the whole interval lies above 1 and below the smallest relevant odds "
     "ratio: a difference, but a smaller one",
     "reversed": "the whole interval lies below 1: model-positive patients respond less often",
-    "no relevant difference": "the interval holds 1 and lies below the smallest relevant odds ratio",
+    "no relevant difference": "the interval holds 1, and lies below the smallest relevant odds "
+    "ratio",
     "inconclusive": "the interval holds both 1 and the smallest relevant odds ratio",
 }
 """Verdict -> its condition; the first that holds decides."""
@@ -235,8 +236,8 @@ _OVERSTATED: Final[dict[Verdict, str]] = {
     "the one that was fixed beforehand as the smallest to change practice.",
     "reversed": "The image says nothing about HER2, or the model's calls can be turned round: "
     "neither was asked, and the plan was to find more responses among model-positive patients.",
-    "no relevant difference": "The image says nothing about HER2: compared was pCR at one threshold "
-    "among biopsy-positive, treated patients, not agreement with the tumour.",
+    "no relevant difference": "The image says nothing about HER2: compared was pCR at one "
+    "threshold among biopsy-positive, treated patients, not agreement with the tumour.",
     "inconclusive": "There is no difference between model-positive and model-negative patients: "
     "this sample can neither show nor exclude a relevant one.",
 }
