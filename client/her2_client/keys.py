@@ -140,7 +140,7 @@ policy:
   min_cases: 10                 # train no parameter group on fewer cases
   min_cell: 10                  # tell no count below this
   max_rounds: 1000
-  max_queries: 200              # of the response evaluation; allowed_tasks must name response
+  max_queries: 400              # of the response evaluation; allowed_tasks must name response
 
 state: state                    # pages of `ingest`, the review, logs and sockets of `start`
 """

@@ -40,7 +40,7 @@ from her2_common.errors import DataError, PolicyError, StaleBaseError, UpdateErr
 from her2_common.files import replace_privately
 from her2_common.model import preset
 from her2_common.response.codec import pack
-from her2_common.response.patients import Patients
+from her2_common.response.patients import Patients, one_row_each
 from her2_common.response.plan import Plan
 from her2_common.response.queries import Query, Source, Statistic
 from her2_common.wire import TaskOrder
@@ -275,6 +275,14 @@ def patients_of(config: SiteConfig, scores: Mapping[str, np.ndarray]) -> Patient
         "score": scores["fused"],
     }
     columns |= {m: scores[m] for m in MODALITIES if m in scores}
+    columns, conflicts = one_row_each([case.patient_id for case in cases], columns)
+    if conflicts:
+        name, one, other = conflicts[0]
+        raise DataError(
+            f"rows {cases[one].row} and {cases[other].row}: expected one {name} of one patient, "
+            "got two",
+            hint="pCR and therapy are those of the patient, not of a lesion or a breast",
+        )
     return Patients(config.name, columns)
 
 

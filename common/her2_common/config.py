@@ -96,7 +96,7 @@ class Policy(Section):
     min_cases: int = Field(default=10, ge=1)
     min_cell: int = Field(default=10, ge=1)
     max_rounds: int = Field(default=1000, ge=1)
-    max_queries: int = Field(default=200, ge=0)
+    max_queries: int = Field(default=400, ge=0)
     allowed_plans: tuple[str, ...] = ()
 
 

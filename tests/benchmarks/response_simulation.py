@@ -3,11 +3,12 @@
     .venv/bin/python tests/benchmarks/response_simulation.py [--replicates N] [--seed S] [--json F]
 
 The centres have 170, 130, 80 and 20 biopsy-positive, treated patients, of whom the model calls
-about four in five positive, and pCR rates of their own; "small" has a quarter of that. Every
-number comes from the code that the evaluator runs. A line says how often a test of 5 % rejects
-where nothing is to be found, or how often an interval of 95 % holds the truth; "within" is three
-Monte-Carlo standard errors. Marked lines are off by more: those with "at most" or "at least" may
-be, in that direction.
+about four in five positive, and pCR rates of their own; "small" has a quarter of that. "4 x 8" and
+"12 x 8" are as many centres of eight patients each, half or four fifths of them model-positive,
+with pCR rates that differ between centres by 30 points. Every number comes from the code that the
+evaluator runs. A line says how often a test of 5 % rejects where nothing is to be found, or how
+often an interval of 95 % holds the truth; "within" is three Monte-Carlo standard errors. Marked
+lines are off by more: those with "at most" or "at least" may be, in that direction.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from scipy.stats import norm
 from her2_common.metrics import Estimate, auc_interval, wilson
 from her2_common.response import combine, delong, exact, logistic, paired, strata, weighting
 from her2_common.response.inference import clopper_pearson
+from her2_common.response.primary import verdict as verdict_of
+from her2_common.response.primary_section import between_centres
 from her2_common.response.strata import Strata
 
 CENTRES: Final = ("A", "B", "C", "D")
@@ -83,8 +86,8 @@ class Tally:
         holds = interval is None or interval.low <= truth <= interval.high
         self.counts.setdefault((name, 0.95, bound), []).append(holds)
 
-    def share(self, name: str, wanted: float, happened: bool) -> None:
-        self.counts.setdefault((name, wanted, ""), []).append(happened)
+    def share(self, name: str, wanted: float, happened: bool, bound: str = "") -> None:
+        self.counts.setdefault((name, wanted, bound), []).append(happened)
 
     @property
     def replicates(self) -> int:
@@ -130,7 +133,10 @@ def primary(rng: np.random.Generator, replicates: int, small: bool) -> Iterator[
         null.rejects("Breslow-Day, Tarone", p_of(strata.breslow_day(tables)))
         null.covers("Mantel-Haenszel odds ratio", odds, 1.0)
         null.covers("risk difference", gap, 0.0)
-        null.share("verdict supported", 0.025, odds is not None and odds.low > 1)
+        verdict = verdict_of(tables)
+        null.share("verdict supported", 0.025, verdict == "supported", "at most")
+        null.share("verdict centres differ", 0.05, verdict == "centres differ", "at most")
+        null.covers("random effects", between(tables), 1.0, "at least")
     yield from null.lines()
     effect = Tally(f"{size}, odds ratio {ODDS}")
     power = []
@@ -148,6 +154,30 @@ def primary(rng: np.random.Generator, replicates: int, small: bool) -> Iterator[
     for tables in draw_tables(rng, replicates, patients, lambda: RESPONSE + GAP):
         gaps.covers("risk difference", strata.risk_difference(tables), GAP)
     yield from gaps.lines()
+
+
+def between(tables: Strata) -> Estimate | None:
+    found = between_centres(tables)
+    return None if found is None else found.mean
+
+
+def tiny(rng: np.random.Generator, replicates: int) -> Iterator[Line]:
+    """The risk difference over centres of eight patients each."""
+    for centres in (4, 12):
+        names = tuple(f"{k:02}" for k in range(centres))
+        base = np.linspace(0.2, 0.5, centres)
+        for share in (0.5, 0.8):
+            for gap in (0.0, GAP, 0.4):
+                tally = Tally(f"{centres} x 8, {100 * share:.0f} % positive")
+                for _ in range(replicates):
+                    positive = rng.binomial(8, share, centres)
+                    a = rng.binomial(positive, base + gap)
+                    c = rng.binomial(8 - positive, base)
+                    cells = np.stack([8 - positive - c, c, positive - a, a], axis=1)
+                    tables = Strata(names, cells.reshape(centres, 2, 2))
+                    found = strata.risk_difference(tables)
+                    tally.covers(f"risk difference {gap:g}", found, gap)
+                yield from tally.lines()
 
 
 def p_of(test: object) -> float | None:
@@ -248,10 +278,11 @@ def proportions(rng: np.random.Generator, replicates: int) -> Iterator[Line]:
 
 def simulate(replicates: int, seed: int) -> list[Line]:
     """All scenarios; the models and scores take a quarter of the replicates."""
-    streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(5)]
+    streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(6)]
     return [
         *primary(streams[0], replicates, small=False),
         *primary(streams[1], replicates, small=True),
+        *tiny(streams[5], replicates // 2),
         *discrimination(streams[2], replicates // 4),
         *models(streams[3], replicates // 4),
         *proportions(streams[4], replicates),

@@ -73,6 +73,24 @@ def test_rows_are_what_the_table_says_of_the_scored_cases(config: SiteConfig) ->
     np.testing.assert_array_equal(rows.column("modalities"), [np.nan, 5, 4])
 
 
+def test_the_cases_of_one_patient_are_one_row(config: SiteConfig) -> None:
+    table = (
+        "case_id,patient_id,biopsy_ihc,anti_her2,ypt,ypn,mg_cc,us,split\n"
+        "one,p,3,1,0,0,a.dcm,,test\n"
+        "two,p,0,1,,,,b.dcm,test\n"
+        "three,q,3,1,2,0,c.dcm,,test\n"
+    )
+    config.data.cases.write_text(table)
+    rows = patients_of(config, scores(config, "one", "three", "two"))
+    columns = ("biopsy", "therapy", "pcr", "modalities", "score")
+    assert [rows.column(name).tolist() for name in columns] == [
+        [1, 1], [1, 1], [1, 0], [3, 1], [1, 0.5]
+    ]  # fmt: skip
+    config.data.cases.write_text(table.replace("two,p,0,1,,", "two,p,0,1,2,0"))
+    with pytest.raises(DataError, match="rows 2 and 3: expected one pcr of one patient"):
+        patients_of(config, scores(config, "one", "three", "two"))
+
+
 def test_a_case_that_is_gone_or_was_moved_is_refused(config: SiteConfig) -> None:
     with pytest.raises(DataError, match="not in the case table"):
         patients_of(config, scores(config, "four"))

@@ -169,6 +169,7 @@ def _document() -> dict[str, Any]:
         },
         "reclassification": {
             "warning": "NRI and IDI are read by component only.",
+            "not_compared": None,
             "nri": {"pcr": e(0.015, -0.025, 0.055), "no_pcr": e(-0.118, -0.151, -0.084)},
             "idi": {
                 "model": "response",
@@ -246,6 +247,7 @@ def _primary() -> dict[str, Any]:
             "q": chi(7.941, 2, 0.0472),
             "left_out": ["coast"],
         },
+        "opposed": [],
         "by_centre": [
             {
                 "centre": "north",
@@ -309,6 +311,7 @@ def _auc() -> dict[str, Any]:
         "pcr": 399,
         "centres": CENTRES,
         "warning": WARNING,
+        "not_compared": None,
         "imaging": e(0.593, 0.559, 0.628),
         "biopsy": e(0.624, 0.595, 0.653),
         "paired_delong": paired(-0.031, -0.057, -0.005, -2.304, 0.0212),

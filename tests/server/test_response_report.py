@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from tests.server.response_document import HIDDEN, WARNING, e, response_document
 from tests.server.test_report import Page
 
+from her2_common.pages import style
+from her2_common.response.primary import RULES
 from her2_server.report import (
     forest,
     response,
@@ -95,12 +97,24 @@ def test_the_verdict_comes_first_then_what_may_not_be_said_then_plan_and_thresho
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("verdict", ["supported", "inconclusive", "contradicted"])
+@pytest.mark.parametrize("verdict", RULES)
 def test_each_verdict_is_a_word_and_a_colour(verdict: str) -> None:
     document = response_document()
     document["primary"]["verdict"] = verdict
     html = render_response(document)
-    assert f'<div class="verdict {verdict}">' in html
+    name = verdict.replace(" ", "-")
+    assert f'<div class="verdict {name}">' in html
+    colours = {
+        selector: colour
+        for selectors, colour in re.findall(
+            r"^(\.verdict\.[^{]+) \{ border-left-color: var\(--([a-z-]+)\)",
+            style("her2_server.report", "style.css"),
+            flags=re.MULTILINE,
+        )
+        for selector in selectors.split(", ")
+    }
+    assert (colours.get(f".verdict.{name}") == "green") == (verdict == "supported")
+    assert (f".verdict.{name}" in colours) == (verdict != "not compared")  # grey
     assert f'<p class="ruling">{verdict.capitalize()}</p>' in html
     assert f"<title>Image against needle: {verdict}</title>" in html
 

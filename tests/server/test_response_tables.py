@@ -18,6 +18,8 @@ from tests.server.response_tables import PLAN, Row, four, rows_of, write
 
 from her2_common.errors import ConfigError, TableError
 from her2_common.response.plan import Model, Plan
+from her2_server.report.response import render_response
+from her2_server.response import csv_rows, text
 from her2_server.response.command import freeze, over_tables, read_plan, write_plan
 from her2_server.response.tables import read_tables
 
@@ -122,9 +124,10 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     rows = rows_of("north", 0)
     for index, row in enumerate(rows):
         row |= {"split": "train" if index < 50 else "test", "nat": int(index % 40 != 0)}
-    rows[60]["patient_id"] = rows[61]["patient_id"]
+    same = ("patient_id", "ypt", "anti_her2", "nat")
+    rows[60] |= {name: rows[61][name] for name in same}
     found = read_tables([write(tmp_path / "north.csv", without("clinical_n")(rows))])
-    assert found.centres[0].rows == 110
+    assert found.centres[0].rows == 109
     assert np.isnan(found.centres[0].column("pcr")).sum() == 2  # those of nat 0 that are left
     told = " | ".join(found.warnings)
     for part in ("50 rows of the train", "4 rows without neoadjuvant", "1 rows are of a patient",
@@ -249,3 +252,98 @@ def test_real_outcomes_give_what_statsmodels_gives(tmp_path: Path, rule: str) ->
     smaller = sm.Logit(y, x[:, :3]).fit(disp=0, tol=1e-12)
     assert_same(model["likelihood_ratio"]["statistic"], 2 * (fit.llf - smaller.llf), 1e-9)
     assert_same(found["auc"]["biopsy"]["estimate"], roc_auc_score(y, her2), 1e-9)
+
+
+# --- what is compared, and who -------------------------------------------------------------------
+
+
+def test_the_rows_of_one_patient_are_one_patient(tmp_path: Path, tables: list[Path]) -> None:
+    """A second lesion of every patient, less suspicious, of a lower stage, without a response."""
+    rows = rows_of("north", 0)
+    seconds = [
+        row | {"case_id": f"{row['case_id']}-2", "score": row["score"] / 2, "clinical_t": 0,
+               "ypt": "", "ypn": "", "biopsy_ihc": 1}
+        for row in rows
+    ]  # fmt: skip
+    (tmp_path / "two").mkdir()
+    found = read_tables([write(tmp_path / "two" / "north.csv", [*rows, *seconds])])
+    (want,) = read_tables(tables[:1]).centres
+    assert_same(found.centres[0].columns, want.columns)
+    assert [f"{len(rows)} rows are of a patient" in text for text in found.warnings] == [True]
+
+
+def test_two_responses_of_one_patient_are_an_error_with_both_rows(tmp_path: Path) -> None:
+    rows = rows_of("north", 0, 40)
+    other = rows[3] | {"case_id": "again", "ypt": "2" if rows[3]["ypt"] == "0" else "0",
+                       "anti_her2": 1 - rows[3]["anti_her2"]}  # fmt: skip
+    with pytest.raises(TableError) as caught:
+        read_tables([write(tmp_path / "north.csv", [*rows, other])])
+    for column in ("pcr", "anti_her2"):
+        line = f"row 42: {column} differs from that in row 5, of the same patient"
+        assert line in str(caught.value)
+
+
+def test_a_constant_biopsy_is_not_compared(tmp_path: Path) -> None:
+    """A study of biopsy-positive patients alone."""
+    paths = [
+        write(tmp_path / f"{name}.csv", [r | {"biopsy_ihc": 3} for r in rows_of(name, seed)])
+        for seed, name in enumerate(("north", "east", "south"))
+    ]
+    found = over_tables(paths, PLAN, 0.5, None)
+    why = "the biopsy says the same of all patients, so that nothing is compared"
+    auc = found["auc"]
+    assert (auc["biopsy"], auc["paired_delong"], auc["not_compared"]) == (None, None, why)
+    assert auc["imaging"]["low"] < auc["imaging"]["estimate"]
+    assert (auc["stratified"]["biopsy"], auc["stratified"]["paired_delong"]) == (None, None)
+    assert {line["biopsy"] for line in auc["by_centre"].values()} == {None}
+    assert found["mcnemar"] == {"refused": why}
+    assert found["reclassification"]["not_compared"] == why
+    assert found["reclassification"]["nri"] == {"pcr": None, "no_pcr": None}
+    assert "biopsy is the same in all patients" in found["logistic"][0]["refused"]
+    assert not {line["name"] for line in found["holm"]} & {
+        "paired DeLong: imaging against biopsy", "McNemar: with pCR", "McNemar: without pCR",
+    }  # fmt: skip
+    assert f"Not compared: {why}." in " ".join(text.summary(found).split())
+    assert render_response(found).count(why) == 3
+    rows = [line for line in csv_rows.rows(found) if line["section"] in ("auc", "mcnemar")]
+    assert not [line for line in rows if "biopsy" in line["name"].split() and "p" in line]
+
+
+def test_a_threshold_of_0_compares_nothing_and_says_so_everywhere(tables: list[Path]) -> None:
+    found = over_tables(tables, PLAN, 0.0, None)
+    primary = found["primary"]
+    assert primary["verdict"] == "not compared"
+    for name in ("odds_ratio", "exact_odds_ratio", "risk_difference", "risk_ratio", "cmh",
+                 "breslow_day", "heterogeneity", "power", "by_centre_and_hr"):  # fmt: skip
+        assert primary[name] is None, name
+    assert "interval" not in primary["quote"]
+    assert "the model says the same" in found["mcnemar"]["refused"]
+    lines = text.summary(found).splitlines()
+    assert lines[0] == "Verdict: not compared"
+    assert not [line for line in lines if "odds ratio, " in line and "none" not in line]
+    assert '<div class="verdict not-compared">' in render_response(found)
+    rows = [row for row in csv_rows.rows(found) if row["section"] == "primary"]
+    assert [row["verdict"] for row in rows if "verdict" in row] == ["not compared"]
+    assert {row["name"] for row in rows if "p" in row} == set()
+
+
+def test_centres_that_contradict_each_other_are_not_supported_anywhere(tmp_path: Path) -> None:
+    samples = {"a": [60, 20, 20, 60], "b": [15, 30, 30, 15], "c": [30, 20, 20, 30]}
+    paths = []
+    for name, counts in samples.items():
+        kinds = np.repeat([(1, 1), (1, 0), (0, 1), (0, 0)], counts, axis=0).tolist()
+        rows = [
+            {"case_id": f"{name}{i}", "her2_imaging": call, "pcr": pcr, "biopsy_her2": 1,
+             "anti_her2": 1}
+            for i, (call, pcr) in enumerate(kinds)
+        ]  # fmt: skip
+        paths.append(write(tmp_path / f"{name}.csv", rows))
+    found = over_tables(paths, PLAN, None, None)
+    assert (found["primary"]["verdict"], found["primary"]["opposed"]) == ("centres differ", ["b"])
+    assert text.summary(found).startswith("Verdict: centres differ\n")
+    page = render_response(found)
+    assert '<div class="verdict centres-differ">' in page
+    assert 'class="verdict supported"' not in page
+    named = {row["centre"]: row["verdict"] for row in csv_rows.rows(found) if "verdict" in row}
+    assert named[""] == "centres differ"
+    assert set(named) == {"", "a", "b", "c"}

@@ -2,7 +2,8 @@
 
 DerSimonian and Laird's variance between centres, Hartung and Knapp's interval (t with centres
 less 1 df), which does not take that variance for known, and the interval in which the value of a
-new centre is expected. With two or three centres the intervals are wide, as they should be.
+new centre is expected. With two or three centres the intervals are wide, as they should be. Centres
+that happen to agree do not make it a point: it is never narrower than that of fixed effects.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from her2_common.response.inference import HypothesisTest, Vector, chi_square
 class RandomEffects:
     """A mean over centres and their heterogeneity.
 
-    ``mean`` has Hartung and Knapp's interval; ``prediction`` (from three centres on) bounds the
-    value of a new centre; ``tau2`` is the variance between centres on the scale of the analysis;
-    ``q`` is Cochran's test of tau2 = 0; ``i2`` the share of variance due to it (0 to 1).
-    ``left_out`` names the centres without a usable variance.
+    ``mean`` has Hartung and Knapp's interval, widened where it is too narrow; ``prediction`` (from
+    three centres on) bounds the value of a new centre; ``tau2`` is the variance between centres on
+    the scale of the analysis; ``q`` is Cochran's test of tau2 = 0; ``i2`` the share of variance due
+    to it (0 to 1). ``left_out`` names the centres without a usable variance.
     """
 
     centres: int
@@ -45,13 +46,16 @@ def random_effects(
 ) -> RandomEffects | None:
     """Combine estimates (centres,) with their squared standard errors; None for fewer than two.
 
-    The interval of the mean is not widened where Hartung and Knapp's variance is smaller than
-    DerSimonian and Laird's. The prediction interval has centres less 2 df.
+    The variance of the mean is the larger of Hartung and Knapp's and DerSimonian and Laird's (the
+    ad-hoc correction of Knapp and Hartung: their factor q is at least 1). The latter is at least
+    that of fixed effects, and so is t's quantile. The prediction interval has centres less 2 df
+    and holds the mean's.
 
     Sources: DerSimonian and Laird, Controlled Clinical Trials 7 (1986) 177-188; Hartung and Knapp,
-    Statistics in Medicine 20 (2001) 3875-3889; Higgins and Thompson, Statistics in Medicine 21
-    (2002) 1539-1558; Higgins, Thompson and Spiegelhalter, Journal of the Royal Statistical Society
-    A 172 (2009) 137-159.
+    Statistics in Medicine 20 (2001) 3875-3889; Knapp and Hartung, Statistics in Medicine 22 (2003)
+    2693-2710; Röver, Knapp and Friede, BMC Medical Research Methodology 15 (2015) 99; Higgins and
+    Thompson, Statistics in Medicine 21 (2002) 1539-1558; Higgins, Thompson and Spiegelhalter,
+    Journal of the Royal Statistical Society A 172 (2009) 137-159.
 
     Raises:
         MetricError: unequal shapes, a value that is not finite, a variance that is not positive.
@@ -70,11 +74,12 @@ def random_effects(
     tau2 = max(0.0, excess / float(fixed.sum() - (fixed @ fixed) / fixed.sum()))
     weights: Vector = 1 / (v + tau2)
     mean = float(weights @ y / weights.sum())
-    spread = float(weights @ (y - mean) ** 2 / ((k - 1) * weights.sum()))
-    margin = float(t.ppf(0.5 + level / 2, k - 1)) * float(np.sqrt(spread))
+    inflation = max(1.0, float(weights @ (y - mean) ** 2) / (k - 1))
+    variance = inflation / float(weights.sum())
+    margin = float(t.ppf(0.5 + level / 2, k - 1)) * float(np.sqrt(variance))
     prediction = None
     if k > 2:
-        reach = float(t.ppf(0.5 + level / 2, k - 2)) * float(np.sqrt(tau2 + 1 / weights.sum()))
+        reach = float(t.ppf(0.5 + level / 2, k - 2)) * float(np.sqrt(tau2 + variance))
         prediction = Estimate(mean, mean - reach, mean + reach)
     return RandomEffects(
         centres=k,

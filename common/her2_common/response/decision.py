@@ -30,6 +30,9 @@ from her2_common.response.inference import Vector
 THRESHOLDS: Final = tuple(k / 20 for k in range(2, 15))
 """Probabilities at which one would treat: 0.1, 0.15, ..., 0.7."""
 
+_ROUNDING: Final = 1e-14
+"""Of a squared error: a spread as small as this is 0."""
+
 
 @dataclass(frozen=True)
 class NetBenefit:
@@ -80,10 +83,23 @@ def net_benefit(
 def _mean(values: dict[float, int], n: int, level: float) -> Estimate:
     """The mean of n values, all 0 but those counted, with a normal interval."""
     mean = sum(value * count for value, count in values.items()) / n
+    if n in (*values.values(), n - sum(values.values())):
+        return _of_alike(mean, min(0.0, *values), max(0.0, *values), n, level)
     squares = sum(value**2 * count for value, count in values.items())
     error = float(np.sqrt(max(0.0, squares - n * mean**2) / (n - 1) / n))
     margin = normal_quantile(level) * error
     return Estimate(mean, mean - margin, mean + margin)
+
+
+def _of_alike(mean: float, low: float, high: float, n: int, level: float) -> Estimate:
+    """The mean of n values that are all alike, of a range from low to high.
+
+    Their variance is 0 and a normal interval a point. As many others as Wilson's interval allows
+    for none of n may have the values at the ends of the range.
+    """
+    square = normal_quantile(level) ** 2
+    share = square / (n + square)
+    return Estimate(mean, mean - share * (mean - low), mean + share * (high - mean))
 
 
 # --- promises ------------------------------------------------------------------------------------
@@ -118,5 +134,7 @@ def brier_interval(histogram: ScoreHistogram, level: float = 0.95) -> Estimate |
     error: Vector = grid_scores() ** 2
     missed: Vector = (1 - grid_scores()) ** 2
     spread = histogram.negatives @ (error - mean) ** 2 + histogram.positives @ (missed - mean) ** 2
+    if spread <= _ROUNDING * histogram.n:
+        return _of_alike(mean, 0.0, 1.0, histogram.n, level)
     margin = normal_quantile(level) * float(np.sqrt(spread / (histogram.n - 1) / histogram.n))
     return Estimate(mean, max(0.0, mean - margin), min(1.0, mean + margin))

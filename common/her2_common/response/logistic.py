@@ -17,7 +17,7 @@ outcomes, have no finite answer: both are refused by name. For the latter see ``
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -133,17 +133,22 @@ def logistic_sums(x: Matrix, outcome: ArrayLike, beta: ArrayLike) -> LogisticSum
 
 @dataclass(frozen=True)
 class Coefficient:
-    """A log odds ratio with its Wald interval, standard error and p-value."""
+    """A log odds ratio with its interval, standard error and p-value.
+
+    The interval is Wald's, or that of the penalised profile; the p-value is Wald's, and None of a
+    penalised fit, whose test is the likelihood ratio.
+    """
 
     estimate: float
     low: float
     high: float
     se: float
-    p_value: float
+    p_value: float | None
 
     def odds_ratio(self) -> Estimate:
         """The same as an odds ratio for one unit of the column."""
-        return Estimate(*(float(np.exp(v)) for v in (self.estimate, self.low, self.high)))
+        with np.errstate(over="ignore"):  # e^710 is infinite
+            return Estimate(*(float(np.exp(v)) for v in (self.estimate, self.low, self.high)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +156,7 @@ class LogisticFit:
     """A fitted model: ``beta`` (p,), ``covariance`` (p, p), by ``names``.
 
     ``log_likelihood`` is the penalised one where ``penalised`` says so; ``held`` names the columns
-    that were held at 0.
+    that were held at 0. ``profiles`` holds intervals of a penalised fit, at ``level``, by column.
     """
 
     names: tuple[str, ...]
@@ -163,17 +168,23 @@ class LogisticFit:
     rounds: int
     penalised: bool = False
     held: tuple[str, ...] = ()
+    profiles: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def terms(self, level: float = 0.95) -> dict[str, Coefficient]:
-        """Every fitted coefficient by its column's name."""
+        """Every coefficient that has an interval, by its column's name.
+
+        All of an ordinary fit; of a penalised one those of ``profiles``, whose level is their own.
+        """
         width = normal_quantile(level)
         result = {}
         for index, name in enumerate(self.names):
-            if name in self.held:
-                continue
             value, se = float(self.beta[index]), float(np.sqrt(self.covariance[index, index]))
-            p_value = z_test(value / se).p_value
-            result[name] = Coefficient(value, value - width * se, value + width * se, se, p_value)
+            if not self.penalised:
+                p_value = z_test(value / se).p_value
+                low, high = value - width * se, value + width * se
+                result[name] = Coefficient(value, low, high, se, p_value)
+            elif name in self.profiles:
+                result[name] = Coefficient(value, *self.profiles[name], se, None)
         return result
 
 
@@ -249,7 +260,8 @@ def check(sums: LogisticSums, names: Sequence[str]) -> None:
     """Refuse what no model can be fitted to; ``sums`` at coefficients of 0.
 
     Raises:
-        MetricError: sums of another number of columns, one outcome, empty or collinear columns.
+        MetricError: sums of another number of columns, one outcome, empty, constant or collinear
+            columns.
     """
     if sums.gradient.size != len(names):
         raise MetricError(f"logistic: expected {len(names)} columns, got {sums.gradient.size}")
@@ -265,7 +277,22 @@ def check(sums: LogisticSums, names: Sequence[str]) -> None:
             f"logistic: expected columns that are not all 0, got {', '.join(empty)}",
             hint="leave the term or the centre out",
         )
-    values, vectors = np.linalg.eigh(sums.hessian / np.outer(scale, scale))
+    correlation = sums.hessian / np.outer(scale, scale)
+    if INTERCEPT in names:
+        # A column whose product with the intercept is as large as can be is a multiple of it
+        with_intercept = correlation[names.index(INTERCEPT)] ** 2
+        alike = [
+            name
+            for name, share in zip(names, with_intercept, strict=True)
+            if name != INTERCEPT and 1 - share < _COLLINEAR
+        ]
+        if alike:
+            raise MetricError(
+                f"logistic: {', '.join(alike)} {'is' if len(alike) == 1 else 'are'} the same in "
+                "all patients, so that nothing is compared",
+                hint="leave the term out",
+            )
+    values, vectors = np.linalg.eigh(correlation)
     null = vectors[:, values < _COLLINEAR]
     if null.size:
         raise MetricError(

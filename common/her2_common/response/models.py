@@ -12,8 +12,8 @@ import numpy as np
 from her2_common.errors import MetricError
 from her2_common.metrics import Estimate
 from her2_common.response import weighting
-from her2_common.response.design import design
-from her2_common.response.firth import fit_penalised
+from her2_common.response.design import INTERCEPT, design
+from her2_common.response.firth import fit_penalised, profile
 from her2_common.response.inference import HypothesisTest, Matrix, Vector
 from her2_common.response.logistic import LogisticFit, Separation, likelihood_ratio, solve
 from her2_common.response.paired import ChangeSums, integrated_discrimination
@@ -27,6 +27,8 @@ from her2_common.response.weighting import WeightedEffect
 @dataclass(frozen=True)
 class FittedModel:
     """A model of the plan; ``reduced`` and ``test`` are None without tested terms.
+
+    A penalised ``fit`` has intervals of all columns but intercept and centres.
 
     ``improvement`` is the IDI by component, (no pCR, pCR), from the reduced to the full model.
     """
@@ -62,6 +64,8 @@ def fit_model(pool: Pool, model: Model) -> FittedModel:
         query = Query("change", model.name, centres, arrays={"beta": fit.beta, "reduced": small})
         changes: ChangeSums = full.total(query)
         improvement = integrated_discrimination(changes)
+    if fit.penalised:  # last: it takes most of the queries
+        fit = full.profiled(fit)
     return FittedModel(fit, reduced, test, centres, improvement)
 
 
@@ -124,6 +128,11 @@ class _Fitter:
     def penalised(self, held: tuple[str, ...] = ()) -> LogisticFit:
         """Firth's fit."""
         return fit_penalised(self._sums, self._leverage, self.names, held=held)
+
+    def profiled(self, fit: LogisticFit) -> LogisticFit:
+        """A penalised fit with the intervals of what is not a centre's."""
+        names = [n for n in fit.names if n != INTERCEPT and "centre[" not in n]
+        return profile(self._sums, self._leverage, fit, names)
 
     def total(self, query: Query) -> Any:
         """The sum of the centres' answers.

@@ -9,7 +9,7 @@ import numpy as np
 from her2_common.errors import MetricError
 from her2_common.metrics import wilson
 from her2_common.response import paired, publish
-from her2_common.response.document import Json, estimate, rate, test
+from her2_common.response.document import Json, estimate, number, rate, test
 from her2_common.response.inference import e_value
 from her2_common.response.models import FittedModel, fit_model, weigh
 from her2_common.response.paired import ALL_COMERS_WARNING, RECLASSIFICATION_WARNING, CallTable
@@ -34,18 +34,33 @@ def _pairs(study: Study, what: str) -> tuple[CallTable, frozenset[str]]:
     return table, publish.shown_calls(table, treated, study.plan.min_cell)
 
 
+def _alike(table: CallTable) -> str | None:
+    """Why two calls are not compared: one says the same of all patients; None if neither does."""
+    alike = [
+        name
+        for axis, name in ((2, "the biopsy"), (1, "the model"))
+        if np.count_nonzero(table.counts.sum(axis=(0, axis))) < 2
+    ]
+    if not alike:
+        return None
+    says = "says" if len(alike) == 1 else "say"
+    return f"{' and '.join(alike)} {says} the same of all patients, so that nothing is compared"
+
+
 def mcnemar(study: Study) -> Json:
     table, shown = _pairs(study, "mcnemar")
+    if (why := _alike(table)) is not None:
+        raise RefusedError(why)
     result: Json = {"warning": ALL_COMERS_WARNING}
     whole = {"10", "01"} <= shown
     for name, found in zip(("no_pcr", "pcr"), paired.mcnemar_by_outcome(table), strict=True):
         kind = "with pCR" if name == "pcr" else "without pCR"
-        study.tested(f"McNemar: {kind}", found.exact.p_value)
-        exact = test(found.exact) or {}
+        study.tested(f"McNemar: {kind}", None if found.exact is None else found.exact.p_value)
+        exact = test(found.exact)
         result[name] = {
             "biopsy_only": found.first_only if whole else None,
             "imaging_only": found.second_only if whole else None,
-            "exact": exact if whole else exact | {"statistic": None},
+            "exact": exact if whole or exact is None else exact | {"statistic": None},
             "chi2": test(found.chi2),
             "corrected": test(found.corrected),
         }
@@ -75,8 +90,11 @@ def discordance(study: Study) -> Json:
 
 
 def reclassification(study: Study, idi: Json | None) -> Json:
-    without, responders = paired.net_reclassification(study.calls("reclassification"))
+    table = study.calls("reclassification")
+    why = _alike(table)
+    without, responders = (None, None) if why else paired.net_reclassification(table)
     return {
+        "not_compared": why,
         "warning": f"{RECLASSIFICATION_WARNING} {ALL_COMERS_WARNING}",
         "nri": {"pcr": estimate(responders), "no_pcr": estimate(without)},
         "idi": idi,
@@ -131,8 +149,8 @@ def _model_document(found: FittedModel, tested: tuple[str, ...]) -> Json:
     terms = {
         name: {
             "estimate": term.estimate,
-            "low": term.low,
-            "high": term.high,
+            "low": number(term.low),
+            "high": number(term.high),
             "se": term.se,
             "p_value": term.p_value,
             "odds_ratio": estimate(term.odds_ratio()),

@@ -38,8 +38,9 @@ def partial_auc(
     """The partial AUC with a bootstrap interval, positives and negatives drawn apart.
 
     The bootstrap needs no rows: a sample of patients is a multinomial sample of the histogram, and
-    the same ``seed`` gives the same interval. None without both classes. Sources: McClish, Medical
-    Decision Making 9 (1989) 190-195; Efron and Tibshirani, An Introduction to the Bootstrap
+    the same ``seed`` gives the same interval. None without both classes, and where all samples
+    are alike, as if the classes do not overlap: there is no interval then. Sources: McClish,
+    Medical Decision Making 9 (1989) 190-195; Efron and Tibshirani, An Introduction to the Bootstrap
     (1993), chapter 13.
 
     Raises:
@@ -59,6 +60,8 @@ def partial_auc(
     area = _area(classes[0][None], classes[1][None], max_fpr)
     drawn = [rng.multinomial(part.sum(), part / part.sum(), RESAMPLES) for part in classes]
     resampled = _area(drawn[0], drawn[1], max_fpr)
+    if np.ptp(resampled) <= 1e-12:
+        return None
     tail = (1 - level) / 2
     low, high = np.quantile(resampled, (tail, 1 - tail)).tolist()
     least = max_fpr**2 / 2

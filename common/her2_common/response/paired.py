@@ -121,12 +121,12 @@ class McNemar:
     """Do two calls on the same patients differ in their rate of positives?
 
     ``first_only`` and ``second_only`` count patients called positive by one alone; only these
-    matter. ``chi2`` and ``corrected`` are None without any.
+    matter. Without any there is nothing to test, and all three tests are None.
     """
 
     first_only: int
     second_only: int
-    exact: HypothesisTest
+    exact: HypothesisTest | None
     chi2: HypothesisTest | None
     corrected: HypothesisTest | None
 
@@ -148,7 +148,7 @@ def mcnemar(first_only: int, second_only: int) -> McNemar:
     discordant, distance = first_only + second_only, abs(first_only - second_only)
     smaller = min(first_only, second_only)
     if discordant == 0:
-        return McNemar(0, 0, HypothesisTest(0.0, None, 1.0), None, None)
+        return McNemar(0, 0, None, None, None)
     return McNemar(
         first_only,
         second_only,

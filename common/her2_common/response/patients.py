@@ -3,11 +3,14 @@
 A score is the probability of HER2-positive tumour that the model reads from the images; it must
 come from a model that has not seen the patient. A call is made on the public grid of 1/1024: the
 score, rounded to the grid, is at or above the threshold.
+
+A patient is one row (``one_row_each``): several lesions, examinations or breasts are not several
+patients, and would make every interval too narrow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -137,3 +140,49 @@ def called(scores: ArrayLike, threshold: float) -> NDArray[np.bool_]:
     if not 0.0 <= threshold <= 1.0:
         raise MetricError(f"threshold: expected a number from 0 to 1, got {threshold}")
     return quantise(scores) >= int(np.ceil(threshold * GRID))
+
+
+OF_PATIENT: Final = ("pcr", "therapy")
+"""Columns of which a patient has one value, whatever the number of rows."""
+
+
+def one_row_each(
+    who: Sequence[Any], columns: Mapping[str, Vector]
+) -> tuple[dict[str, Vector], list[tuple[str, int, int]]]:
+    """The rows of one patient become one: ``(columns, conflicts)``.
+
+    ``who`` (rows,) says whose row it is; patients come in the order of their first rows. pCR and
+    therapy are the patient's: they must agree where they are known, and a conflict is named by its
+    column and two rows (counted from 0), with all else then to be thrown away. Of every other
+    column the highest known value counts, for image and needle alike: a patient is as
+    HER2-positive as the most positive lesion, in the highest stage. Modalities are those of all
+    rows.
+
+    >>> rows = {"pcr": np.array([1, np.nan, 0]), "score": np.array([0.2, 0.7, 0.4])}
+    >>> columns, conflicts = one_row_each(["a", "a", "b"], rows)
+    >>> columns["score"].tolist(), columns["pcr"].tolist(), conflicts
+    ([0.7, 0.4], [1.0, 0.0], [])
+    """
+    number: dict[Any, int] = {}
+    place = np.array([number.setdefault(name, len(number)) for name in who], np.int64)
+    if len(number) == place.size:
+        return dict(columns), []
+    conflicts = []
+    for name in OF_PATIENT:
+        first: dict[int, int] = {}
+        values = columns.get(name, np.zeros(0))
+        for row in np.flatnonzero(~np.isnan(values)).tolist():
+            other = first.setdefault(int(place[row]), row)
+            if values[other] != values[row]:
+                conflicts.append((name, other, row))
+    result: dict[str, Vector] = {}
+    for name, values in columns.items():
+        joined = np.full(len(number), np.nan)
+        if name == "modalities":
+            bits = np.zeros(len(number), np.int64)
+            np.bitwise_or.at(bits, place, np.nan_to_num(values).astype(np.int64))
+            joined[bits > 0] = bits[bits > 0]
+        else:
+            np.fmax.at(joined, place, values)
+        result[name] = joined
+    return result, conflicts

@@ -97,6 +97,7 @@ def primary(study: Study) -> Json:
             test(strata.breslow_day(tables, tarone=False)),
         ),
         "heterogeneity": effects_document(between_centres(tables), "odds_ratio"),
+        "opposed": list(found.opposed),
         "by_centre": lines,
         "left_out": [
             {

@@ -12,6 +12,7 @@ from her2_common.metrics import auc_interval, roc_curve
 from her2_common.response import delong, publish
 from her2_common.response.combine import combine_auc
 from her2_common.response.decision import brier_interval, calibration_error, net_benefit
+from her2_common.response.delong import Discrimination
 from her2_common.response.document import Json, difference, estimate, proportion, section
 from her2_common.response.document import random_effects as effects_document
 from her2_common.response.operating import auc_error_bound, operating_point, partial_auc
@@ -31,11 +32,10 @@ def auc(study: Study, compared: Compared) -> Json:
         raise RefusedError(
             f"expected patients with and without pCR, got {imaging.m} of {imaging.n} with"
         )
-    paired_test = delong.compare(compared.found, "imaging", "other")
-    study.tested(
-        "paired DeLong: imaging against biopsy",
-        None if paired_test.test is None else paired_test.test.p_value,
-    )
+    flat = _flat(compared.found)
+    paired_test = None if flat else delong.compare(compared.found, "imaging", "other")
+    if paired_test is not None and paired_test.test is not None:
+        study.tested("paired DeLong: imaging against biopsy", paired_test.test.p_value)
     alone = [found for found in compared.own.values() if found is not None]
     within = delong.stratified(alone)
     there = {c: f for c, f in compared.own.items() if compared.scores[c].histograms[0].n}
@@ -46,16 +46,13 @@ def auc(study: Study, compared: Compared) -> Json:
         "pcr": imaging.m,
         "centres": list(there),
         "warning": ALL_COMERS_WARNING,
-        "imaging": estimate(auc_interval(imaging)),
-        "biopsy": estimate(auc_interval(other)),
-        "paired_delong": difference(paired_test),
-        "stratified": None
-        if within is None
-        else {
-            "imaging": estimate(within.interval("imaging")),
-            "biopsy": estimate(within.interval("other")),
-            "paired_delong": difference(delong.compare(within, "imaging", "other")),
-        },
+        "not_compared": None
+        if not flat
+        else f"{_listed(flat)} the same of all patients, so that nothing is compared",
+        "imaging": None if "imaging" in flat else estimate(auc_interval(imaging)),
+        "biopsy": None if "other" in flat else estimate(auc_interval(other)),
+        "paired_delong": None if paired_test is None else difference(paired_test),
+        "stratified": None if within is None else _areas(within),
         "random_effects": {
             "imaging": effects_document(combine_auc(there, "imaging")),
             "biopsy": effects_document(combine_auc(there, "other")),
@@ -87,16 +84,43 @@ def _auc_by_centre(study: Study, compared: Compared) -> Json:
             lines[centre] = study.hidden("auc.by_centre", centre)
             continue
         found = compared.own[centre]
+        flat = () if found is None else _flat(found)
+        one, other = (auc_interval(histogram) for histogram in scores.histograms)
         lines[centre] = {
             "n": scores.negatives + scores.positives,
             "pcr": scores.positives,
-            "imaging": estimate(auc_interval(scores.histograms[0])),
-            "biopsy": estimate(auc_interval(scores.histograms[1])),
+            "imaging": None if "imaging" in flat else estimate(one),
+            "biopsy": None if "other" in flat else estimate(other),
             "paired_delong": None
-            if found is None
+            if found is None or flat
             else difference(delong.compare(found, "imaging", "other")),
         }
     return lines
+
+
+def _flat(found: Discrimination) -> tuple[str, ...]:
+    """The scores that are the same for all patients (of each centre): they rank nobody."""
+    return tuple(
+        name
+        for index, name in enumerate(found.names)
+        if found.auc[index] == 0.5
+        and (found.covariance is not None and found.covariance[index, index] <= 0.0)
+    )
+
+
+def _listed(flat: tuple[str, ...]) -> str:
+    words = ["the score" if name == "imaging" else "the biopsy" for name in flat]
+    return f"{' and '.join(words)} {'says' if len(words) == 1 else 'say'}"
+
+
+def _areas(within: Discrimination) -> Json:
+    """Both AUCs within centres, and their comparison, of scores that are not flat."""
+    flat = _flat(within)
+    return {
+        "imaging": None if "imaging" in flat else estimate(within.interval("imaging")),
+        "biopsy": None if "other" in flat else estimate(within.interval("other")),
+        "paired_delong": None if flat else difference(delong.compare(within, "imaging", "other")),
+    }
 
 
 def _treated(study: Study) -> Json | None:
@@ -119,6 +143,11 @@ def _rival(study: Study, item: str) -> Json:
             raise RefusedError(
                 f"expected patients with and without pCR who have a score of {item} alone, "
                 f"got {one.m} of {one.n} with"
+            )
+        if _flat(compared.found):
+            raise RefusedError(
+                f"the score of {item} alone, or that of all, is the same in all patients, so that "
+                "nothing is compared"
             )
         found = delong.compare(compared.found, "imaging", "other")
         study.tested(

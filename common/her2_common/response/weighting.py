@@ -118,7 +118,12 @@ class WeightedEffect:
 
 
 def effect(sums: WeightSums, level: float = 0.95) -> WeightedEffect | None:
-    """Step 3; None without both groups. Intervals are normal, those of ratios on the log scale."""
+    """Step 3; None without both groups. Intervals are normal, those of ratios on the log scale.
+
+    Where a group is all responders, or has none, its robust variance is 0: Wilson's interval is
+    taken for as many patients as its weights are worth, and that of the difference is made of both
+    groups' margins (square and add). Source: Newcombe, Statistics in Medicine 17 (1998) 873-890.
+    """
     if not np.all(sums.counts.sum(axis=1) > 0):
         return None
     width = normal_quantile(level)
@@ -126,28 +131,39 @@ def effect(sums: WeightSums, level: float = 0.95) -> WeightedEffect | None:
     # sum of w^2 (y - risk)^2 over (sum of w)^2, y being 0 or 1
     spread = sums.responder_squares * (1 - 2 * risk) + sums.squares * risk**2
     variance = np.maximum(spread, 0.0) / sums.weights**2
+    effective = sums.weights**2 / sums.squares
+    others, responders = sums.counts.T == 0  # (group,) each: none of them
+    below, above = (
+        np.where(
+            others | responders,
+            np.where(edge, 0.0, width**2 / (effective + width**2)),
+            width * np.sqrt(variance),
+        )
+        for edge in (responders, others)
+    )
 
     def proportion(group: int) -> Estimate:
-        margin = width * float(np.sqrt(variance[group]))
         value = float(risk[group])
-        return Estimate(value, max(0.0, value - margin), min(1.0, value + margin))
+        low, high = value - float(below[group]), value + float(above[group])
+        return Estimate(value, max(0.0, low), min(1.0, high))
 
     def ratio(of: Vector, derivative: Vector) -> Estimate:
         factor = float(np.exp(width * np.sqrt(variance @ derivative**2)))
         value = float(of[1] / of[0])
         return Estimate(value, value / factor, value * factor)
 
-    difference, margin = float(risk[1] - risk[0]), width * float(np.sqrt(variance.sum()))
+    difference = float(risk[1] - risk[0])
+    low = difference - float(np.hypot(below[1], above[0]))
+    high = difference + float(np.hypot(above[1], below[0]))
     risk_ratio = odds_ratio = None
-    if np.all((risk > 0) & (risk < 1)):
+    if not np.any(others | responders):
         risk_ratio = ratio(risk, 1 / risk)
         odds_ratio = ratio(risk / (1 - risk), 1 / (risk * (1 - risk)))
-    effective = (sums.weights**2 / sums.squares).tolist()
     return WeightedEffect(
         proportion(1),
         proportion(0),
-        Estimate(difference, max(-1.0, difference - margin), min(1.0, difference + margin)),
+        Estimate(difference, max(-1.0, low), min(1.0, high)),
         risk_ratio,
         odds_ratio,
-        (effective[0], effective[1]),
+        (float(effective[0]), float(effective[1])),
     )

@@ -25,6 +25,7 @@ from her2_common.clinical import PCR_DEFINITION
 from her2_common.errors import RunError
 from her2_common.pages import environment, style
 from her2_common.response.paired import ALL_COMERS_WARNING
+from her2_common.response.primary import RULES
 from her2_server.report import figures, forest, response_figures, response_words, text
 from her2_server.run_folder import read_json
 
@@ -87,6 +88,7 @@ def render_response(document: Mapping[str, Any]) -> str:
         source=document["source"],
         all_comers_warning=ALL_COMERS_WARNING,
         all_comers_tag=response_words.ALL_COMERS_TAG,
+        rules=RULES,
         pcr_definition=document.get("pcr", PCR_DEFINITION),
         plan_text=json.dumps(plan["document"], indent=2, sort_keys=True, ensure_ascii=False),
         figures=_figures(document, common["words"]),

@@ -19,6 +19,7 @@ COLUMNS: Final = (
     "df",
     "p",
     "n",
+    "verdict",
     "warning",
 )
 
@@ -98,6 +99,8 @@ def _mapping(value: Mapping[str, Any], at: Row, path: tuple[str, ...]) -> Iterat
         row |= {"p" if k == "p_value" else k: _cell(rest.pop(k)) for k in _TEST if k in rest}
     if row:
         yield at | {"name": " ".join(path)} | row
+    if "verdict" in value:
+        yield at | {"name": " ".join((*path, "verdict")), "verdict": value["verdict"]}
     for key, inner in rest.items():
         if key in ("centre", *_NAMES) and not isinstance(inner, Mapping):
             continue

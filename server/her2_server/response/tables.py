@@ -11,6 +11,8 @@
    has seen the first, and the threshold was chosen on the second.
 4. A patient in two tables is an error. Patients are compared by a hash whose key is drawn anew
    each time and kept nowhere.
+5. The rows of one patient of a centre become one (``her2_common.response.patients.one_row_each``);
+   two values of pCR or therapy are an error with both rows.
 
 Each column is parsed once a distinct text, not once a row: a million rows take seconds.
 """
@@ -30,7 +32,7 @@ from numpy.typing import NDArray
 from her2_common.cases import CASE_COLUMNS, MODALITIES, PARSERS, BadCellError
 from her2_common.clinical import her2_from_ihc_ish, pcr_from_stage
 from her2_common.errors import TableError
-from her2_common.response.patients import Patients
+from her2_common.response.patients import Patients, one_row_each
 from her2_common.tables import Faults, read_columns
 
 SCORES: Final = ("score", "her2_imaging")
@@ -48,6 +50,9 @@ COLUMNS: Final = (
     *_MODALITY_SCORES,
     *_IGNORED,
 )
+
+_WORDS: Final = {"pcr": "pcr", "therapy": "anti_her2"}
+"""What a patient has once -> the column that says so."""
 
 _IMAGES: Final = {"mg": ("mg_cc", "mg_mlo"), "us": ("us",), "mri": ("mri",)}
 
@@ -87,9 +92,9 @@ def read_tables(paths: Sequence[Path]) -> Tables:
                     hint="name the files after their centres, or give them a column centre",
                 )
         table.check_patients(key, index, seen, paths)
-        warnings += table.warnings
         for name, columns in table.by_centre():
             rows.setdefault(name, []).append(columns)
+        warnings += table.warnings
     centres = []
     for name, parts in rows.items():
         columns = {c: np.concatenate([part[c] for part in parts]) for c in parts[0]}
@@ -278,7 +283,6 @@ class _Table:
         Raises:
             TableError: a patient is in an earlier table, too.
         """
-        again = 0
         for number, patient in self._patients():
             digest = hashlib.blake2b(patient.encode(), key=key, digest_size=16).digest()
             table, row = seen.setdefault(digest, (index, number))
@@ -289,9 +293,6 @@ class _Table:
                     hint="a patient counts once: leave one of them out; if they are two patients, "
                     "give them different ids",
                 )
-            again += row != number
-        if again:
-            self._warn(f"{again} rows are of a patient with an earlier row; all count as patients")
 
     def centre_names(self) -> list[str]:
         """The centres of the rows that are kept.
@@ -308,15 +309,36 @@ class _Table:
         return sorted(set(names.tolist()))
 
     def by_centre(self) -> Iterable[tuple[str, dict[str, Vector]]]:
-        """The columns of each centre."""
+        """The columns of each centre, a row a patient (step 5).
+
+        Raises:
+            TableError: two rows of a patient contradict each other.
+        """
         kept = {name: values[self.kept] for name, values in self.columns.items()}
-        names = self.centre_names()
-        if "centre" not in self.cells:
-            yield names[0], kept
-            return
-        of_row = np.array(self.cells["centre"])[self.kept]
-        for name in names:
-            yield name, {column: values[of_row == name] for column, values in kept.items()}
+        patients = list(self._patients())
+        of_row = np.full(len(patients), self.path.stem)
+        if "centre" in self.cells:
+            of_row = np.array(self.cells["centre"])[self.kept]
+        again = 0
+        for name in self.centre_names():
+            here = np.flatnonzero(of_row == name)
+            columns, conflicts = one_row_each(
+                [patients[row][1] for row in here.tolist()],
+                {column: values[here] for column, values in kept.items()},
+            )
+            for what, one, other in conflicts:
+                first, second = (patients[int(here[row])][0] for row in (one, other))
+                self.faults.row(
+                    second, f"{_WORDS[what]} differs from that in row {first}, of the same patient"
+                )
+            again += here.size - columns["pcr"].size
+            yield name, columns
+        self.faults.raise_if_any()
+        if again:
+            self._warn(
+                f"{again} rows are of a patient with an earlier row: the rows of one patient count "
+                "as one, with the highest score"
+            )
 
 
 def _numbers(values: Iterable[Any]) -> Vector:

@@ -63,14 +63,17 @@ def _primary(primary: Document) -> Iterator[str]:
     yield from _wrapped(f"Not to be said: {primary['do_not_quote']}")
     yield ""
     yield _head(f"Primary comparison, {primary['n']} patients")
-    yield _line("odds ratio, Mantel-Haenszel", primary["odds_ratio"])
-    yield _line("odds ratio, exact", primary["exact_odds_ratio"])
-    yield _line("risk difference", primary["risk_difference"])
+    if primary["verdict"] != "not compared":
+        yield _line("odds ratio, Mantel-Haenszel", primary["odds_ratio"])
+        yield _line("odds ratio, exact", primary["exact_odds_ratio"])
+    if primary["risk_difference"] is not None:
+        yield _line("risk difference", primary["risk_difference"])
     for name, label in (("positive", "pCR, model-positive"), ("negative", "pCR, model-negative")):
         group = primary[name]
         yield _line(f"{label} ({group['pcr']} of {group['n']})", group["rate"])
-    yield _tested("CMH", primary["cmh"])
-    yield _tested("Breslow-Day (Tarone)", primary["breslow_day"])
+    if primary["verdict"] != "not compared":
+        yield _tested("CMH", primary["cmh"])
+        yield _tested("Breslow-Day (Tarone)", primary["breslow_day"])
     if primary["power"] is not None:
         name = f"power at an odds ratio of {primary['relevant_odds_ratio']:g}"
         yield f"  {name:<{_NAME - 2}}  {primary['power']:9.2f}"
@@ -93,7 +96,10 @@ def _auc(auc: Document) -> Iterator[str]:
     yield _head(f"AUC for pCR, {auc['n']} patients, {auc['pcr']} with pCR")
     yield _line("imaging", auc["imaging"])
     yield _line("biopsy", auc["biopsy"])
-    yield _line("imaging less biopsy", auc["paired_delong"]["difference"])
+    if auc["not_compared"] is None:
+        yield _line("imaging less biopsy", auc["paired_delong"]["difference"])
+    else:
+        yield from _wrapped(f"Not compared: {auc['not_compared']}.", "  ")
     if auc["stratified"] is not None:
         yield _line("imaging, within centres", auc["stratified"]["imaging"])
         yield _line("biopsy, within centres", auc["stratified"]["biopsy"])

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy.special import expit, logit
-from scipy.stats import t
+from scipy.stats import norm, t
 from statsmodels.stats.meta_analysis import combine_effects
 from tests.common.response.cohorts import assert_same, cohort
 
 from her2_common.errors import MetricError
-from her2_common.response import combine, delong
+from her2_common.metrics import Estimate
+from her2_common.response import combine, delong, strata
+from her2_common.response.primary_section import between_centres
+from her2_common.response.strata import Strata
 
 BCG = np.array(
     [
@@ -49,10 +54,45 @@ def test_mean_and_interval_are_statsmodels(seed: int) -> None:
     assert_allclose(got.i2, max(0.0, want.i2), rtol=1e-9, atol=1e-12)
     if want.tau2 > 0:
         assert_allclose(got.mean.estimate, want.mean_effect_re, rtol=1e-9)
-        margin = t.ppf(0.975, 5) * want.sd_eff_w_re_hksj
-        assert_allclose(got.mean.high - got.mean.estimate, margin, rtol=1e-9)
-        reach = t.ppf(0.975, 4) * np.sqrt(want.tau2 + want.sd_eff_w_re**2)
+        # R: metafor's test = "adhoc", the larger of both standard errors
+        error = max(want.sd_eff_w_re_hksj, want.sd_eff_w_re)
+        assert_allclose(got.mean.high - got.mean.estimate, t.ppf(0.975, 5) * error, rtol=1e-9)
+        reach = t.ppf(0.975, 4) * np.hypot(np.sqrt(want.tau2), error)
         assert_allclose(got.prediction.high - got.prediction.estimate, reach, rtol=1e-9)
+
+
+def width(estimate: Estimate) -> float:
+    return estimate.high - estimate.low
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-3, 3), st.floats(1e-4, 4)), min_size=2, max_size=12),
+    st.sampled_from([0.0, 1e-3, 1.0]),
+)
+def test_random_effects_are_never_narrower_than_fixed_effects(
+    centres: list[tuple[float, float]], spread: float
+) -> None:
+    y, v = np.array(centres).T
+    y = y[0] + spread * (y - y[0])  # centres that agree exactly, nearly, or not
+    got = combine.random_effects(y, v)
+    fixed = 2 * norm.ppf(0.975) / np.sqrt((1 / v).sum())
+    assert width(got.mean) >= fixed * (1 - 1e-12)
+    if got.prediction is not None:
+        assert width(got.prediction) >= width(got.mean) * (1 - 1e-12)
+
+
+def test_four_alike_centres_have_an_interval() -> None:
+    """[[12, 15], [10, 20]] four times: 1.60, by fixed effects 0.95 to 2.70."""
+    log_ratio, variance = np.log(12 * 20 / (15 * 10)), 1 / 12 + 1 / 15 + 1 / 10 + 1 / 20
+    got = combine.random_effects([log_ratio] * 4, [variance] * 4)
+    assert np.exp(got.mean.estimate) == pytest.approx(1.6)
+    margin = t.ppf(0.975, 3) * np.sqrt(variance / 4)
+    assert_allclose([got.mean.low, got.mean.high], log_ratio + margin * np.array([-1, 1]))
+    tables = Strata.from_tables({name: [[12, 15], [10, 20]] for name in "ABCD"})
+    found, fixed = between_centres(tables), strata.odds_ratio(tables)
+    assert found.mean.low < fixed.low
+    assert found.mean.high > fixed.high
 
 
 def test_centres_that_agree_have_no_heterogeneity() -> None:

@@ -12,7 +12,7 @@ from tests.common.response.cohorts import added, assert_same, assignments, cohor
 
 from her2_common.calibration import calibration
 from her2_common.errors import MetricError
-from her2_common.metrics import GRID, ScoreHistogram, quantise
+from her2_common.metrics import GRID, ScoreHistogram, quantise, wilson
 from her2_common.response import decision
 
 
@@ -98,3 +98,17 @@ def test_sums_over_centres_are_the_pooled_patients(seed: int, site: np.ndarray, 
         calibration,
     ):
         assert_same(function(federated), function(histogram(rows)))
+
+
+def test_patients_who_are_all_alike_have_an_interval_of_some_width() -> None:
+    """Nobody is treated at 0.6, and all are equally wrong at 0.5."""
+    alike = ScoreHistogram.from_scores([0.5] * 20, [0, 1] * 10)
+    (at,) = decision.net_benefit(alike, [0.6])
+    assert at.model.estimate == 0
+    share = wilson(0, 20).high
+    assert_allclose([at.model.low, at.model.high], [-1.5 * share, share])
+    score = decision.brier_interval(alike)
+    assert score.low < score.estimate == 0.25 < score.high
+    perfect = decision.brier_interval(ScoreHistogram.from_scores([0, 1] * 10, [0, 1] * 10))
+    assert (perfect.estimate, perfect.low) == (0, 0)
+    assert perfect.high == pytest.approx(share)

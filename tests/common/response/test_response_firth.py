@@ -88,7 +88,11 @@ def test_a_held_column_stays_at_0_and_is_tested() -> None:
     designs = one(rows, ("hr", "biopsy"))
     full, held = fit(designs), fit(designs, held=("biopsy",))
     assert held.beta[2] == 0
-    assert list(held.terms()) == ["intercept", "hr"]
+    assert held.terms() == {}  # without a profile there is no interval
+    profiled = firth.profile(*asking(designs), held, ("hr",))
+    assert list(profiled.terms()) == ["hr"]
+    with pytest.raises(MetricError, match="expected a penalised fit and columns out of"):
+        firth.profile(*asking(designs), held, ("biopsy",))
     x, y = designs[0].x, designs[0].outcome
     want = minimize(
         lambda free: -penalised(x, y, np.append(free, 0.0)), np.zeros(2), options={"gtol": 1e-7}
@@ -134,3 +138,99 @@ def test_twelve_centres_are_the_pooled_rows(seed: int, site: np.ndarray, separat
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(MetricError, match="leverage: expected"):
         firth.leverage_sums(np.ones((3, 2)), np.zeros(2), np.eye(3))
+
+
+# --- profile intervals ---------------------------------------------------------------------------
+
+SEX2 = [
+    ("000010", 1, 1), ("001000", 14, 2), ("001010", 3, 1), ("001100", 10, 8), ("001110", 12, 18),
+    ("001111", 1, 0), ("010000", 44, 42), ("010001", 3, 0), ("010010", 0, 1), ("011000", 15, 1),
+    ("011001", 1, 0), ("011010", 2, 0), ("011100", 7, 5), ("011110", 3, 6), ("101000", 2, 0),
+    ("101010", 1, 0), ("101011", 1, 0), ("101100", 1, 2), ("101110", 0, 4), ("101111", 1, 0),
+    ("110000", 5, 14), ("110010", 0, 1), ("111000", 3, 1), ("111110", 0, 2),
+]  # fmt: skip
+"""Women with and without urinary tract infection by age, oc, vic, vicl, vis, dia: R's logistf,
+sex2; Heinze and Schemper (2002), section 4."""
+
+LOGISTF = {
+    "age": (-1.8277045, -0.4328451),
+    "oc": (-0.7986318, 0.6507581),
+    "vic": (1.4248338, 3.2325326),
+    "vicl": (-3.0613215, -1.2704704),
+    "vis": (-1.4743338, -0.1137542),
+    "dia": (1.0835108, 6.8752016),
+}
+"""R: logistf(case ~ age + oc + vic + vicl + vis + dia, data = sex2, alpha = 0.1), as printed."""
+
+
+def test_sex2_has_the_profile_intervals_that_r_prints() -> None:
+    patterns = np.array([[1.0, *map(int, pattern)] for pattern, _, _ in SEX2])
+    x = np.concatenate([np.repeat(patterns, [row[k] for row in SEX2], axis=0) for k in (1, 2)])
+    y = np.repeat([1.0, 0.0], [sum(row[k] for row in SEX2) for k in (1, 2)])
+    assert (len(y), y.sum()) == (239, 130)
+    names = ("intercept", *LOGISTF)
+    ask = (
+        lambda beta: logistic.logistic_sums(x, y, beta),
+        lambda beta, inverse: firth.leverage_sums(x, beta, inverse),
+    )
+    found = firth.profile(*ask, firth.fit_penalised(*ask, names), tuple(LOGISTF), level=0.9)
+    assert_allclose(found.beta[[0, 6]], [0.12025405, 3.09601166], atol=1e-6)
+    terms = found.terms()
+    for name, want in LOGISTF.items():
+        assert_allclose([terms[name].low, terms[name].high], want, atol=2e-6)
+    assert terms["dia"].high - terms["dia"].estimate > 1.5 * (
+        terms["dia"].estimate - terms["dia"].low
+    )
+    assert terms["dia"].p_value is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_bound_is_where_the_profile_has_fallen_by_half_a_quantile(seed: int) -> None:
+    rows = cohort(seed, 60)
+    rows["pcr"] = np.where(rows["biopsy"] == 1, 1.0, rows["pcr"])
+    designs = one(rows, ("hr", "biopsy"))
+    x, y = designs[0].x, designs[0].outcome
+    found = firth.profile(*asking(designs), fit(designs), ("hr", "biopsy"))
+    for index, name in ((1, "hr"), (2, "biopsy")):
+        others = [k for k in range(3) if k != index]
+        for bound in found.profiles[name]:
+
+            def loss(
+                free: np.ndarray, place: int = index, rest: list = others, at: float = bound
+            ) -> float:
+                beta = np.zeros(3)
+                beta[place], beta[rest] = at, free
+                return -penalised(x, y, beta)
+
+            best = minimize(loss, found.beta[others], options={"gtol": 1e-8})
+            fallen = 2 * (found.log_likelihood + best.fun)
+            assert fallen == pytest.approx(chi2.ppf(0.95, 1), abs=1e-4)
+
+
+def test_a_profile_takes_few_questions() -> None:
+    """A site answers a budgeted number of them: ``policy.max_queries``."""
+    rows = cohort(9, 200)
+    rows["pcr"] = np.where(rows["biopsy"] == 1, 1.0, rows["pcr"])
+    designs = one(rows, ("hr", "t", "n", "biopsy", "score"))
+    found, asked = fit(designs), []
+    sums, leverages = asking(designs)
+    firth.profile(
+        lambda beta: (asked.append(1), sums(beta))[1],
+        lambda beta, inverse: (asked.append(1), leverages(beta, inverse))[1],
+        found,
+        found.names[1:],
+    )
+    assert len(asked) <= 5 * 2 * 2 * 10
+
+
+def test_a_bound_that_is_not_found_is_infinite_and_never_too_near(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = cohort(2, 80)
+    rows["pcr"] = np.where(rows["biopsy"] == 1, 1.0, rows["pcr"])
+    designs = one(rows, ("hr", "biopsy"))
+    monkeypatch.setattr(firth, "_PROFILE_STEPS", 1)
+    found = firth.profile(*asking(designs), fit(designs), ("hr", "biopsy"))
+    assert found.profiles == dict.fromkeys(("hr", "biopsy"), (-np.inf, np.inf))
+    ratio = found.terms()["hr"].odds_ratio()
+    assert (ratio.low, ratio.high) == (0, np.inf)

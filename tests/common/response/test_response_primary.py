@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,6 +23,12 @@ STRONG = Strata.from_tables(
 WEAK = Strata.from_tables({"A": [[9, 8], [6, 7]], "B": [[5, 6], [4, 4]], "C": [[3, 3], [2, 3]]})
 NONE = Strata.from_tables({name: [[60, 60], [60, 60]] for name in "ABCD"})
 """Odds ratio about 5, 1.2 with an interval beyond 2, and 1 with an interval short of 2."""
+CONTRARY = Strata.from_tables(
+    {"A": [[60, 20], [20, 60]], "B": [[15, 30], [30, 15]], "C": [[30, 20], [20, 30]]}
+)
+"""Together 2.06 (1.37 to 3.09), but B's own interval lies below 1."""
+SLIGHT = Strata.from_tables({name: [[5400, 4600], [5000, 5000]] for name in "ABC"})
+"""1.17 (1.14 to 1.21): certain, and too small to matter."""
 
 
 def test_only_biopsy_positive_treated_patients_with_score_and_outcome_count() -> None:
@@ -78,28 +86,104 @@ def test_one_centre_alone_cannot_be_left_out() -> None:
     [
         (STRONG, "supported"),
         (WEAK, "inconclusive"),
-        (NONE, "contradicted"),
-        (Strata(STRONG.names, STRONG.counts[:, ::-1]), "contradicted"),
-        (Strata.empty(), "inconclusive"),
-        (Strata.from_tables({"A": [[5, 3], [0, 0]]}), "inconclusive"),
+        (NONE, "no relevant difference"),
+        (CONTRARY, "centres differ"),
+        (Strata(CONTRARY.names, CONTRARY.counts[:, ::-1]), "centres differ"),
+        (SLIGHT, "smaller than relevant"),
+        (Strata(SLIGHT.names, SLIGHT.counts[:, ::-1]), "reversed"),
+        (Strata(STRONG.names, STRONG.counts[:, ::-1]), "reversed"),
+        (Strata.empty(), "not compared"),
+        (Strata.from_tables({"A": [[5, 3], [0, 0]]}), "not compared"),
+        (Strata.from_tables({"A": [[5, 0], [4, 0]]}), "not compared"),
         # No model-negative patient responds: infinite, and decided by the exact interval
         (Strata.from_tables({"A": [[10, 15], [0, 30]]}), "supported"),
         (Strata.from_tables({"A": [[1, 15], [0, 30]]}), "inconclusive"),
-        (Strata.from_tables({"A": [[0, 30], [10, 15]]}), "contradicted"),
+        (Strata.from_tables({"A": [[0, 30], [10, 15]]}), "reversed"),
     ],
 )
-def test_the_verdict_follows_from_the_interval(tables: Strata, verdict: str) -> None:
+def test_each_table_has_its_verdict(tables: Strata, verdict: str) -> None:
     got = primary.compare(tables)
     assert got.statement.verdict == primary.verdict(tables) == verdict
-    interval = got.odds_ratio or got.exact_odds_ratio
+
+
+counts = st.integers(0, 60)
+some_tables = st.lists(st.tuples(counts, counts, counts, counts), min_size=0, max_size=5).map(
+    lambda rows: Strata(tuple("ABCDE"[: len(rows)]), np.reshape(rows, (-1, 2, 2)).astype(int))
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(some_tables, st.sampled_from([1.2, 2.0, 4.0]))
+def test_every_table_has_exactly_one_verdict_and_it_is_true(
+    tables: Strata, relevant: float
+) -> None:
+    """The rule written once more, as conditions of which one alone may hold."""
+    interval = strata.odds_ratio(tables) or exact.odds_ratio(tables)
+    differ = False
     if interval is not None:
-        assert (interval.low > 1) == (verdict == "supported")
-        assert (interval.low <= 1 and interval.high < 2) == (verdict == "contradicted")
+        test = strata.breslow_day(tables)
+        alone = [Strata((n,), t[None]) for n, t in zip(tables.names, tables.counts, strict=True)]
+        own = [strata.odds_ratio(one) or exact.odds_ratio(one) for one in alone]
+        against = [
+            (interval.low > 1 and one.high < 1) or (interval.high < 1 and one.low > 1)
+            for one in own
+            if one is not None
+        ]
+        differ = any(against) or (test is not None and test.p_value < 0.05)
+    there = interval is not None and not differ
+    low, high = (interval.low, interval.high) if interval is not None else (np.nan, np.nan)
+    holds = {
+        "not compared": interval is None,
+        "centres differ": differ,
+        "supported": there and low > 1 and high >= relevant,
+        "smaller than relevant": there and low > 1 and high < relevant,
+        "reversed": there and high < 1,
+        "no relevant difference": there and low <= 1 <= high < relevant,
+        "inconclusive": there and low <= 1 and high >= relevant,
+    }
+    assert set(holds) == set(primary.RULES) == set(get_args(primary.Verdict))
+    assert [name for name, true in holds.items() if true] == [primary.verdict(tables, relevant)]
 
 
-def test_a_smaller_relevant_odds_ratio_is_harder_to_contradict() -> None:
-    assert primary.verdict(NONE, 2.0) == "contradicted"
+@settings(max_examples=25, deadline=None)
+@given(some_tables)
+def test_nothing_compared_prints_no_interval_and_no_p(tables: Strata) -> None:
+    got = primary.compare(tables)
+    numbers = (got.odds_ratio, got.exact_odds_ratio, got.cmh, got.breslow_day, got.power)
+    if got.statement.verdict == "not compared":
+        assert numbers == (None,) * 5
+        assert "interval" not in got.statement.quote
+    else:
+        assert got.exact_odds_ratio is not None
+        assert "interval" in got.statement.quote
+
+
+def test_a_centre_on_the_other_side_forbids_supported_even_without_breslow_day() -> None:
+    """Thirty small centres that agree hide from the test of all one that does not."""
+    agree = {f"{k:02}": [[7, 4], [4, 7]] for k in range(30)}
+    tables = Strata.from_tables(agree | {"zz": [[1, 9], [8, 2]]})
+    assert strata.breslow_day(tables).p_value > 0.05
+    assert strata.odds_ratio(tables).low > 1
+    got = primary.compare(tables)
+    assert (got.opposed, got.statement.verdict) == (("zz",), "centres differ")
+    assert primary.verdict(tables.without("zz")) == "supported"
+
+
+def test_centres_that_differ_are_named_with_the_test() -> None:
+    got = primary.compare(CONTRARY)
+    assert got.opposed == ("B",)
+    assert "Breslow-Day" in got.statement.quote
+    assert "interval of B alone" in got.statement.quote
+    alike = Strata.from_tables({name: [[30, 20], [20, 30]] for name in "CDE"})
+    apart = primary.compare(alike + Strata.from_tables({"B": [[15, 30], [30, 15]]}))
+    assert {part.centre: part.verdict for part in apart.left_out}["B"] == "supported"
+    assert "changes without B" in apart.statement.quote
+
+
+def test_a_smaller_relevant_odds_ratio_is_harder_to_exclude() -> None:
+    assert primary.verdict(NONE, 2.0) == "no relevant difference"
     assert primary.verdict(NONE, 1.1) == "inconclusive"
+    assert primary.verdict(SLIGHT, 1.2) == "supported"
 
 
 @settings(max_examples=40, deadline=None)
@@ -108,11 +192,11 @@ def test_the_verdict_supported_means_that_the_test_rejects_too(seed: int) -> Non
     """Interval and CMH test are two approximations: far from the border they agree."""
     rng = np.random.default_rng(seed)
     tables = Strata(("A", "B", "C", "D"), rng.integers(5, 30, (4, 2, 2)))
-    p_value = strata.cmh(tables).p_value
-    if primary.verdict(tables) == "supported":
+    p_value, verdict = strata.cmh(tables).p_value, primary.verdict(tables)
+    if verdict in ("supported", "smaller than relevant", "reversed"):
         assert p_value < 0.06
     elif p_value < 0.04:
-        assert strata.odds_ratio(tables).high < 1
+        assert verdict == "centres differ"
 
 
 # --- the words -----------------------------------------------------------------------------------
@@ -136,16 +220,18 @@ def test_an_inconclusive_sample_says_so_with_its_power() -> None:
 
 
 def test_a_verdict_that_hangs_on_one_centre_says_so() -> None:
-    fragile = WEAK + Strata.from_tables({"D": [[40, 15], [12, 30]]})
+    fragile = WEAK + Strata.from_tables({"D": [[36, 18], [16, 26]]})
     got = primary.compare(fragile).statement
     assert got.verdict == "supported"
     assert "The verdict changes without D." in got.quote
     assert "changes without" not in primary.compare(STRONG).statement.quote
 
 
-def test_the_forbidden_sentence_fits_the_verdict() -> None:
-    forbidden = [primary.compare(t).statement.do_not_quote for t in (STRONG, WEAK, NONE)]
-    assert len(set(forbidden)) == 3
+def test_each_verdict_has_its_forbidden_sentence() -> None:
+    reverse = Strata(STRONG.names, STRONG.counts[:, ::-1])
+    samples = (STRONG, WEAK, NONE, CONTRARY, SLIGHT, reverse, Strata.empty())
+    forbidden = [primary.compare(tables).statement.do_not_quote for tables in samples]
+    assert len(set(forbidden)) == len(primary.RULES)
     assert "do not need anti-HER2 therapy" in forbidden[0]
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from scipy.special import xlogy
 from scipy.stats import norm
 from statsmodels.stats.contingency_tables import StratifiedTable, Table2x2
 from tests.common.response.cohorts import BERKELEY, added, assert_same, assignments, cohort, parts
@@ -91,16 +92,113 @@ def test_one_stratum_has_the_intervals_of_two_proportions(seed: int) -> None:
     assert_allclose(
         triple(strata.risk_ratio(tables)), [table.riskratio, *table.riskratio_confint()], rtol=1e-9
     )
-    n0, n1 = tables.counts[0].sum(axis=1)
-    p0, p1 = tables.counts[0, 0, 1] / n0, tables.counts[0, 1, 1] / n1
-    margin = norm.ppf(0.975) * np.sqrt(p1 * (1 - p1) / n1 + p0 * (1 - p0) / n0)
-    want = [p1 - p0, p1 - p0 - margin, p1 - p0 + margin]
-    assert_allclose(triple(strata.risk_difference(tables)), want, rtol=1e-9)
+
+
+NEWCOMBE = [
+    ((56, 70, 48, 80), (0.0528, 0.3382)),
+    ((9, 10, 3, 10), (0.1700, 0.8406)),
+    ((6, 7, 2, 7), (0.0342, 0.8534)),
+    ((5, 56, 0, 29), (-0.0326, 0.1933)),
+    ((0, 10, 0, 20), (-0.1658, 0.2844)),
+    ((0, 10, 0, 10), (-0.2879, 0.2879)),
+    ((10, 10, 0, 20), (0.7156, 1.0)),
+    ((10, 10, 0, 10), (0.6636, 1.0)),
+]
+"""Responders and patients of two groups; Miettinen and Nurminen's interval (method 6) as printed
+in table II of Newcombe, Statistics in Medicine 17 (1998) 873-890."""
+
+
+@pytest.mark.parametrize(("sample", "want"), NEWCOMBE)
+def test_risk_differences_of_one_table_are_those_of_newcombes_paper(
+    sample: tuple[int, ...], want: tuple[float, float]
+) -> None:
+    a, n1, c, n0 = sample
+    got = strata.risk_difference(Strata.from_tables({"A": [[a, n1 - a], [c, n0 - c]]}))
+    assert (round(got.low, 4), round(got.high, 4)) == want
+    assert got.estimate == pytest.approx(a / n1 - c / n0)
+
+
+def likeliest(table: np.ndarray, gap: float) -> tuple[float, float]:
+    """Risks (group 1, group 0) that differ by ``gap`` and make a table likeliest: by trying."""
+    (d, c), (b, a) = table.tolist()
+    p0 = np.linspace(max(0.0, -gap), min(1.0, 1.0 - gap), 20_001)
+    for _ in range(3):
+        value = sum(
+            xlogy(k, p) for k, p in ((a, p0 + gap), (b, 1 - p0 - gap), (c, p0), (d, 1 - p0))
+        )
+        best = int(np.argmax(value))
+        around = p0[max(0, best - 1)], p0[min(p0.size - 1, best + 1)]
+        best_p0 = p0[best]
+        p0 = np.linspace(*around, 20_001)
+    return best_p0 + gap, best_p0
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_matched_pairs_have_the_risk_difference_of_paired_proportions(seed: int) -> None:
-    """Each pair a stratum: the difference and its variance depend on discordant pairs alone."""
+def test_the_score_of_a_risk_difference_is_that_of_the_likeliest_risks(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tables = random_tables(seed, 3, low=0) + Strata.from_tables({"none": [[3, 1], [0, 0]]})
+    gap = float(rng.uniform(-0.9, 0.9))
+    distance = variance = 0.0
+    for table in tables.counts[:3]:
+        n0, n1 = table.sum(axis=1)
+        n = n0 + n1
+        weight = n0 * n1 / n
+        p1, p0 = likeliest(table, gap)
+        distance += weight * (table[1, 1] / n1 - table[0, 1] / n0 - gap)
+        variance += weight**2 * (p1 * (1 - p1) / n1 + p0 * (1 - p0) / n0) * n / (n - 1)
+    assert_allclose(strata.risk_score(tables, gap), [distance, variance], rtol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 3))
+def test_a_risk_difference_is_within_its_interval_whose_ends_are_just_not_rejected(
+    seed: int, low: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    tables = Strata(("A", "B", "C"), low + rng.integers(0, 6, (3, 2, 2)))
+    got = strata.risk_difference(tables)
+    if got is None:
+        assert not (tables.counts.sum(axis=2) > 0).all(axis=1).any()
+        return
+    assert -1 <= got.low <= got.estimate <= got.high <= 1
+    assert got.low < got.high
+    for bound in (got.low, got.high):
+        if abs(bound) < 1:
+            distance, variance = strata.risk_score(tables, bound)
+            assert_allclose(distance**2 / variance, norm.ppf(0.975) ** 2, rtol=1e-5)
+
+
+def test_the_score_is_a_sum_over_centres() -> None:
+    """Sites that are sent a difference can answer with their part."""
+    tables = random_tables(1, 5)
+    parts = [
+        strata.risk_score(Strata((name,), table[None]), 0.1)
+        for name, table in zip(tables.names, tables.counts, strict=True)
+    ]
+    assert_allclose(strata.risk_score(tables, 0.1), np.sum(parts, axis=0), rtol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("centres", [4, 12])
+@pytest.mark.parametrize(("share", "base", "gap"), [(0.5, 0.35, 0.0), (0.8, 0.35, 0.18)])
+def test_eight_patients_a_centre_keep_the_level(
+    centres: int, share: float, base: float, gap: float
+) -> None:
+    rng = np.random.default_rng(20)
+    names = tuple(f"{k:02}" for k in range(centres))
+    held = []
+    for _ in range(600):
+        n1 = rng.binomial(8, share, centres)
+        a, c = rng.binomial(n1, base + gap), rng.binomial(8 - n1, base)
+        counts = np.stack([8 - n1 - c, c, n1 - a, a], axis=1).reshape(-1, 2, 2)
+        got = strata.risk_difference(Strata(names, counts))
+        held.append(got is None or got.low <= gap <= got.high)
+    assert np.mean(held) >= 0.93
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_matched_pairs_have_the_odds_ratio_of_discordant_pairs(seed: int) -> None:
+    """Each pair a stratum: differences depend on discordant pairs alone."""
     rng = np.random.default_rng(seed)
     one, two = rng.random(200) < 0.4, rng.random(200) < 0.3
     pairs = Strata(
@@ -108,18 +206,15 @@ def test_matched_pairs_have_the_risk_difference_of_paired_proportions(seed: int)
         np.array([[[1 - b, b], [1 - a, a]] for a, b in zip(one, two, strict=True)], dtype=np.int64),
     )
     gap = (one.astype(float) - two).mean()
-    margin = norm.ppf(0.975) * np.sqrt((np.mean(one != two) - gap**2) / 200)
-    assert_allclose(
-        triple(strata.risk_difference(pairs)), [gap, gap - margin, gap + margin], rtol=1e-9
-    )
-    # and the odds ratio is the ratio of discordant pairs, CMH McNemar's chi-square
+    assert strata.risk_difference(pairs).estimate == pytest.approx(gap)
+    # The odds ratio is the ratio of discordant pairs, CMH McNemar's chi-square
     gained, lost = np.sum(one & ~two), np.sum(two & ~one)
     assert_allclose(strata.odds_ratio(pairs).estimate, gained / lost, rtol=1e-9)
     assert_allclose(strata.cmh(pairs).statistic, (gained - lost) ** 2 / (gained + lost), rtol=1e-9)
 
 
 def test_few_large_strata_agree_with_greenland_and_robins_variance() -> None:
-    """Sato's variance and that of Greenland and Robins (1985) meet where every cell is large."""
+    """The score's variance and that of Greenland and Robins (1985) meet where cells are large."""
     tables = Strata(BERKELEY.names, BERKELEY.counts * 1000)
     (d, c), (b, a) = (tables.counts[:, group].T.astype(float) for group in (0, 1))
     n1, n0 = a + b, c + d
@@ -127,7 +222,7 @@ def test_few_large_strata_agree_with_greenland_and_robins_variance() -> None:
     variance = ((a * b * n0**3 + c * d * n1**3) / (n1 * n0 * (n1 + n0) ** 2)).sum() / weight**2
     got = strata.risk_difference(tables)
     half = (got.high - got.low) / 2
-    # They differ where the true differences do: 4 % here
+    # They differ where the true differences do
     assert_allclose(half, norm.ppf(0.975) * np.sqrt(variance), rtol=0.05)
 
 
@@ -178,7 +273,8 @@ def test_what_no_sample_can_answer_is_none() -> None:
     assert strata.odds_ratio(alike) is None
     assert strata.cmh(alike) is None
     assert strata.risk_ratio(Strata.from_tables({"A": [[5, 1], [0, 3]]})) is None
-    assert strata.risk_difference(alike) == Estimate(0.0, -1.0, 1.0)
+    assert strata.risk_difference(alike).estimate == 0.0
+    assert strata.risk_difference(alike).low < -0.2 < 0.2 < strata.risk_difference(alike).high < 0.5
     assert strata.risk_difference(Strata.from_tables({"A": [[5, 2], [0, 0]]})) is None
     assert strata.breslow_day(random_tables(1, 1)) is None
     assert strata.odds_ratio(Strata.empty()) is None
@@ -199,9 +295,10 @@ def test_less_than_half_a_patient_is_no_difference_once_corrected() -> None:
 
 
 def test_a_risk_difference_ends_where_risks_do() -> None:
-    tables = Strata.from_tables({"A": [[4, 0], [1, 4]]})
+    tables = Strata.from_tables({"A": [[4, 0], [0, 4]]})
     assert strata.risk_difference(tables).high == 1.0
     assert strata.risk_difference(Strata(tables.names, tables.counts[:, ::-1])).low == -1.0
+    assert 0.9 < strata.risk_difference(Strata.from_tables({"A": [[4, 0], [1, 4]]})).high < 1.0
 
 
 def test_heterogeneity_is_cochrans_q() -> None:

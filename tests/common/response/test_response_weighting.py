@@ -12,6 +12,7 @@ from scipy.special import expit
 from tests.common.response.cohorts import Rows, added, assert_same, assignments, cohort, parts
 
 from her2_common.errors import MetricError
+from her2_common.metrics import wilson
 from her2_common.response import logistic, weighting
 from her2_common.response.design import design
 from her2_common.response.inference import e_value
@@ -119,6 +120,18 @@ def test_what_no_sample_can_answer() -> None:
     assert (got.risk_ratio, got.odds_ratio) == (None, None)
     assert got.risk_1.estimate == 1
     assert (got.risk_0.low, got.risk_0.high) == (0, 1)
+
+
+def test_a_group_that_is_all_responders_has_an_interval() -> None:
+    """Of equal weights: Wilson's, and Newcombe's for the difference (table II: 10/10, 0/20)."""
+    group, outcome = np.repeat([1, 0], [10, 20]), np.repeat([1, 0], [10, 20])
+    got = weighting.effect(weighting.weight_sums(group, outcome, np.full(30, 1 / 3), 1 / 3))
+    one, none = wilson(10, 10), wilson(0, 20)
+    assert_allclose([got.risk_1.low, got.risk_1.high], [one.low, 1.0])
+    assert_allclose([got.risk_0.low, got.risk_0.high], [0.0, none.high])
+    assert round(got.risk_difference.low, 4) == 0.6791
+    assert got.risk_difference.high == 1.0
+    assert (got.risk_ratio, got.odds_ratio) == (None, None)
 
 
 @pytest.mark.parametrize(
