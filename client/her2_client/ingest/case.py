@@ -135,5 +135,6 @@ def _attempt(
     outcome.scanners.append(image.scanner)
     if image.boxed:
         outcome.boxed.append(column)
+    outcome.remarks += image.remarks
     outcome.notes += [Note.of(column, error) for error in image.set_aside]
     return image

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import math
 import os
 import warnings
 import zlib
@@ -65,6 +66,12 @@ OF_THE_MACHINE: Final = {
     errno.ETIMEDOUT,
 }
 """Errors that say nothing of a file: an ingest ends with them and goes on later."""
+TINGE: Final = 6
+"""Of 255: how far lossy compression moves the samples of a grey pixel (a design value)."""
+MOSTLY: Final = 0.9
+"""Share of grey pixels from which they say how colours are stored (a design value)."""
+COMPARED: Final = 1 << 18
+"""Samples that are looked at for that."""
 MAX_INFLATED: Final = 1 << 28
 """Bytes that a deflated file may become (a design value)."""
 
@@ -256,6 +263,25 @@ def order_key(dataset: Dataset, *keywords: str) -> tuple[str, ...]:
 # --- pixels -------------------------------------------------------------------------------------
 
 
+def check_rescale(slope: Any, intercept: Any) -> tuple[float, float]:
+    """Slope and intercept as numbers.
+
+    Raises:
+        ImageError: they are not finite, or the slope is 0 (reason "rescale").
+    """
+    try:
+        found = float(slope), float(intercept)
+    except (TypeError, ValueError):
+        found = math.nan, math.nan
+    if not all(math.isfinite(value) for value in found) or found[0] == 0:
+        raise ImageError(
+            "expected a finite RescaleSlope other than 0 and a finite RescaleIntercept, got others",
+            reason="rescale",
+            hint="export the picture again",
+        )
+    return found
+
+
 def frames(dataset: Dataset) -> int:
     """The number of frames, 1 if the header does not say.
 
@@ -337,6 +363,7 @@ def _decode(
     syntax = dataset.file_meta.TransferSyntaxUID
     if _compressed(syntax):
         stored, photometric = decode(_codestream(dataset, source, frame), dataset, syntax)
+        stored = _of_bits_stored(stored, dataset)
     else:
         if length < expected_bytes(dataset):
             raise ImageError(
@@ -348,10 +375,36 @@ def _decode(
             options = as_pixel_options(dataset, **options)
         stored, properties = get_decoder(syntax).as_array(source, index=frame, raw=True, **options)
         photometric = str(properties["photometric_interpretation"])
-    if photometric.startswith("YBR_FULL"):
+    if stored.ndim == 3 and _is_ybr(stored, labelled=photometric.startswith("YBR_FULL")):
         return _rgb(stored)
     native: Array = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     return native
+
+
+def _of_bits_stored(stored: Array, dataset: Dataset) -> Array:
+    """Without what a codestream holds above BitsStored, as in uncompressed pixels."""
+    unused = stored.dtype.itemsize * 8 - int(dataset.BitsStored)
+    if stored.dtype.kind not in "iu" or unused <= 0:
+        return stored
+    cleared: Array = (stored << unused) >> unused  # in signed numbers the sign is filled in
+    return cleared
+
+
+def _is_ybr(stored: Array, *, labelled: bool) -> bool:
+    """Whether three samples of 8 bits are luma and chroma; ``labelled``: what the header says.
+
+    The label is often wrong. A picture that is grey all but everywhere has equal samples in RGB and
+    both chroma samples at 128 in YBR; where neither holds, the label counts.
+    """
+    if stored.dtype != np.uint8:
+        return labelled
+    step = max(1, int(np.ceil(np.sqrt(stored.size / COMPARED))))
+    first, second, third = (stored[::step, ::step, k].astype(np.int16) for k in range(3))
+    near = (abs(first - second) <= TINGE) & (abs(first - third) <= TINGE)
+    neutral = (abs(second - 128) <= TINGE) & (abs(third - 128) <= TINGE)
+    if labelled and (near & ~neutral).mean() >= MOSTLY:
+        return False
+    return labelled or bool((neutral & ~near).mean() >= MOSTLY)
 
 
 def _compressed(syntax: uid.UID) -> bool:

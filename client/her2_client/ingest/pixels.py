@@ -167,7 +167,8 @@ def lowest_threshold(values: Array, classes: int) -> float:
     """The lowest of the thresholds that part ``values`` best into 2 or 3 classes.
 
     Source: Otsu, IEEE Trans. SMC 9 (1979): maximal between-class variance. With three classes
-    (air, fat, dense tissue) the lowest one finds the air even where dense tissue is prominent.
+    the lowest one parts the darkest class, such as air, even where bright tissue is prominent;
+    where that has no shade of its own, it parts the darker tissue from the brighter.
 
     Raises:
         ImageError: all values are the same (reason "blank image").
