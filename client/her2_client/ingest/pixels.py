@@ -61,14 +61,17 @@ def saturation(shown: Array) -> Array | None:
     return spread if spread.max() > COLOURED * float(shown.max()) else None
 
 
-def coloured_share(shown: Array) -> float:
-    """The share of coloured pixels, as ``saturation`` tells colour; 0 of a grey picture.
+def coloured_pixels(shown: Array) -> Array:
+    """Which pixels are coloured, as ``saturation`` tells colour: (rows, columns) bool.
 
-    >>> coloured_share(np.array([[[9, 9, 9], [200, 0, 0]]], np.uint8))
-    0.5
+    >>> coloured_pixels(np.array([[[9, 9, 9], [200, 0, 0]]], np.uint8)).tolist()
+    [[False, True]]
     """
     spread = saturation(shown)
-    return 0.0 if spread is None else float((spread > COLOURED * float(shown.max())).mean())
+    if spread is None:
+        return np.zeros(shown.shape[:2], dtype=bool)
+    coloured: Array = spread > COLOURED * float(shown.max())
+    return coloured
 
 
 def resample(image: Array, windows: Sequence[Window], shape: Sequence[int]) -> tuple[Array, Array]:

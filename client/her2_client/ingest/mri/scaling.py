@@ -61,10 +61,7 @@ def is_scaled(first: list[Slice]) -> bool:
     for item in first:
         if item.frame is None:
             with dicom.reading():
-                head = pydicom.dcmread(
-                    item.path, stop_before_pixels=True, specific_tags=[CREATOR, SCALE_SLOPE]
-                )
-                found.add(scale_slope(head) is not None)
+                found.add(scale_slope(dicom.header(item.path)) is not None)
         else:
             found.add(item.scale is not None)
     if len(found) > 1:

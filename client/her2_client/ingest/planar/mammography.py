@@ -132,7 +132,9 @@ def _check(image: _Image, view: View, side: Side | None) -> None:
 def _of_folder(folder: Path, view: View, side: Side | None) -> tuple[_Image, list[ImageError]]:
     """The one image of ``view`` and ``side``, and notes on the others."""
     what = f"a {view} view" if side is None else f"a {view} view of side {side}"
-    images, notes = examine(folder, _look, what=what)
+    found, notes = examine(folder, _look, what=what)
+    # the same image may have been copied twice
+    images = list({i.header.get("SOPInstanceUID") or i.path: i for i in found}.values())
     if len(images) == 1 and not notes:
         _check(images[0], view, side)
         return images[0], []
