@@ -5,8 +5,9 @@ A case goes on without an image that cannot be used. Nothing here knows of table
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,8 @@ from her2_common.cases import Box, Case, Image, Modality
 from her2_common.config import FIRST_POST_CONTRAST
 from her2_common.errors import ImageError
 
+WINDOWS: Final = re.compile(r"\\|(^|/)[A-Za-z]:(/|$)")
+"""A path as Windows writes it; this system takes it for the name of one file."""
 MG_VIEWS: Final[dict[Image, View]] = {"mg_cc": "CC", "mg_mlo": "MLO"}
 
 
@@ -62,7 +65,21 @@ def standardise(job: Job, guard: Guard) -> Outcome:
     outcome = Outcome()
     {"mg": _mammograms, "us": _ultrasounds, "mri": _mri}[job.modality](job, guard, outcome)
     outcome.consulted = dict(guard.consulted)
+    named = files_of(job.case, job.modality)
+    outcome.notes = [_explained(note, named[note.column]) for note in outcome.notes]
     return outcome
+
+
+def _explained(note: Note, paths: tuple[Path, ...]) -> Note:
+    """The note of a missing file, or one that says that the table has a path of Windows."""
+    if note.reason != "missing file" or not any(WINDOWS.search(str(path)) for path in paths):
+        return note
+    return replace(
+        note,
+        message="expected a path with / between folders, got one of Windows, with backslashes or "
+        "a drive letter",
+        hint="write paths in the case table as data/a.dcm, from the table's own folder",
+    )
 
 
 def _mammograms(job: Job, guard: Guard, outcome: Outcome) -> None:
@@ -135,5 +152,6 @@ def _attempt(
     outcome.scanners.append(image.scanner)
     if image.boxed:
         outcome.boxed.append(column)
+    outcome.remarks += image.remarks
     outcome.notes += [Note.of(column, error) for error in image.set_aside]
     return image

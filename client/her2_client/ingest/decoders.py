@@ -158,7 +158,9 @@ class _Elsewhere:
                 clock.cancel()
         if "error" in head:
             raise ImageError(
-                f"damaged pixel data: it cannot be decoded ({head['error']})", reason="damaged"
+                "damaged pixel data: it cannot be decoded",
+                reason="damaged",
+                hint="export or copy the file again",
             )
         array = np.frombuffer(pixels, np.dtype(head["dtype"])).reshape(head["shape"])
         return array, head["photometric"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import math
 import os
 import warnings
 import zlib
@@ -65,9 +66,46 @@ OF_THE_MACHINE: Final = {
     errno.ETIMEDOUT,
 }
 """Errors that say nothing of a file: an ingest ends with them and goes on later."""
+TINGE: Final = 6
+"""Of 255: how far lossy compression moves the samples of a grey pixel (a design value)."""
+MOSTLY: Final = 0.9
+"""Share of grey pixels from which they say how colours are stored (a design value)."""
+COMPARED: Final = 1 << 18
+"""Samples that are looked at for that."""
 MAX_INFLATED: Final = 1 << 28
 """Bytes that a deflated file may become (a design value)."""
 
+SIGNATURES: Final = {
+    b"PK\x03\x04": "a zip file",
+    b"\x1f\x8b": "gzip",
+    b"Rar!": "a rar file",
+    b"7z\xbc\xaf": "a 7z file",
+    b"%PDF": "PDF",
+    b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"BM": "BMP",
+    b"NRRD": "NRRD",
+}
+"""How files of other formats begin."""
+_UNPACK: Final = "unpack it, and name the folder or file that comes out in the case table"
+_CONVERT: Final = "export the image as DICOM"
+FORMAT_HINTS: Final = {
+    **dict.fromkeys(("a zip file", "gzip", "a rar file", "a 7z file"), _UNPACK),
+    **dict.fromkeys(("PDF", "TIFF", "BMP", "NRRD"), _CONVERT),
+    "an empty file": "copy the file again",
+    "PNG": "name the picture's file itself, in a column of mammography or ultrasound",
+    "JPEG": "name the picture's file itself, in a column of mammography or ultrasound",
+    "NIfTI": "name the files themselves in the column mri: one 4-D file, or one 3-D file a phase, "
+    "';' between them, the one before contrast first",
+}
+"""The way out, by format."""
+FIRST_GROUPS: Final = (0x0002, 0x0008)
+"""Groups of the first element of a file without preamble: file meta information, or identity."""
+_PREAMBLE: Final = 128
+_NIFTI_AT: Final = 344
+"""Where NIfTI-1 has its magic."""
 ENCAPSULATED_PDF: Final = "1.2.840.10008.5.1.4.1.1.104.1"
 SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
 """The SOP class, and with a further number its multi-frame kinds."""
@@ -98,7 +136,7 @@ def reading(what: str = "DICOM") -> Iterator[None]:
     except FileNotFoundError:
         raise ImageError("expected a file, got none of that name", reason="missing file") from None
     except InvalidDicomError:
-        raise ImageError("expected DICOM, got another format", reason="not DICOM") from None
+        raise not_dicom("another format") from None
     except IsADirectoryError:
         raise ImageError("expected a file, got a folder", reason="not a file") from None
     except PermissionError:
@@ -116,14 +154,33 @@ def reading(what: str = "DICOM") -> Iterator[None]:
                 f"expected a readable file, got the error {told!r}", reason="not a file"
             ) from None
         # Parsers fail in many ways on bad bytes; one bad image must not stop the others.
-        raise _damaged(what, error) from None
+        raise _damaged(what) from None
     finally:
         _log.disabled = silent
 
 
-def _damaged(what: str, error: BaseException) -> ImageError:
+def not_dicom(got: str) -> ImageError:
+    """The error for a file of the format ``got``, with the way out of those that are met."""
+    return ImageError(f"expected DICOM, got {got}", reason="not DICOM", hint=FORMAT_HINTS.get(got))
+
+
+def format_of(path: Path) -> str:
+    """The format of a file that is not DICOM, by its first bytes."""
+    with path.open("rb") as stream:
+        start = stream.read(_NIFTI_AT + 4)
+    if start[_NIFTI_AT:] in (b"n+1\0", b"ni1\0"):
+        return "NIfTI"
+    for signature, name in SIGNATURES.items():
+        if start.startswith(signature):
+            return "NIfTI" if name == "gzip" and path.name.lower().endswith(".nii.gz") else name
+    return "another format" if start else "an empty file"
+
+
+def _damaged(what: str) -> ImageError:
     return ImageError(
-        f"damaged {what}: it cannot be decoded ({type(error).__name__})", reason="damaged"
+        f"damaged {what}: it cannot be decoded",
+        reason="damaged",
+        hint="export or copy the file again",
     )
 
 
@@ -140,8 +197,11 @@ def header(path: Path) -> Dataset:
         if path.exists() and not path.is_dir() and not path.is_file():
             # a pipe or a device would keep us waiting
             raise ImageError("expected a file, got something else", reason="not a file")
-        with opened(path) as stream:
-            return _header(stream)
+        try:
+            with opened(path) as stream:
+                return _header(stream)
+        except InvalidDicomError:
+            raise not_dicom(format_of(path)) from None
     raise AssertionError  # pragma: no cover - `reading` never swallows
 
 
@@ -159,10 +219,44 @@ def opened(path: Path) -> BinaryIO:
     return _Bounded(io.FileIO(path))
 
 
+def whole(path: Path) -> Dataset:
+    """The data set at ``path`` with its pixels.
+
+    Raises:
+        ImageError: as ``header``.
+    """
+    with reading(), opened(path) as stream:
+        return _read(stream)
+    raise AssertionError  # pragma: no cover - `reading` never swallows
+
+
 def _header(stream: BinaryIO) -> Dataset:
+    return _read(stream, stop_before_pixels=True)
+
+
+def _read(stream: BinaryIO, **options: Any) -> Dataset:
+    """The data set in ``stream``; one that older software wrote may lack the preamble of PS3.10."""
     _check_inflated(stream)
     stream.seek(0)
-    return pydicom.dcmread(stream, stop_before_pixels=True)
+    start = stream.read(_PREAMBLE + 4)
+    stream.seek(0)
+    if start[_PREAMBLE:] == b"DICM":
+        return pydicom.dcmread(stream, **options)
+    if int.from_bytes(start[:2], "little") not in FIRST_GROUPS:
+        raise InvalidDicomError
+    try:
+        dataset = pydicom.dcmread(stream, force=True, **options)
+    except EOFError:
+        raise
+    except Exception:  # bytes that only begin as DICOM does
+        raise InvalidDicomError from None
+    if "SOPClassUID" not in dataset or not (dataset.get("Modality") or dataset.get("Rows")):
+        raise InvalidDicomError
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        plain = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = plain if little else uid.ExplicitVRBigEndian
+    return dataset
 
 
 def _check_inflated(stream: BinaryIO) -> None:
@@ -256,6 +350,25 @@ def order_key(dataset: Dataset, *keywords: str) -> tuple[str, ...]:
 # --- pixels -------------------------------------------------------------------------------------
 
 
+def check_rescale(slope: Any, intercept: Any) -> tuple[float, float]:
+    """Slope and intercept as numbers.
+
+    Raises:
+        ImageError: they are not finite, or the slope is 0 (reason "rescale").
+    """
+    try:
+        found = float(slope), float(intercept)
+    except (TypeError, ValueError):
+        found = math.nan, math.nan
+    if not all(math.isfinite(value) for value in found) or found[0] == 0:
+        raise ImageError(
+            "expected a finite RescaleSlope other than 0 and a finite RescaleIntercept, got others",
+            reason="rescale",
+            hint="export the picture again",
+        )
+    return found
+
+
 def frames(dataset: Dataset) -> int:
     """The number of frames, 1 if the header does not say.
 
@@ -292,7 +405,7 @@ def pixels(dataset: Dataset, frame: int = 0) -> Array:
             return _decode(dataset, dataset, frame, len(dataset.PixelData))
         with opened(Path(str(dataset.filename))) as stream:
             if dataset.file_meta.TransferSyntaxUID == uid.DeflatedExplicitVRLittleEndian:
-                return pixels(pydicom.dcmread(stream), frame)  # its pixels cannot be sought out
+                return pixels(_read(stream), frame)  # its pixels cannot be sought out
             _header(stream)
             length, options = _start_of_pixels(stream, dataset)
             return _decode(dataset, stream, frame, length, **options)
@@ -337,6 +450,7 @@ def _decode(
     syntax = dataset.file_meta.TransferSyntaxUID
     if _compressed(syntax):
         stored, photometric = decode(_codestream(dataset, source, frame), dataset, syntax)
+        stored = _of_bits_stored(stored, dataset)
     else:
         if length < expected_bytes(dataset):
             raise ImageError(
@@ -348,10 +462,36 @@ def _decode(
             options = as_pixel_options(dataset, **options)
         stored, properties = get_decoder(syntax).as_array(source, index=frame, raw=True, **options)
         photometric = str(properties["photometric_interpretation"])
-    if photometric.startswith("YBR_FULL"):
+    if stored.ndim == 3 and _is_ybr(stored, labelled=photometric.startswith("YBR_FULL")):
         return _rgb(stored)
     native: Array = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     return native
+
+
+def _of_bits_stored(stored: Array, dataset: Dataset) -> Array:
+    """Without what a codestream holds above BitsStored, as in uncompressed pixels."""
+    unused = stored.dtype.itemsize * 8 - int(dataset.BitsStored)
+    if stored.dtype.kind not in "iu" or unused <= 0:
+        return stored
+    cleared: Array = (stored << unused) >> unused  # in signed numbers the sign is filled in
+    return cleared
+
+
+def _is_ybr(stored: Array, *, labelled: bool) -> bool:
+    """Whether three samples of 8 bits are luma and chroma; ``labelled``: what the header says.
+
+    The label is often wrong. A picture that is grey all but everywhere has equal samples in RGB and
+    both chroma samples at 128 in YBR; where neither holds, the label counts.
+    """
+    if stored.dtype != np.uint8:
+        return labelled
+    step = max(1, int(np.ceil(np.sqrt(stored.size / COMPARED))))
+    first, second, third = (stored[::step, ::step, k].astype(np.int16) for k in range(3))
+    near = (abs(first - second) <= TINGE) & (abs(first - third) <= TINGE)
+    neutral = (abs(second - 128) <= TINGE) & (abs(third - 128) <= TINGE)
+    if labelled and (near & ~neutral).mean() >= MOSTLY:
+        return False
+    return labelled or bool((neutral & ~near).mean() >= MOSTLY)
 
 
 def _compressed(syntax: uid.UID) -> bool:

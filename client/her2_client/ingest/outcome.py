@@ -68,13 +68,15 @@ class Note:
 class Standardised:
     """A standardised image: ``values`` float16, channels first, within [-5, 5].
 
-    ``set_aside`` holds what was looked at and not used while this image was.
+    ``set_aside`` holds what was looked at and not used while this image was; ``remarks`` are
+    short, stable words on what of the image itself was not used, such as its window.
     """
 
     values: Array
     scanner: str = NO_MAKE
     boxed: bool = False
     set_aside: tuple[ImageError, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass
@@ -82,13 +84,15 @@ class Outcome:
     """What became of one modality of one case; ``values`` is None if no image could be used.
 
     ``accepted`` names the columns used, ``scanners`` their makes, ``boxed`` those with a lesion
-    box; ``consulted`` holds the reviewer's decisions that were asked for, by digest.
+    box, ``remarks`` what of them was not used; ``consulted`` holds the reviewer's decisions that
+    were asked for, by digest.
     """
 
     values: Array | None = None
     accepted: list[Image] = field(default_factory=list)
     scanners: list[str] = field(default_factory=list)
     boxed: list[Image] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     consulted: dict[str, Decision | None] = field(default_factory=dict)
 
@@ -98,6 +102,7 @@ class Outcome:
             "accepted": self.accepted,
             "scanners": self.scanners,
             "boxed": self.boxed,
+            "remarks": self.remarks,
             "notes": [astuple(note) for note in self.notes],
             "consulted": {
                 name: None if decision is None else astuple(decision)
@@ -112,6 +117,7 @@ class Outcome:
             accepted=record["accepted"],
             scanners=record["scanners"],
             boxed=record["boxed"],
+            remarks=record["remarks"],
             notes=[Note(*note) for note in record["notes"]],
             consulted={
                 name: None if known is None else Decision(known[0], known[1] and tuple(known[1]))

@@ -61,14 +61,17 @@ def saturation(shown: Array) -> Array | None:
     return spread if spread.max() > COLOURED * float(shown.max()) else None
 
 
-def coloured_share(shown: Array) -> float:
-    """The share of coloured pixels, as ``saturation`` tells colour; 0 of a grey picture.
+def coloured_pixels(shown: Array) -> Array:
+    """Which pixels are coloured, as ``saturation`` tells colour: (rows, columns) bool.
 
-    >>> coloured_share(np.array([[[9, 9, 9], [200, 0, 0]]], np.uint8))
-    0.5
+    >>> coloured_pixels(np.array([[[9, 9, 9], [200, 0, 0]]], np.uint8)).tolist()
+    [[False, True]]
     """
     spread = saturation(shown)
-    return 0.0 if spread is None else float((spread > COLOURED * float(shown.max())).mean())
+    if spread is None:
+        return np.zeros(shown.shape[:2], dtype=bool)
+    coloured: Array = spread > COLOURED * float(shown.max())
+    return coloured
 
 
 def resample(image: Array, windows: Sequence[Window], shape: Sequence[int]) -> tuple[Array, Array]:
@@ -167,7 +170,8 @@ def lowest_threshold(values: Array, classes: int) -> float:
     """The lowest of the thresholds that part ``values`` best into 2 or 3 classes.
 
     Source: Otsu, IEEE Trans. SMC 9 (1979): maximal between-class variance. With three classes
-    (air, fat, dense tissue) the lowest one finds the air even where dense tissue is prominent.
+    the lowest one parts the darkest class, such as air, even where bright tissue is prominent;
+    where that has no shade of its own, it parts the darker tissue from the brighter.
 
     Raises:
         ImageError: all values are the same (reason "blank image").

@@ -58,7 +58,8 @@ class RowNote:
 class IngestSummary:
     """Counts of one ingest.
 
-    ``images`` counts states by column of the table, ``reasons`` by disposition; ``combinations``
+    ``images`` counts states by column of the table, ``reasons`` by disposition, ``remarks``
+    by what was not used of accepted images; ``combinations``
     is keyed like "mg+us"; ``labels`` by split, of the reference label; ``scanners`` by modality;
     ``clinical`` over the cases in the cache; ``training`` holds the training cases with a known
     reference label by parameter group. ``unchanged`` counts the images (one a case and
@@ -76,6 +77,7 @@ class IngestSummary:
     reasons: dict[Disposition, Counter[str]] = field(
         default_factory=lambda: {disposition: Counter() for disposition in DISPOSITIONS}
     )
+    remarks: Counter[str] = field(default_factory=Counter)
     boxed: Counter[Image] = field(default_factory=Counter)
     scanners: dict[Modality, Counter[str]] = field(
         default_factory=lambda: {modality: Counter() for modality in MODALITIES}
@@ -106,6 +108,7 @@ class IngestSummary:
         """Add one case; ``present`` are the modalities that it has in the cache."""
         for modality, outcome in outcomes.items():
             self.boxed.update(outcome.boxed)
+            self.remarks.update(outcome.remarks)
             self.scanners[modality].update(outcome.scanners)
             for column in outcome.accepted:
                 self.images[column]["accepted"] += 1
@@ -151,6 +154,7 @@ class IngestSummary:
                 disposition: dict(sorted(counts.items()))
                 for disposition, counts in self.reasons.items()
             },
+            "remarks": dict(sorted(self.remarks.items())),
             "lesion_boxes": {image: self.boxed[image] for image in IMAGES},
             "modalities": {modality: self.modalities[modality] for modality in MODALITIES},
             "combinations": dict(sorted(self.combinations.items())),
@@ -223,6 +227,8 @@ def summary_table(summary: IngestSummary) -> Table:
         counts = summary.images[image]
         rest = {str(state): counts[state] for state in DISPOSITIONS}
         table.add_row(f"{image} accepted", str(counts["accepted"]), listed(rest))
+    if summary.remarks:
+        table.add_row("with a remark", str(summary.remarks.total()), listed(summary.remarks))
     for disposition in DISPOSITIONS:
         reasons = summary.reasons[disposition]
         table.add_row(disposition, str(reasons.total()), listed(reasons))

@@ -45,6 +45,13 @@ MR_MM: Final[dict[Size, tuple[float, float]]] = {"demo": (5.5, 3.0), "full": (1.
 
 # --- calibration of what is shown ----------------------------------------------------------------
 
+FAT: Final = 0.28
+GLAND: Final = 0.62
+MUSCLE: Final = 0.64
+"""Share of the grey scale at which these appear in a mammogram: air, fat and gland are apart, as on
+real ones (fat 900 to 1400 of 4,095, gland and muscle from 2,300)."""
+GLAND_EDGE: Final = 8.0
+"""How sharply gland ends in fat."""
 CALCIFICATIONS: Final = (1.0, 34.0)
 """Expected count in the lesion at strength 0 and 1."""
 CALCIFICATION_CONTRAST: Final = (0.05, 0.75)
@@ -169,12 +176,12 @@ def _breast_view(
     rho = np.sqrt((x / breast.depth) ** 2 + (y / half) ** 2)
     body = np.clip((1 - rho) / 0.10, 0, 1) ** 0.6  # thins out towards the skin
     cone = 1.1 * np.exp(-(((rho - 0.35) / 0.42) ** 2)) - 0.9 + 1.5 * (breast.density - 0.5)
-    gland = 1 / (1 + np.exp(-2.2 * (tissue + cone)))
-    image = body * (0.24 + 0.22 * gland + 0.022 * strands)
+    gland = 1 / (1 + np.exp(-GLAND_EDGE * (tissue + cone)))
+    image = body * (FAT + (GLAND - FAT) * gland + 0.022 * strands + 0.03 * tissue * gland)
     if view == "MLO":
         muscle = 0.33 * breast.depth * (0.55 - y / breast.cranial)  # its width at this height
         inside = np.clip((muscle - x) / 2.5, 0, 1) * np.clip(1.1 - np.abs(y) / half, 0, 1) ** 0.25
-        image += inside * np.maximum(0.50 - image, 0) * 0.85
+        image += inside * np.maximum(MUSCLE - image, 0) * 0.85
     image += 0.012 * rng.standard_normal(image.shape, dtype=np.float32) * (body > 0)
     result: Array = image.astype(np.float32)
     return result

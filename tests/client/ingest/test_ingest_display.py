@@ -156,12 +156,17 @@ def test_signed_values_are_displayed() -> None:
         (STORED, {"PhotometricInterpretation": "PALETTE COLOR"}, "not grey"),
         (np.array([[0, 1 << 20]], np.uint32), {}, "bit depth"),
         (np.full((4, 4), 7, np.uint16), {"PixelPaddingValue": 7}, "blank image"),
-        (STORED, {"WindowCenter": 9.0, "WindowWidth": 0.0}, "damaged"),
-        (STORED, {"VOILUTSequence": item(LUTDescriptor=[9, 0, 3], LUTData=[1])}, "damaged"),
-        (STORED, {"VOILUTSequence": item(LUTDescriptor=[9, 0, 12], LUTData=[1, 2])}, "damaged"),
-        (STORED, {"WindowCenter": 9.0, "WindowWidth": 5.0, "VOILUTFunction": "ODD"}, "damaged"),
+        (STORED, {"WindowCenter": 9.0, "WindowWidth": 0.0}, "unusable grey scale"),
+        (STORED, {"VOILUTSequence": item(LUTDescriptor=[9, 0, 3], LUTData=[1])},
+         "unusable grey scale"),
+        (STORED, {"VOILUTSequence": item(LUTDescriptor=[9, 0, 12], LUTData=[1, 2])},
+         "unusable grey scale"),
+        (STORED, {"WindowCenter": 9.0, "WindowWidth": 5.0, "VOILUTFunction": "ODD"},
+         "unusable grey scale"),
+        (STORED, {"RescaleSlope": 0.0}, "rescale"),
+        (STORED, {"RescaleSlope": "1e20"}, "rescale"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_displayed(stored: Any, tags: dict[str, Any], reason: str) -> None:
     with pytest.raises(ImageError) as caught:
         display(stored, header(**tags))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import re
-import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,9 @@ def other_matrix(folder: Path) -> None:
 
 
 def copied(folder: Path) -> None:
-    shutil.copy(folder / "1-003.dcm", folder / "x.dcm")
+    dataset = pydicom.dcmread(folder / "1-003.dcm")
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    dataset.save_as(folder / "x.dcm")
 
 
 def pipe(at: Path) -> Path:
@@ -189,6 +191,18 @@ def text_alone(at: Path) -> Path:
     return at
 
 
+def folder_of_nifti(at: Path) -> Path:
+    for number in range(2):
+        nifti(PHASES[number].T, name=f"{number}.nii")(at)
+    return at
+
+
+def zipped(at: Path) -> Path:
+    with zipfile.ZipFile(at / "x.zip", "w") as archive:
+        archive.writestr("x.dcm", "CANARY")
+    return at / "x.zip"
+
+
 def both_formats(at: Path) -> str:
     return f"{DICOMS.mri(at / 'mri', PHASES)};{nifti(PHASES[0].T)(at)}"
 
@@ -218,6 +232,8 @@ FAULTS: dict[str, Fault] = {
     "pipe": refused(pipe, "not a file", "expected a file, got something else"),
     "empty folder": refused(lambda at: at, "not DICOM", "expected DICOM slices, got none"),
     "text alone": refused(text_alone, "not DICOM", "", like="empty folder"),
+    "folder of NIfTI": refused(folder_of_nifti, "not DICOM", "got NIfTI", hint=True),
+    "zip file": refused(zipped, "not DICOM", "got a zip file", hint=True),
     "too many files": refused(series(), "too many files", "expected at most 3 files in a folder",
                               limits={"her2_client.ingest.mri.scan.MAX_FILES": 3}),
     # slices
@@ -260,6 +276,8 @@ FAULTS: dict[str, Fault] = {
     "colour": refused(series(every(SamplesPerPixel=3, PhotometricInterpretation="RGB",
                                    PlanarConfiguration=0, PixelData=bytes(20 * 20 * 6))),
                       "not grey", "expected a grey slice, got colour"),
+    "slope of zero": refused(series(every(RescaleSlope=0, RescaleIntercept=0)), "rescale",
+                             "expected a finite RescaleSlope other than 0", hint=True),
     "infinite": refused(series(every(RescaleSlope="1e300", RescaleIntercept=0)), "not finite",
                         "expected finite values"),
     "one value": refused(series(phases=np.full((2, 8, 20, 20), 300.0)), "blank image",

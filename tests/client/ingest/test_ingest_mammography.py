@@ -90,6 +90,33 @@ def test_the_window_is_applied(tmp_path: Path, dicoms: Any, pictures: Any) -> No
     assert len(np.unique(read(wide)[0][12:16, 5:9])) > 1
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(
+    ("centre", "width", "used"),
+    [(2048, 4096, True), (1200, 2400, True), (127, 255, False), (50, 100, False),
+     (-600, 1600, False), (1200, 1, False), (1200, 0, False), (1200, "nan", False)],
+)  # fmt: skip
+def test_a_window_that_hides_the_breast_is_not_used_and_a_remark_says_so(
+    tmp_path: Path,
+    dicoms: Any,
+    pictures: Any,
+    centre: Any,
+    width: Any,
+    used: bool,
+    photometric: str,
+) -> None:
+    stored = pictures.breast()
+    tags: dict[str, Any] = {"BitsStored": 12, "HighBit": 11, "WindowWidth": str(width)}
+    tags["WindowCenter"] = str(centre if photometric == "MONOCHROME2" else 4095 - centre)
+    tags["PhotometricInterpretation"] = photometric
+    shown = stored if photometric == "MONOCHROME2" else 4095 - stored
+    result = standardised(dicoms.mg(tmp_path / "w", shown, **tags), BOX)
+    assert result.remarks == (() if used else ("window not used",))
+    if not used:
+        plain = read(dicoms.mg(tmp_path / "plain", stored), BOX)
+        np.testing.assert_array_equal(result.values, plain)
+
+
 def test_the_modality_lut_is_applied(tmp_path: Path, dicoms: Any, pictures: Any) -> None:
     stored = pictures.breast()
     turned = dicoms.mg(tmp_path / "t", 4095 - stored, RescaleSlope=-1.0, RescaleIntercept=4095.0)
@@ -224,7 +251,8 @@ def test_a_marker_within_the_crop_does_not_enter(
         ({"SeriesDescription": "R CCID"}, "set aside", "implant displaced"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.13.1.3"}, "set aside", "tomosynthesis"),
         ({"PixelData": None}, "refused", "truncated"),
-        ({"WindowCenter": 100.0, "WindowWidth": 0.0}, "refused", "damaged"),
+        ({"RescaleSlope": 0.0, "RescaleIntercept": 0.0}, "refused", "rescale"),
+        ({"RescaleSlope": 1e30, "RescaleIntercept": 0.0}, "refused", "rescale"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "refused", "not grey"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1"}, "quarantined", "encapsulated PDF"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "quarantined", "secondary capture"),

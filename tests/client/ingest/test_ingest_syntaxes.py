@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ import gdcm
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom import uid
 from pydicom.encaps import encapsulate, get_frame
 from tests.client.ingest.conftest import compress_by_gdcm
@@ -95,6 +97,54 @@ LOSSLESS: dict[str, tuple[Callable[[Path], None], uid.UID]] = {
     "JPEG 14": (by_gdcm(gdcm.TransferSyntax.JPEGLosslessProcess14), uid.JPEGLossless),
     "JPEG 14 SV1": (by_gdcm(gdcm.TransferSyntax.JPEGLosslessProcess14_1), uid.JPEGLosslessSV1),
 }
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("name", ["plain", "RLE", "JPEG-LS", "JPEG 2000", "JPEG 14"])
+def test_bits_above_bits_stored_are_cleared_whatever_the_syntax(
+    tmp_path: Path, dicoms: Any, pictures: Any, name: str, signed: bool
+) -> None:
+    """As an overlay in bit 12, which older scanners wrote there."""
+    if signed and name == "JPEG 14":
+        pytest.skip("the encoder knows no sign")
+    stored = pictures.breast(34, 41).astype(np.uint16)
+    stored[5:9, 5:9] |= 1 << 12
+    path = dicoms.mg(tmp_path / "cc.dcm", stored, PixelRepresentation=int(signed))
+    if name != "plain":
+        LOSSLESS[name][0](path)
+    dataset = pydicom.dcmread(path)
+    dataset.BitsStored, dataset.HighBit = 12, 11
+    dataset.save_as(path)
+    expected = stored & 4095
+    if signed:
+        expected = (expected.astype(np.int32) ^ 2048) - 2048
+    np.testing.assert_array_equal(dicom.pixels(dicom.header(path)), expected)
+
+
+@pytest.mark.parametrize("name", ["plain", "JPEG-LS", "JPEG"])
+@pytest.mark.parametrize("labelled", ["RGB", "YBR_FULL"])
+@pytest.mark.parametrize("stored_as", ["RGB", "YBR_FULL"])
+def test_a_grey_picture_is_grey_whatever_its_colours_are_called(
+    tmp_path: Path, dicoms: Any, pictures: Any, name: str, labelled: str, stored_as: str
+) -> None:
+    grey = pictures.echo(40, 48).astype(np.uint8)
+    chroma = grey if stored_as == "RGB" else np.full_like(grey, 128)
+    samples = np.stack([grey, chroma, chroma], axis=-1)
+    path = dicoms.us(tmp_path / "us.dcm", samples)
+    if name == "JPEG-LS":
+        LOSSLESS[name][0](path)
+    dataset = pydicom.dcmread(path)
+    if name == "JPEG":
+        data = io.BytesIO()
+        image = Image.fromarray(np.stack([grey] * 3, axis=-1))
+        image.save(data, "JPEG", quality=95, keep_rgb=stored_as == "RGB")
+        dataset.PixelData = encapsulate([data.getvalue()])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
+    dataset.PhotometricInterpretation = labelled
+    dataset.save_as(path)
+    shown = dicom.pixels(dicom.header(path)).astype(int)
+    assert np.abs(shown - grey[..., np.newaxis].astype(int)).max() <= (8 if name == "JPEG" else 0)
 
 
 @pytest.mark.parametrize("name", LOSSLESS)

@@ -30,7 +30,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 from pydicom.dataset import Dataset
 
 from her2_client.ingest import dicom
@@ -172,7 +171,7 @@ def _phase(stack: tuple[Slice, ...], *, scaled: bool) -> Phase:
             item = stack[plane]
             if opened != item.path:
                 with dicom.reading():
-                    dataset, opened = pydicom.dcmread(item.path), item.path
+                    dataset, opened = dicom.whole(item.path), item.path
             yield _plane(dataset, item, scaled=scaled)
 
     files = tuple(dict.fromkeys(item.path for item in stack))

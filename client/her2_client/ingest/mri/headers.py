@@ -52,6 +52,7 @@ _KEYWORDS: Final = {
     int(Tag(keyword)): keyword
     for keyword in (
         "SOPClassUID",
+        "SOPInstanceUID",
         "Modality",
         "PatientID",
         "StudyInstanceUID",

@@ -61,10 +61,7 @@ def is_scaled(first: list[Slice]) -> bool:
     for item in first:
         if item.frame is None:
             with dicom.reading():
-                head = pydicom.dcmread(
-                    item.path, stop_before_pixels=True, specific_tags=[CREATOR, SCALE_SLOPE]
-                )
-                found.add(scale_slope(head) is not None)
+                found.add(scale_slope(dicom.header(item.path)) is not None)
         else:
             found.add(item.scale is not None)
     if len(found) > 1:
@@ -76,17 +73,21 @@ def rescaled(stored: Array, dataset: Dataset, item: Slice, *, scaled: bool) -> A
     """(rows, columns) float32; padding is 0. ``scaled``: divide as Philips' series need.
 
     Raises:
-        ImageError: no ScaleSlope where the others have one (reason "unequal scaling").
+        ImageError: a slope of 0 or not finite (reason "rescale"), or no ScaleSlope where the
+            others have one (reason "unequal scaling").
     """
     with dicom.reading():
-        slope, intercept = item.rescale or (
-            float(dataset.get("RescaleSlope", 1.0) or 1.0),
-            float(dataset.get("RescaleIntercept", 0.0) or 0.0),
+        stated = item.rescale or (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept"))
+        slope, intercept = dicom.check_rescale(
+            *(
+                neutral if value in (None, "") else value
+                for value, neutral in zip(stated, (1, 0), strict=True)
+            )
         )
         outside = _padding(stored, dataset)
         if scaled:
             scale = item.scale if item.frame is not None else scale_slope(dataset)
-            if scale is None or slope == 0:
+            if scale is None:
                 raise _unequal()
             slope, intercept = 1 / scale, intercept / (slope * scale)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ from her2_client.ingest.mri import kinds
 from her2_client.ingest.mri.enhanced import frames_of
 from her2_client.ingest.mri.headers import (
     ENHANCED_CLASSES,
+    PHASE_KEYS,
     Header,
     Slice,
     number,
@@ -27,6 +29,8 @@ from her2_client.ingest.mri.headers import (
 )
 from her2_common.errors import ImageError
 
+INSTANCE: Final = ("SOPInstanceUID", "SeriesInstanceUID", "ImagePositionPatient", *PHASE_KEYS)
+"""What two copies of one image have in common."""
 ECHO_TOLERANCE: Final = 0.05
 """Share by which echo times of one series may differ."""
 
@@ -34,13 +38,15 @@ ECHO_TOLERANCE: Final = 0.05
 @dataclass
 class Found:
     """What a folder or file holds, before a choice; ``others`` counts by (series, reason),
-    ``faults`` are what has no place, by series; ``patients`` are only compared.
+    ``faults`` are what has no place, by series; ``patients`` and ``instances``
+    are only compared.
     """
 
     slices: list[Slice] = field(default_factory=list)
     others: Counter[tuple[str, str]] = field(default_factory=Counter)
     faults: dict[str, list[ImageError]] = field(default_factory=dict)
     patients: set[str] = field(default_factory=set)
+    instances: set[tuple[tuple[str, ...], ...]] = field(default_factory=set)
 
     def notes(self) -> tuple[ImageError, ...]:
         """One note a series."""
@@ -70,12 +76,15 @@ def scan(source: Path) -> Found:
             raise ImageError("expected a file, got something else", reason="not a file")
         paths = _files(source) if whole else [source]
     found = Found()
+    foreign: list[ImageError] = []
     for path in paths:
         try:
             _look(path, found)
         except ImageError as error:
             if not whole or error.reason != "not DICOM":
                 raise
+            foreign.append(error)
+    _join_single_slices(found)
     _part_from_diffusion(found)
     if not whole and len(found.slices) == 1 and found.slices[0].frame is None:
         raise ImageError(
@@ -83,7 +92,7 @@ def scan(source: Path) -> Found:
             reason="one slice only",
         )
     if not found.slices:
-        raise _nothing(found)
+        raise _nothing(found, foreign)
     check_one_patient(found)
     return found
 
@@ -127,6 +136,12 @@ def _look(path: Path, found: Found) -> None:
     header = read_header(path)
     if "Rows" not in header and "Modality" not in header and "SOPClassUID" not in header:
         return  # DICOMDIR
+    if "SOPInstanceUID" in header:
+        # with place and time: there are archives that give all images one UID
+        instance = tuple(header.get(keyword, ()) for keyword in INSTANCE)
+        if instance in found.instances:
+            return  # the same image, copied
+        found.instances.add(instance)
     series = " ".join(header.get("SeriesInstanceUID", ())) or str(path.parent)
     if owner := "".join(c for c in "".join(header.get("PatientID", ())) if c.isascii()).strip():
         found.patients.add(owner)  # ASCII alone: other characters depend on how a header is read
@@ -194,14 +209,31 @@ def is_enhanced(header: Header) -> bool:
     return " ".join(header.get("SOPClassUID", ())) in ENHANCED_CLASSES or frames not in ("", "1")
 
 
-def _nothing(found: Found) -> ImageError:
+def _join_single_slices(found: Found) -> None:
+    """Gives slices that are alone in their series a common one: some archives write one a slice."""
+    sizes = Counter(item.series for item in found.slices)
+    alike: dict[object, list[str]] = {}
+    for item in found.slices:
+        if sizes[item.series] == 1 and item.frame is None:
+            what = (item.study, item.description, item.size, item.spacing, item.protocol)
+            alike.setdefault((what, item.directions, item.original), []).append(item.series)
+    first = {name: min(names) for names in alike.values() for name in names}
+    found.slices = [
+        replace(item, series=first.get(item.series, item.series)) for item in found.slices
+    ]
+
+
+def _nothing(found: Found, foreign: Sequence[ImageError]) -> ImageError:
     """Why nothing is left."""
     if found.faults:
         return next(iter(found.faults.values()))[0]
     reasons = {reason for _, reason in found.others}
     images = sum(found.others.values())
     if not reasons:
-        return ImageError("expected DICOM slices, got none", reason="not DICOM")
+        if len({str(error) for error in foreign}) == 1:
+            return foreign[0]
+        named = next((error for error in foreign if error.hint), None)
+        return named or ImageError("expected DICOM slices, got none", reason="not DICOM")
     if reasons == {kinds.ANOTHER_MODALITY}:
         return ImageError(f"expected modality MR, got {images} of another", reason="wrong modality")
     for reason in (kinds.SECONDARY_CAPTURE, kinds.ENCAPSULATED_PDF):

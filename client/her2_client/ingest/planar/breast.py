@@ -11,15 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from her2_client.ingest.pixels import (
-    Rectangle,
-    Window,
-    lowest_threshold,
-    resample,
-    square,
-    standardise,
-)
+from her2_client.ingest.pixels import Rectangle, Window, resample, square, standardise
 from her2_client.ingest.planar import orientation
+from her2_client.ingest.planar.air import tissue_of
 from her2_client.ingest.planar.orientation import Turn
 from her2_client.ingest.privacy.search import text_in
 from her2_common.cases import Box
@@ -28,7 +22,6 @@ from her2_common.errors import ImageError
 Array = npt.NDArray[Any]
 
 CROP_FACTOR: Final = 1.5
-AIR_FAT_DENSE: Final = 3
 SMALLEST_BREAST: Final = 0.01
 """Share of the picture below which what is bright is a label, not a breast (a design value)."""
 
@@ -45,7 +38,8 @@ class Breast:
     def __init__(self, image: Array, box: Box | None, size: int, turn: Turn) -> None:
         rows, columns = image.shape
         self.turn, self.size = turn, size
-        self.image = turn.image(image)
+        tissue = tissue_of(turn.image(image))
+        self.image, self.threshold, self.fills = tissue.image, tissue.threshold, tissue.fills
         self.crop: list[Window] | None = None
         if box is not None:
             box = turn.box(box, (rows, columns))
@@ -54,7 +48,6 @@ class Breast:
         self.top, self.scale = (rows - side) / 2, side / size
         view = [(self.top, self.top + side), (0, side)]
         self.whole, self.inside = resample(self.image, view, (size, size))
-        self.threshold = lowest_threshold(self.whole[self.inside], AIR_FAT_DENSE)
         self.mask = _largest_part(self.inside & (self.whole > self.threshold))
         if self.mask.mean() < SMALLEST_BREAST:
             raise ImageError(
@@ -63,6 +56,8 @@ class Breast:
 
     def checked_turn(self) -> Turn:
         """``turn``, or another if the chest wall is not left of it; raises as ``check`` does."""
+        if self.fills:
+            return self.turn  # there is no outline
         down, across = (self.inside.any(axis) for axis in (1, 0))
         part = np.ix_(down, across)
         return orientation.check(self.whole[part], self.mask[part], self.turn)
@@ -79,8 +74,11 @@ class Breast:
             values, covered = resample(self.image, self.crop, (self.size, self.size))
             (y0, y1), (x0, x1) = self.crop
             centres = (np.arange(self.size) + 0.5) / self.size
-            tissue = covered & (values > self.threshold)
-            tissue &= self.mask_at(y0 + centres * (y1 - y0), x0 + centres * (x1 - x0))
+            places = y0 + centres * (y1 - y0), x0 + centres * (x1 - x0)
+            # the rim is finer here than in the whole view; what is dark within it is tissue
+            tissue = self.mask_at(self.mask, *places) & (values > self.threshold)
+            tissue |= self.mask_at(ndimage.binary_erosion(self.mask), *places)
+            tissue &= covered
             crop = self._standardised_crop(values, tissue)
         return np.stack([whole, crop]).astype(np.float16)
 
@@ -94,14 +92,12 @@ class Breast:
             return np.zeros_like(values)  # a window that saturates leaves nothing to see
         return np.where(tissue, standardise(values, tissue), 0.0)
 
-    def mask_at(self, y: Array, x: Array) -> Array:
-        """The mask at source positions, (len(y), len(x)); false beyond the view."""
+    def mask_at(self, mask: Array, y: Array, x: Array) -> Array:
+        """A mask of the view at source positions, (len(y), len(x)); false beyond the view."""
         row = np.floor((np.asarray(y) - self.top) / self.scale).astype(np.int64)
         column = np.floor(np.asarray(x) / self.scale).astype(np.int64)
         in_rows, in_columns = ((k >= 0) & (k < self.size) for k in (row, column))
-        nearest = self.mask[
-            np.ix_(np.clip(row, 0, self.size - 1), np.clip(column, 0, self.size - 1))
-        ]
+        nearest = mask[np.ix_(np.clip(row, 0, self.size - 1), np.clip(column, 0, self.size - 1))]
         result: Array = nearest & in_rows[:, np.newaxis] & in_columns
         return result
 
@@ -127,17 +123,18 @@ class Breast:
         )
         if y1 <= y0 or x1 <= x0:
             return []
-        inside = self.mask_at(np.arange(y0, y1) + 0.5, np.arange(x0, x1) + 0.5)
-        part = np.where(inside, self.image[y0:y1, x0:x1], np.float32(self.threshold))
+        inside = self.mask_at(self.mask, np.arange(y0, y1) + 0.5, np.arange(x0, x1) + 0.5)
+        darkest = np.float32(0 if self.fills else self.threshold)
+        part = np.where(inside, self.image[y0:y1, x0:x1], darkest)
         stored = self.turn.box(Box(x0, y0, x1, y1), (rows, columns))
         # letters must not be read in a mirror
         return text_in(self.turn.image(part), stored.x0, stored.y0, scale=scale)
 
 
 def _largest_part(mask: Array) -> Array:
+    """The largest connected part of ``mask``, with its holes: cysts and fat are tissue."""
     parts, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    largest = np.bincount(parts.ravel())[1:].argmax() + 1
-    result: Array = parts == largest
+    if count > 1:
+        mask = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    result: Array = ndimage.binary_fill_holes(mask)
     return result

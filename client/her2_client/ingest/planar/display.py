@@ -3,6 +3,9 @@
 Modality LUT, then VOI LUT (DICOM PS3.4 N.2), then MONOCHROME1 inverted. All three act on single
 values, so they are worked out once for each value that occurs, not for each pixel. Tables are
 looked up here: pydicom keeps the index in the type of the output, and 8 bits are too few for it.
+
+A window or VOI LUT is a wish of whoever stored the picture. One that leaves the breast black or
+white, or that the standard does not allow, is not used: the data's own range is.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_rescale, apply_voi_lut
 
 from her2_client.ingest import dicom
+from her2_client.ingest.planar.air import tissue_of
 from her2_common.errors import ImageError
 
 Array = npt.NDArray[Any]
@@ -27,17 +31,73 @@ FROM_GROUPS: Final = {
 """Where enhanced images keep what others have at the top level (PS3.3 C.7.6.16.2.9 and 10)."""
 ENTRY_BITS: Final = (8, *range(10, 17))
 """Bits of an entry of a table (PS3.3 C.8.11.3.1.5)."""
+MOST_SATURATED: Final = 0.25
+"""Share of the tissue that a window may leave black or white (a design value)."""
+END: Final = 0.002
+"""Of the range of what is shown: as near to black or white as this is black or white."""
+COMPARED: Final = 1 << 18
+"""Pixels that are looked at for that, on a regular grid."""
+GREATEST: Final = 1e12
+"""No grey value is larger after rescaling (a design value)."""
+WINDOW_NOT_USED: Final = "window not used"
 NEEDED: Final = (
     *("PixelRepresentation", "BitsStored", "PhotometricInterpretation"),
     *("ModalityLUTSequence", "VOILUTSequence", *sum(FROM_GROUPS.values(), ())),
 )
 
 
-def display(stored: Array, header: Dataset) -> Array:
-    """(rows, columns) float32 out of (rows, columns) stored values.
+def readable(stored: Array, header: Dataset) -> tuple[Array, tuple[str, ...]]:
+    """``display``, without a VOI window or table that hides the breast; and what was not used.
 
     Raises:
-        ImageError: colour, or a table or window that the standard does not allow.
+        ImageError: as ``display``, but for the VOI window or table.
+    """
+    plain = display(stored, header, voi=False)
+    with dicom.reading("grey-scale LUT"):
+        has_voi = _has_voi(_settings(header))
+    if not has_voi:
+        return plain, ()
+    try:
+        shown = display(stored, header)
+        hidden = _hides(shown, plain)
+    except ImageError as error:
+        if error.reason != "unusable grey scale":
+            raise
+        hidden = True
+    return (plain, (WINDOW_NOT_USED,)) if hidden else (shown, ())
+
+
+def _has_voi(settings: Dataset) -> bool:
+    return "WindowWidth" in settings or _table(settings, "VOILUTSequence") is not None
+
+
+def _hides(shown: Array, plain: Array) -> bool:
+    """Whether much of the tissue in ``plain`` is black or white in ``shown``, and not in itself."""
+    try:
+        tissue = tissue_of(plain)
+    except ImageError:  # nothing to see, or inverted: said of what is shown
+        return False
+    step = max(1, int(np.ceil(np.sqrt(plain.size / COMPARED))))
+    every = (slice(None, None, step),) * 2
+    inside = tissue.image[every] > tissue.threshold
+    if not inside.any():
+        return False
+    ends = _at_an_end(shown, every) & ~_at_an_end(plain, every)
+    return bool(ends[inside].mean() > MOST_SATURATED)
+
+
+def _at_an_end(picture: Array, every: tuple[slice, ...]) -> Array:
+    low, high = float(picture.min()), float(picture.max())
+    near = END * (high - low)
+    result: Array = (picture[every] <= low + near) | (picture[every] >= high - near)
+    return result
+
+
+def display(stored: Array, header: Dataset, *, voi: bool = True) -> Array:
+    """(rows, columns) float32 out of (rows, columns) stored values; ``voi``: with VOI LUT.
+
+    Raises:
+        ImageError: colour, or a table, window or slope that the standard does not allow.
     """
     if stored.ndim != 2 or header.PhotometricInterpretation not in GREY:
         raise ImageError("expected a grey image, got colour", reason="not grey")
@@ -48,8 +108,14 @@ def display(stored: Array, header: Dataset) -> Array:
         )
     values = np.arange(low, high + 1)
     with dicom.reading("grey-scale LUT"):
-        shown = _transformed(values, _settings(header))
+        shown = _transformed(values, _settings(header), voi=voi)
         padding = _padding(values, header)
+    if not np.abs(shown).max() <= GREATEST:
+        raise ImageError(
+            f"expected grey values up to {GREATEST:.0e} after rescaling, got larger ones",
+            reason="rescale",
+            hint="look at RescaleSlope and RescaleIntercept, and export the picture again",
+        )
     places = stored.astype(np.int32) - np.int32(low)
     tissue = shown
     if padding.any():
@@ -65,20 +131,26 @@ def display(stored: Array, header: Dataset) -> Array:
     return result
 
 
-def _transformed(values: Array, settings: Dataset) -> Array:
+def _transformed(values: Array, settings: Dataset, *, voi: bool) -> Array:
     signed = settings.get("PixelRepresentation") == 1
     if (table := _table(settings, "ModalityLUTSequence")) is not None:
         rescaled, signed = _looked_up(values, table, settings, signed=signed), False
     else:
+        dicom.check_rescale(settings.get("RescaleSlope", 1), settings.get("RescaleIntercept", 0))
         bits = int(settings.BitsStored)
         ends = np.array([0, (1 << bits) - 1]) - (1 << bits - 1) * signed
         rescaled = apply_rescale(values, settings)
         signed = bool(apply_rescale(ends, settings).min() < 0)
+    if not voi:
+        return rescaled.astype(np.float32)
     if (table := _table(settings, "VOILUTSequence")) is not None:
         # a table is entered with whole numbers
         whole = np.rint(rescaled).astype(np.int64)
         return _looked_up(whole, table, settings, signed=signed).astype(np.float32)
-    shown: Array = apply_voi_lut(rescaled, settings)
+    try:
+        shown: Array = apply_voi_lut(rescaled, settings)
+    except (TypeError, ValueError, AttributeError, NotImplementedError, IndexError):
+        raise _unusable("WindowCenter, WindowWidth and VOILUTFunction", "a window") from None
     return shown.astype(np.float32)
 
 
@@ -100,7 +172,7 @@ def _looked_up(values: Array, table: Dataset, settings: Dataset, *, signed: bool
     """
     count, first, bits = (int(value) for value in table.LUTDescriptor)
     if bits not in ENTRY_BITS:
-        raise ValueError("bits of an entry")
+        raise _unusable("LUTDescriptor", "entries of 8 or 10 to 16 bits", f"{bits}")
     count = count % (1 << 16) or 1 << 16
     if signed and first >= 1 << 15:
         first -= 1 << 16
@@ -112,9 +184,17 @@ def _looked_up(values: Array, table: Dataset, settings: Dataset, *, signed: bool
     if bits == 8 and len(entries) == (count + 1) // 2 and count > 1:
         entries = np.stack([entries % 256, entries // 256], axis=1).ravel()  # two in one word
     if len(entries) < count:
-        raise ValueError("length of a table")
+        raise _unusable("LUTData", f"{count} entries", f"{len(entries)}")
     found: Array = entries[np.clip(values - first, 0, count - 1)]
     return found
+
+
+def _unusable(keyword: str, expected: str, got: str = "others") -> ImageError:
+    return ImageError(
+        f"expected {expected} in {keyword}, got {got}",
+        reason="unusable grey scale",
+        hint="export the picture again, if need be without its grey-scale LUT",
+    )
 
 
 def _settings(header: Dataset) -> Dataset:

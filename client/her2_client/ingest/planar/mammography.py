@@ -5,13 +5,14 @@
    is made of it are set aside. In a folder one image must be left; of several exposures the
    last one is used: a repeat replaces a bad one. Several patients, or dates, are refused.
 2. Modality LUT, VOI LUT (DICOM PS3.4 N.2), MONOCHROME1 inverted: bright is dense. Padding pixels
-   become as dark as the darkest of the others. A PNG or JPEG is taken as it is shown.
+   become as dark as the darkest of the others. A window or VOI LUT that hides the breast is not
+   used, and a remark says so. A PNG or JPEG is taken as it is shown.
 3. The chest wall is turned to the left, by PatientOrientation, the side, and the picture itself
    (orientation.py). An upside-down view is turned where PatientOrientation says that it is one.
 4. Whole view: aspect kept, area resampling to S x S, against the chest wall, the rest is padding.
-5. Breast: the largest connected part above the lowest of three-class Otsu thresholds. What is
-   not breast becomes 0 in both channels, so that a marker beside it enters neither. Its mean and
-   spread standardise the whole view.
+5. Breast: the largest connected part that is brighter than the air (air.py), with its holes. What
+   is not breast becomes 0 in both channels. Markers and film edges are made air before anything is
+   measured, so that they change nothing. Mean and spread of the breast standardise the whole view.
 6. Lesion: the box enlarged 1.5 times (a design value), square, from the original resolution, so
    that micro-calcifications survive. The mean and spread of its own tissue standardise it: by
    those of the whole view a third of a crop in a fatty breast was cut off at the limit of 5, and
@@ -34,8 +35,9 @@ from pydicom.dataset import Dataset
 from her2_client.ingest import dicom
 from her2_client.ingest.outcome import NO_MAKE, Standardised, scanner_make
 from her2_client.ingest.pixels import Rectangle, check_box, grey, overlap, saturation
+from her2_client.ingest.planar.air import tissue_of
 from her2_client.ingest.planar.breast import Breast
-from her2_client.ingest.planar.display import display
+from her2_client.ingest.planar.display import readable
 from her2_client.ingest.planar.folder import (
     aside,
     check_examination,
@@ -84,9 +86,9 @@ def mammogram(
         else:
             image = _look(path)
             _check(image, view, laterality)
-        values = _from_dicom(image, box, laterality, size, guard)
+        values, remarks = _from_dicom(image, box, laterality, size, guard)
         scanner = scanner_make(image.header.get("Manufacturer"))
-    return Standardised(values, scanner, box is not None, tuple(notes))
+    return Standardised(values, scanner, box is not None, tuple(notes), remarks)
 
 
 # --- which image --------------------------------------------------------------------------------
@@ -130,7 +132,9 @@ def _check(image: _Image, view: View, side: Side | None) -> None:
 def _of_folder(folder: Path, view: View, side: Side | None) -> tuple[_Image, list[ImageError]]:
     """The one image of ``view`` and ``side``, and notes on the others."""
     what = f"a {view} view" if side is None else f"a {view} view of side {side}"
-    images, notes = examine(folder, _look, what=what)
+    found, notes = examine(folder, _look, what=what)
+    # the same image may have been copied twice
+    images = list({i.header.get("SOPInstanceUID") or i.path: i for i in found}.values())
     if len(images) == 1 and not notes:
         _check(images[0], view, side)
         return images[0], []
@@ -171,10 +175,10 @@ def _of_folder(folder: Path, view: View, side: Side | None) -> tuple[_Image, lis
 
 def _from_dicom(
     image: _Image, box: Box | None, laterality: Side | None, size: int, guard: Guard
-) -> Array:
+) -> tuple[Array, tuple[str, ...]]:
     stored = dicom.pixels(image.header)
     colour = image.captured and stored.ndim == 3  # a screen shot may be in colour
-    shown = grey(stored) if colour else display(stored, image.header)
+    shown, remarks = (grey(stored), ()) if colour else readable(stored, image.header)
     reason = message = None
     if image.captured:
         reason, message = "secondary capture", "expected a mammogram, got a secondary capture"
@@ -183,7 +187,7 @@ def _from_dicom(
         message = "expected no annotation in the pixels, got BurnedInAnnotation YES"
     question = _Question(guard, image.path, reason, message)
     turn = turn_of(image.header, image.side or laterality or _brighter_side(shown))
-    return _standardised(shown, box, turn, size, question)
+    return _standardised(shown, box, turn, size, question), remarks
 
 
 def _from_picture(
@@ -243,5 +247,6 @@ def _standardised(
 
 def _brighter_side(image: Array) -> Side:
     half = image.shape[1] // 2
+    image = tissue_of(image).image  # without film edges
     left, right = (part.mean(dtype=np.float64) for part in (image[:, :half], image[:, -half:]))
     return "L" if left >= right else "R"

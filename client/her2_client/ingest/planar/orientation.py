@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from her2_client.ingest.pixels import ROBUST_TOP
+from her2_client.ingest.planar.air import bright_background
 from her2_client.ingest.planar.views import Side
 from her2_common.cases import Box
 from her2_common.errors import ImageError
@@ -90,7 +91,7 @@ def check(picture: Array, mask: Array, turn: Turn) -> Turn:
             orientation"), or what is bright surrounds the breast ("bright background").
     """
     if _bright_border(picture) or _is_air(picture, mask):
-        raise _bright_background()
+        raise bright_background()
     if _chest_wall(mask) == "right":
         if turn.stated:
             raise ImageError(
@@ -99,7 +100,7 @@ def check(picture: Array, mask: Array, turn: Turn) -> Turn:
             )
         turn, mask = turn._replace(columns=not turn.columns), mask[:, ::-1]
     if mask[:, -1].mean() > MOST:
-        raise _bright_background()
+        raise bright_background()
     return turn
 
 
@@ -137,11 +138,3 @@ def _middle_half(values: Array) -> float:
         return 0.0
     low, high = np.percentile(values, [25, 75])
     return float(high - low)
-
-
-def _bright_background() -> ImageError:
-    return ImageError(
-        "expected a bright breast in dark air, got a bright background",
-        reason="bright background",
-        hint="see whether the picture or its PhotometricInterpretation is inverted",
-    )

@@ -14,14 +14,17 @@
    the reviewer keeps is the region then.
 5. The lesion box enlarged twice (a design value), square; without a box the whole region, aspect
    kept. What lies outside the region becomes 0 whatever it holds.
-6. Colour in what is left, or another region upon it (colour flow, spectral Doppler), is no B-mode
-   picture: set aside. A reviewer is asked first, since the colour may be a name's.
+6. Coloured marks, such as the crosses of callipers, are lines: the pixels under them and beside
+   them take the grey of the nearest pixel that is not coloured, and a remark says so. Other colour
+   in what is left, more marks than ``MOST_MARKED``, or another region upon it (colour flow,
+   spectral Doppler), is no B-mode picture: set aside. A reviewer is asked first, since the colour
+   may be a name's.
 7. Mean and spread of what is left standardise it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,10 +32,11 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
+from scipy import ndimage
 
 from her2_client.ingest import dicom
 from her2_client.ingest.outcome import NO_MAKE, Standardised, scanner_make
-from her2_client.ingest.pixels import coloured_share, grey, overlap, resample, square, standardise
+from her2_client.ingest.pixels import coloured_pixels, grey, overlap, resample, square, standardise
 from her2_client.ingest.planar.folder import aside, check_examination, check_patient, examine
 from her2_client.ingest.planar.picture import is_picture, read_picture
 from her2_client.ingest.planar.regions import Region, choose, overlaid, regions_of
@@ -49,7 +53,12 @@ MOST_BLANK: Final = 64
 MOST_TRIED: Final = 16
 """Pictures of one folder that are tried before it is given up (a design value)."""
 MOST_COLOURED: Final = 0.01
-"""Share of coloured pixels of a B-mode picture: a mark is smaller (a design value)."""
+"""Share of coloured pixels of a B-mode picture, but for marks (a design value)."""
+MARK_WIDTH: Final = 5
+"""Pixels across from which what is coloured is an area, not a line or cross (a design value)."""
+MOST_MARKED: Final = 0.05
+"""Share of the pixels that coloured marks may cover (a design value)."""
+MARKS_FILLED: Final = "coloured marks filled"
 
 COLOURS: Final = (
     *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB"),
@@ -137,7 +146,7 @@ def _from_folder(
             if error.disposition == "quarantined" and not verified:
                 break  # one picture of the case is enough for the reviewer
             continue
-        return Standardised(used.values, used.scanner, used.boxed, (*notes, *tried))
+        return replace(used, set_aside=(*notes, *tried))
     raise next((e for e in tried if e.disposition == "quarantined"), tried[0])
 
 
@@ -158,8 +167,9 @@ def _from_dicom(
     region = choose(regions, box, shape)
     frame, shown = _frame(header, region, box, draw)
     question = _Question(guard, picture.path, frame, reason, message, header)
-    values = _standardised(shown, region, box, size, question)
-    return Standardised(values, scanner_make(header.get("Manufacturer")), box is not None)
+    values, remarks = _standardised(shown, region, box, size, question)
+    scanner = scanner_make(header.get("Manufacturer"))
+    return Standardised(values, scanner, box is not None, remarks=remarks)
 
 
 def _from_picture(path: Path, box: Box | None, size: int, guard: Guard) -> Standardised:
@@ -170,8 +180,8 @@ def _from_picture(path: Path, box: Box | None, size: int, guard: Guard) -> Stand
     region = choose([Region(0, 0, shape[1], shape[0])], box, shape)
     message = "expected DICOM with a B-mode region, got a picture without a header"
     question = _Question(guard, path, 0, UNVERIFIED, message)
-    values = _standardised(shown, region, box, size, question)
-    return Standardised(values, NO_MAKE, box is not None)
+    values, remarks = _standardised(shown, region, box, size, question)
+    return Standardised(values, NO_MAKE, box is not None, remarks=remarks)
 
 
 def _frame(
@@ -228,8 +238,8 @@ class _Question:
 
 def _standardised(
     shown: Array, region: Region, box: Box | None, size: int, question: _Question
-) -> Array:
-    """(1, S, S) float16; outside the region, or of what the reviewer keeps, it is 0."""
+) -> tuple[Array, tuple[str, ...]]:
+    """(1, S, S) float16 and remarks; outside the region, or of what the reviewer keeps, it is 0."""
     found = _text(shown, region, None if question.reason else box, size)
     if question.reason or found:
         decision = question.guard.clear(
@@ -242,11 +252,11 @@ def _standardised(
         )
         if decision.keep is not None:
             region = choose([Region(*overlap(decision.keep, region))], box, shown.shape[:2])
-    _check_overlay(shown, region, box, question.header)
-    part = grey(shown)[region.y0 : region.y1, region.x0 : region.x1]
+    bright, remarks = _without_marks(shown, region, box, question.header)
+    part = bright[region.y0 : region.y1, region.x0 : region.x1]
     values, inside = resample(part, _windows(region, box), (size, size))
     picture = np.where(inside, standardise(values, inside), 0.0)
-    return picture[np.newaxis].astype(np.float16)  # (1, S, S)
+    return picture[np.newaxis].astype(np.float16), remarks  # (1, S, S)
 
 
 def _windows(region: Region, box: Box | None) -> list[tuple[float, float]]:
@@ -279,10 +289,35 @@ def _used(region: Region, box: Box | None) -> Region:
     )
 
 
-def _check_overlay(shown: Array, region: Region, box: Box | None, header: Dataset | None) -> None:
-    """Set aside a picture with colour flow, Doppler or elastography upon it."""
+def _without_marks(
+    shown: Array, region: Region, box: Box | None, header: Dataset | None
+) -> tuple[Array, tuple[str, ...]]:
+    """(rows, columns) in grey, coloured marks filled, and remarks.
+
+    Raises:
+        ImageError: set aside, with colour flow, Doppler or elastography upon it.
+    """
     used = _used(region, box)
-    part = shown[used.y0 : used.y1, used.x0 : used.x1]
+    bright = grey(shown)
+    here = np.s_[used.y0 : used.y1, used.x0 : used.x1]
+    coloured = coloured_pixels(shown[here])
+    areas = ndimage.binary_opening(coloured, np.ones((MARK_WIDTH, MARK_WIDTH)))
+    marks = coloured & ~ndimage.binary_propagation(areas, mask=coloured)
     stated = header is not None and overlaid(header, used)
-    if stated or coloured_share(part) > MOST_COLOURED:
-        raise aside("expected a B-mode picture, got one with an overlay upon it", "colour overlay")
+    rest = coloured & ~marks
+    if stated or rest.mean() > MOST_COLOURED or marks.mean() > MOST_MARKED:
+        raise aside(
+            f"expected a B-mode picture, got one with an overlay upon it: {coloured.mean():.0%} of "
+            "its pixels are coloured"
+            if coloured.any()
+            else "expected a B-mode picture, got one with another region upon it",
+            "colour overlay",
+        )
+    if not marks.any():
+        return bright, ()
+    # beside a line, its colour is mixed with the grey
+    covered = ndimage.binary_dilation(marks, np.ones((3, 3)))
+    nearest = ndimage.distance_transform_edt(covered, return_distances=False, return_indices=True)
+    filled = bright.copy()
+    filled[here] = bright[here][tuple(nearest)]
+    return filled, (MARKS_FILLED,)

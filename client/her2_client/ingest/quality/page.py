@@ -135,6 +135,7 @@ def render(summary: IngestSummary, policy: Policy, shared: Mapping[str, Any] | N
         state_names=STATE_NAMES,
         columns=COLUMN_NAMES,
         reasons=_reasons(document["reasons"]),
+        remarks=bars(summary.remarks, by_size=True) if exact else [],
         modalities=MODALITIES,
         modality_names=NAMES,
         combinations=_combinations(document["combinations"]),

@@ -38,8 +38,8 @@ from her2_common.cases import CLINICAL_INPUTS, IMAGES, MODALITIES, SPLITS
 from her2_common.config import Policy
 from her2_common.withhold import TOTAL, WHOLE, Counts, withhold
 
-LOCAL: Final = ("work", "seconds", "published")
-"""What concerns this machine, not the data."""
+LOCAL: Final = ("work", "seconds", "published", "remarks")
+"""What concerns this machine and single files, not the data."""
 ONE_A_CASE: Final = ("mg_cc", "mg_mlo", "mri")
 """Columns in which a case has at most one picture or volume; ``us`` may list several."""
 _RANKS: Final[dict[tuple[str, ...], int]] = {
