@@ -21,6 +21,7 @@ from the textbook: counts are withheld by a greedy rule, not the fewest possible
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -59,15 +60,21 @@ class Counts:
     sums: list[dict[int, int]] = field(default_factory=list)
     secret: set[int] = field(default_factory=set)
     zeros_shown: bool = True
-    limits: dict[int, tuple[int, int]] = field(default_factory=dict)
+    limits: dict[int, tuple[int, float]] = field(default_factory=dict)
 
     def publish(self, name: tuple[str, ...], value: int, rank: int = PART) -> int:
         """A count that would be published; returns its position."""
         return self._add(value, name, rank)
 
-    def keep(self, value: int | None = None) -> int:
-        """A count that is not published; one with a value is protected if it is small."""
-        return self._add(value, None, PART)
+    def keep(self, value: int | None = None, *, least: int = 0) -> int:
+        """A count that is not published; one with a value is protected if it is small.
+
+        ``least`` is what everybody knows it to be at least: 1 where its name is published.
+        """
+        position = self._add(value, None, PART)
+        if least:
+            self.limits[position] = (least, math.inf)
+        return position
 
     def equal(self, left: Iterable[int], right: Iterable[int]) -> None:
         """The counts at ``left`` have the same sum as those at ``right``."""
