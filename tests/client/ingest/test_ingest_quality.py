@@ -363,18 +363,60 @@ class Attacker:
         self._no_more([("clinical", "biopsy_ihc", "3")], [("clinical", "biopsy_her2", "yes")])
 
     def range(self, name: Path) -> tuple[float, float]:
-        """The least and the greatest that a count might be (up to three times the limit more)."""
-        ends = []
-        for sign in (1, -1):
-            wish = np.zeros(len(self.names))
-            wish[self.position[name]] = sign
-            bounds = Bounds(self.bounds.lb.copy(), self.bounds.ub.copy())
-            if np.isinf(bounds.ub[self.position[name]]):
-                bounds.ub[self.position[name]] = 10_000
-            found = milp(wish, integrality=wish * 0 + 1, bounds=bounds, constraints=self.matrix)
-            assert found.status == 0, found.message
-            ends.append(float(np.round(found.x[self.position[name]])))
-        return ends[0], ends[1]
+        """The least and the greatest that a count might be (up to 10,000)."""
+        least, most = (self._solve({name: sign}, {name: 10_000}) for sign in (1, -1))
+        return least[self.position[name]], most[self.position[name]]
+
+    def worked_out(self, true: dict[Path, Any]) -> list[Path]:
+        """What is withheld and has one possible value, or is small and can only be small.
+
+        Every solution shows what many counts might be; one by one are asked those that are left.
+        """
+        withheld = [n for n, v in self.shown.items() if v is None and n in self.position]
+        at = np.array([self.position[n] for n in withheld], int)
+        small = np.array([0 < true[n] < LIMIT for n in withheld], bool)
+        truth = {n: true[n] for n in withheld}
+        self._solve({}, truth, truth)  # the truth is possible
+        least, most = np.full(at.size, np.inf), np.full(at.size, -np.inf)
+
+        def open_() -> np.ndarray:
+            return np.flatnonzero((least >= most) | (small & (most < LIMIT)))
+
+        def look(names: list[Path]) -> int:
+            before = len(open_())
+            for sign in (-1, 1):
+                caps = {n: max(LIMIT, true[n] + 1) for n in names}
+                found = self._solve(dict.fromkeys(names, sign), caps)
+                np.minimum(least, found[at], out=least)
+                np.maximum(most, found[at], out=most)
+            return before - len(open_())
+
+        while len(left := open_()) > 1 and look([withheld[i] for i in left]):
+            pass
+        for i in open_():
+            if i in open_():
+                look([withheld[i]])
+        return [withheld[i] for i in open_()]
+
+    def _solve(
+        self, wish: dict[Path, int], caps: dict[Path, int], floors: dict[Path, int] | None = None
+    ) -> np.ndarray:
+        """Whole numbers that agree with all that is known, the least sum of ``wish``."""
+        weights, low, high = np.zeros(len(self.names)), self.bounds.lb.copy(), self.bounds.ub.copy()
+        for name, sign in wish.items():
+            weights[self.position[name]] = sign
+        for name, cap in caps.items():
+            high[self.position[name]] = min(high[self.position[name]], cap)
+        for name, floor in (floors or {}).items():
+            low[self.position[name]] = max(low[self.position[name]], floor)
+        found = milp(
+            weights,
+            integrality=weights * 0 + 1,
+            bounds=Bounds(low, high),
+            constraints=self.matrix,
+        )
+        assert found.status == 0, found.message
+        return np.round(found.x)
 
 
 shapes = st.fixed_dictionaries(
@@ -411,19 +453,11 @@ def test_nothing_withheld_can_be_worked_out(invented_summary: Invent, shape: Any
     exact = summary.as_dict()
     published = shareable(summary, POLICY)
     true = dict(flat(exact))
-    attacker = Attacker(published, exact, summary.notes)
     for name, value in flat(published):
-        if name == ("min_cell",):
-            continue
-        if value is not None:
+        if name != ("min_cell",) and value is not None:
             assert value == true[name]
             assert isinstance(value, str) or value == 0 or value >= LIMIT
-            continue
-        low, high = attacker.range(name)
-        assert low <= true[name] <= high
-        assert low < high, name
-        if 0 < true[name] < LIMIT:
-            assert high >= LIMIT, name
+    assert Attacker(published, exact, summary.notes).worked_out(true) == []
 
 
 def test_the_attacker_sees_through_small_counts_alone(invented_summary: Invent) -> None:
@@ -442,6 +476,9 @@ def test_the_attacker_sees_through_small_counts_alone(invented_summary: Invent) 
     hidden = [name for name, value in flat(naive) if value is None]
     pinned = [name for name in hidden if len(set(attacker.range(name))) == 1]
     assert 0 < len(pinned) < len(hidden)
+    bounded = attacker.worked_out(dict(flat(exact)))
+    assert set(pinned) < set(bounded)
+    assert all(attacker.range(name)[1] < LIMIT for name in set(bounded) - set(pinned))
 
 
 def test_a_large_site_keeps_little_to_itself(invented_summary: Invent) -> None:
