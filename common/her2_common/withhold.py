@@ -182,9 +182,7 @@ class Audit:
         small = {i for i, value in values if value is not None and 0 < value < self.min_cell}
         return sorted(small | self.counts.secret)
 
-    def unsafe(
-        self, hidden: Flags, protected: Sequence[int], *, first: bool = False
-    ) -> list[int]:
+    def unsafe(self, hidden: Flags, protected: Sequence[int], *, first: bool = False) -> list[int]:
         """Those of ``protected`` that are certain to be below ``min_cell``; or the first one."""
         open_ = list(protected)
         # What was found before and still agrees with all that is shown.

@@ -25,8 +25,7 @@ from her2_common.metrics import ScoreHistogram, pool, youden_threshold
 from her2_common.model import preset
 from her2_common.novelty import FEWEST_CASES, Reference, beyond, limit_of, reference_of
 from her2_common.temperature import LogitMap, fit_temperature, fold, slope_bounds
-from her2_server.evaluation import SiteScores, bins_of
-from her2_server.suppression import is_small
+from her2_server.evaluation import SiteScores, bins_of, is_small
 
 FRACTION_BITS: Final = 30
 MAX_SUM: Final = 2.0**32
@@ -151,7 +150,7 @@ def temperature_record(
     what was before, ``bins`` and ``slope_bounds`` are None. So is what has too few cases.
     """
     fit, before = settled.fit, pooled_fused(settled.before)
-    whole = settled.before.keys() == validation.keys() and not is_small(before.n - before.m, before.m, min_cell)
+    whole = settled.before.keys() == validation.keys() and not is_small(before, min_cell)
     fitted = fit.reason is None
     bounds = slope_bounds(before) if whole and fitted and not fit.intercept else (np.inf, np.inf)
     return {
@@ -196,7 +195,7 @@ def novelty_record(
 
 
 def _quality(histogram: ScoreHistogram, min_cell: int) -> dict[str, Any] | None:
-    if is_small(histogram.n - histogram.m, histogram.m, min_cell):
+    if is_small(histogram, min_cell):
         return None
     slope = calibration(histogram).slope
     return {"log_loss": log_loss(histogram), "slope": slope.as_dict() if slope else None}

@@ -45,7 +45,7 @@ from her2_common.metrics import (
     sensitivity,
     specificity,
 )
-from her2_server.suppression import POOLED, Counted, Published, is_small, published
+from her2_server.suppression import POOLED, Counted, Published, published
 
 SiteScores = Mapping[str, Mapping[str, ScoreHistogram]]
 """Site name -> key ("fused|mg+us", "single|mg") -> histogram."""
@@ -129,6 +129,11 @@ def evaluate(
     return result
 
 
+def is_small(histogram: ScoreHistogram, min_cell: int) -> bool:
+    """Whether a class has fewer than ``min_cell`` cases, so that nothing of it is published."""
+    return min(histogram.m, histogram.n - histogram.m) < min_cell
+
+
 def counted(scores: SiteScores) -> Counted:
     """The negatives and positives of every histogram."""
     return {
@@ -196,7 +201,7 @@ def _levels(
         return None
     known = pool(of_site.values())
     unknown = [h.n - h.m - known.n for h in (total, pool(centres[site] for site in telling))]
-    if any(is_small(h.n - h.m, h.m, min_cell) for h in (total, known)) or any(
+    if any(is_small(h, min_cell) for h in (total, known)) or any(
         n < min_cell and n != 0 for n in unknown
     ):
         return dict(SUPPRESSED)

@@ -8,15 +8,13 @@ from typing import Any
 from her2_common.metrics import Estimate, ScoreHistogram, auc_interval
 from her2_common.wire import SiteDescription, SiteReply
 from her2_server.closing import pooled_fused
-from her2_server.evaluation import SiteScores
+from her2_server.evaluation import SiteScores, is_small
 from her2_server.exchange import Outcome
-from her2_server.suppression import is_small
 
 
 def publishable_auc(histogram: ScoreHistogram, min_cell: int) -> Estimate | None:
     """The AUC, unless a class has fewer cases than ``min_cell``."""
-    few = is_small(histogram.n - histogram.m, histogram.m, min_cell)
-    return None if few else auc_interval(histogram)
+    return None if is_small(histogram, min_cell) else auc_interval(histogram)
 
 
 def metrics_line(

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from her2_common.cases import MODALITIES, SPLITS
+from her2_common.cases import SPLITS
 from her2_common.response.cells import Blocks, Positions
 
 Counted = Mapping[str, Mapping[str, tuple[int, int]]]
@@ -37,7 +37,8 @@ Account = Mapping[str, Any]
 POOLED: Final = "all"
 
 Published = frozenset[tuple[str, ...]]
-"""(split, "all"), (split, "by_centre", name) and the like; (site, "cases", "train") and the like."""
+"""(split, "all"), (split, "by_centre", name) and the like; of a site (name, "cases", "train") and
+the like."""
 
 
 def published(
@@ -57,11 +58,6 @@ def withhold_counts(accounts: Iterable[dict[str, Any]], shown: Published) -> Non
             for key in account[section]:
                 if (name, section, key) not in shown:
                     account[section][key] = None
-
-
-def is_small(negatives: int, positives: int, min_cell: int) -> bool:
-    """Whether a class has fewer than ``min_cell`` cases, so that nothing of it is published."""
-    return min(negatives, positives) < min_cell
 
 
 def _of_site(scores: Mapping[str, Counted], account: Account) -> dict[str, Counted]:
@@ -123,7 +119,7 @@ class _Ledger:
         for key in keys:
             kind = {"fused": "by_combination", "single": "by_modality"}.get(key.split("|")[0])
             if kind is not None:
-                total = sum((np.array(of_site.get(key, (0, 0))) for of_site in sites.values()))
+                total = np.sum([of_site.get(key, (0, 0)) for of_site in sites.values()], axis=0)
                 groups.append((f"{split}/{kind}/{key.split('|')[1]}", total, having(key)))
         centres = {site: _fused(of_site) for site, of_site in sites.items()}
         groups += [(f"{split}/by_centre/{s}", n, of(s)) for s, n in centres.items()]
@@ -142,8 +138,8 @@ class _Ledger:
         return table
 
     def _protect(self, classes: Positions, counts: np.ndarray) -> None:
-        """An empty class beside another is as private as a small one: it tells that of everybody."""
-        if counts.any() and is_small(*counts.tolist(), self.min_cell):
+        """An empty class is as private as a small one: it tells the class of everybody."""
+        if counts.any() and counts.min() < self.min_cell:
             self.blocks.protect(classes[counts < self.min_cell])
 
     # --- what a site tells ----------------------------------------------------------------------
