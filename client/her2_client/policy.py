@@ -9,15 +9,17 @@ import json
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from her2_common import __version__
 from her2_common.bundle import bundle_hash
+from her2_common.cases import MODALITIES, Split
 from her2_common.config import Policy
 from her2_common.documents import parse_json
 from her2_common.errors import PolicyError
 from her2_common.files import replace_privately
 from her2_common.wire import TaskOrder
+from her2_common.withhold import TOTAL, WHOLE, Counts, withhold
 
 TESTED: Final = "tested.json"
 """Under a site's ``state``: {run: {group: fingerprint}}, the weights that scored its test cases."""
@@ -123,32 +125,44 @@ def check_update(policy: Policy, counts: Mapping[str, int]) -> None:
             )
 
 
-def tell(policy: Policy, cases: int) -> int | None:
-    """A count as it may leave: None below policy.min_cell, 0 as it is."""
-    return cases if cases == 0 or cases >= policy.min_cell else None
+def described(
+    min_cell: int,
+    *,
+    left_out: int,
+    cases: Mapping[Split, int],
+    positives: Mapping[Split, int],
+    combinations: Mapping[str, int],
+) -> dict[str, dict[str, int | None]]:
+    """The counts of ``describe`` as they may leave, None where one is withheld.
 
-
-Key = TypeVar("Key", bound=str)
-
-
-def tell_parts(policy: Policy, parts: Mapping[Key, int]) -> dict[Key, int | None]:
-    """Counts that add up to a known total, as they may leave.
-
-    One hidden part would be the total minus the others. So the smallest parts are hidden, one
-    after the other, until none of the shown ones is small and the hidden ones are together no
-    small cell either.
+    ``flow`` (in_table, accepted, left_out), ``cases``, ``positives`` and ``combinations``. Withheld
+    is a count from 1 to ``min_cell`` - 1, and what it could be worked out from
+    (her2_common.withhold), also for counts that nobody is told: negatives, cases with a modality.
+    Zeros are shown, but for an empty class: beside it the label of every case would be known.
     """
-    limit = policy.min_cell
-    hidden: set[Key] = {key for key, cases in parts.items() if 0 < cases < limit}
-    shown = sorted(
-        (key for key in parts if key not in hidden and parts[key]), key=lambda k: parts[k]
-    )
-    while hidden and shown and (len(hidden) < 2 or sum(parts[k] for k in hidden) < limit):
-        hidden.add(shown.pop(0))
-    return {key: None if key in hidden else cases for key, cases in parts.items()}
-
-
-def tell_part(policy: Policy, part: int, whole: int) -> int | None:
-    """A count out of a known total as it may leave: None if it or the rest is a small cell."""
-    rest_is_small = tell(policy, whole - part) is None
-    return None if rest_is_small else tell(policy, part)
+    counts, accepted = Counts(), sum(cases.values())
+    whole = counts.publish(("flow", "accepted"), accepted, WHOLE)
+    out = counts.publish(("flow", "left_out"), left_out)
+    table = counts.publish(("flow", "in_table"), accepted + left_out, WHOLE)
+    counts.equal([table], [whole, out])
+    splits = {s: counts.publish(("cases", s), n, TOTAL) for s, n in cases.items()}
+    counts.equal([whole], splits.values())
+    for split, n in positives.items():
+        classes = counts.publish(("positives", split), n), counts.keep(cases[split] - n)
+        counts.equal([splits[split]], classes)
+        if n in (0, cases[split]) and cases[split]:
+            counts.secret.update(classes)  # the empty class would tell the label of everybody
+    parts = {name: counts.publish(("combinations", name), n) for name, n in combinations.items()}
+    counts.equal([whole], parts.values())
+    for modality in MODALITIES:
+        having = [name for name in combinations if modality in name.split("+")]
+        total = counts.keep(sum(combinations[name] for name in having))
+        counts.equal([total], [parts[name] for name in having])
+    withheld = withhold(counts, min_cell)
+    result: dict[str, dict[str, int | None]] = {
+        "flow": {}, "cases": {}, "positives": {}, "combinations": {}
+    }  # fmt: skip
+    for name, value in zip(counts.names, counts.values, strict=True):
+        if name is not None:
+            result[name[0]][name[1]] = None if name in withheld else value
+    return result

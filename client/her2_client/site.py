@@ -25,9 +25,7 @@ from her2_client.policy import (
     check_order,
     check_tested,
     check_update,
-    tell,
-    tell_part,
-    tell_parts,
+    described,
 )
 from her2_client.response import Responder
 from her2_client.scoring import Scores, histograms, profile, score
@@ -190,17 +188,17 @@ class Site:
     # --- the five tasks -------------------------------------------------------------------------
 
     def _describe(self, plan: RunConfig) -> SiteDescription:
-        # The run's report follows the stricter of the two limits, and so do we.
-        limit = max(self.config.policy.min_cell, plan.min_cell)
-        policy = self.config.policy.model_copy(update={"min_cell": limit})
-        cohorts = self._cohorts
+        policy, cohorts = self.config.policy, self._cohorts
         combinations = sum((c.combinations() for c in cohorts.values()), Counter[str]())
         sizes = {split: len(cohort) for split, cohort in cohorts.items()}
-        positives = {split: int(cohort.labels.sum()) for split, cohort in cohorts.items()}
         used = sum(sizes.values())
-        in_table = self._cache.in_table if self._cache else 0
-        left_out = in_table - used
-        cases = tell_parts(policy, sizes)
+        counts = described(
+            max(policy.min_cell, plan.min_cell),  # the run's report follows the stricter one, too
+            left_out=(self._cache.in_table if self._cache else 0) - used,
+            cases=sizes,
+            positives={split: int(cohort.labels.sum()) for split, cohort in cohorts.items()},
+            combinations=dict(sorted(combinations.items())),
+        )
         self.notify(f"described {used} cases, groups {', '.join(self._groups())}")
         levels = plan.her2_levels == 3 and bool((cohorts["train"].low >= 0).any())
         if plan.her2_levels == 3 and not levels:
@@ -212,14 +210,10 @@ class Site:
             site=self.config.name,
             version=__version__,
             groups=self._groups(),
-            flow=Flow(
-                in_table=tell_part(policy, in_table, in_table + left_out),
-                accepted=tell(policy, used),
-                left_out=tell(policy, left_out),
-            ),
-            cases=Counts(**cases),
-            positives=Counts(**{s: tell_part(policy, positives[s], sizes[s]) for s in cohorts}),
-            combinations=tell_parts(policy, dict(sorted(combinations.items()))),
+            flow=Flow(**counts["flow"]),
+            cases=Counts(**counts["cases"]),
+            positives=Counts(**counts["positives"]),
+            combinations=counts["combinations"],
             levels=levels,
         )
 

@@ -21,6 +21,7 @@ from the textbook: counts are withheld by a greedy rule, not the fewest possible
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -59,15 +60,21 @@ class Counts:
     sums: list[dict[int, int]] = field(default_factory=list)
     secret: set[int] = field(default_factory=set)
     zeros_shown: bool = True
-    limits: dict[int, tuple[int, int]] = field(default_factory=dict)
+    limits: dict[int, tuple[int, float]] = field(default_factory=dict)
 
     def publish(self, name: tuple[str, ...], value: int, rank: int = PART) -> int:
         """A count that would be published; returns its position."""
         return self._add(value, name, rank)
 
-    def keep(self, value: int | None = None) -> int:
-        """A count that is not published; one with a value is protected if it is small."""
-        return self._add(value, None, PART)
+    def keep(self, value: int | None = None, *, least: int = 0) -> int:
+        """A count that is not published; one with a value is protected if it is small.
+
+        ``least`` is what everybody knows it to be at least: 1 where its name is published.
+        """
+        position = self._add(value, None, PART)
+        if least:
+            self.limits[position] = (least, math.inf)
+        return position
 
     def equal(self, left: Iterable[int], right: Iterable[int]) -> None:
         """The counts at ``left`` have the same sum as those at ``right``."""
@@ -104,10 +111,7 @@ def withhold(counts: Counts, min_cell: int) -> frozenset[tuple[str, ...]]:
     if audit.largest(hidden, []) is None:
         # The sums contradict the counts: nothing is known to be safe.
         return frozenset(name for name in counts.names if name is not None)
-    small = {
-        i for i, value in enumerate(counts.values) if value is not None and 0 < value < min_cell
-    }
-    protected = sorted(small | counts.secret)
+    protected = audit.protected
     hidden[protected] = True
 
     causes: dict[int, list[int]] = {}
@@ -162,13 +166,24 @@ class Audit:
             ]
         )
 
+        # More than min_cell for one of them is of no use. The truth is still among the answers, for
+        # a secret one may be larger than that, and nobody knows how large an uncounted one is.
+        most = min_cell + sum(value or 0 for value in counts.values)
+        self.wanted = [most if v is None else max(min_cell, v) for v in counts.values]
         self.most = np.full(len(counts.values), np.inf)
         for position, (low, high) in counts.limits.items():
             self.least[position] = max(self.least[position], low)
             self.most[position] = high
 
-    def unsafe(self, hidden: Flags, protected: Sequence[int]) -> list[int]:
-        """Those of ``protected`` that are certain to be below ``min_cell``."""
+    @property
+    def protected(self) -> list[int]:
+        """The small counts, 1 to ``min_cell`` - 1, and the secret ones."""
+        values = enumerate(self.counts.values)
+        small = {i for i, value in values if value is not None and 0 < value < self.min_cell}
+        return sorted(small | self.counts.secret)
+
+    def unsafe(self, hidden: Flags, protected: Sequence[int], *, first: bool = False) -> list[int]:
+        """Those of ``protected`` that are certain to be below ``min_cell``; or the first one."""
         open_ = list(protected)
         # What was found before and still agrees with all that is shown.
         for known in self.found:
@@ -189,6 +204,8 @@ class Audit:
             solution = self.largest(hidden, [position])
             if solution is None or not self._large(solution, [position]):
                 found.append(position)
+                if first:
+                    break
             else:
                 cleared = self._large(solution, open_)
                 open_ = [p for p in open_ if p not in cleared]
@@ -203,10 +220,7 @@ class Audit:
         high = np.where(hidden, self.most, self.exact)
         for position in positions:
             if hidden[position]:
-                # More than min_cell for one of them is of no use. The truth is still among the
-                # answers, for a secret one may be larger than that.
-                wanted = max(self.min_cell, self.exact[position])
-                high[position] = min(wanted, self.most[position])
+                high[position] = min(self.wanted[position], self.most[position])
         wish = np.zeros(len(low))
         wish[positions] = -1
         # Without the demand for whole numbers it is faster, and mostly they come out whole.

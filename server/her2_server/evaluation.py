@@ -11,17 +11,13 @@ A site sends one histogram for each key:
 ``evaluate`` adds them up and publishes the pooled numbers and three breakdowns: by centre, by
 combination and by modality. What it publishes, step by step:
 
-1. A group with fewer than ``min_cell`` positives or negatives is ``{"suppressed": true}``.
-2. Centres, and combinations, add up to the total. So that no small group is the difference of
-   published ones, the next smallest groups are suppressed too, until at least two are and these
-   together are no small group themselves.
-3. Combinations also add up to modalities. Groups are suppressed, smallest first, until no sum of
-   published counts gives a small group.
-4. Low, zero and unknown level add up to the negatives. They are published pooled or not at all:
+1. What may be published is decided for all counts of a run at once (her2_server.suppression).
+2. A group that may not, or that has fewer than ``min_cell`` positives or negatives, is
+   ``{"suppressed": true}``; so are the pooled cases.
+3. Low, zero and unknown level add up to the negatives. They are published pooled or not at all:
    only if low and zero are no small groups and the unknown are none or no small group, over all
    sites and over those that tell levels (by_centre has their negatives).
 
-The caller's duty: counts it publishes elsewhere (cases of a site, say) must follow the same rule.
 What this cannot hide: a centre that subtracts its own cases from the pooled numbers of two.
 """
 
@@ -34,7 +30,7 @@ from typing import Any, Final
 import numpy as np
 
 from her2_common.calibration import calibration, reliability
-from her2_common.cases import MODALITIES
+from her2_common.cases import MODALITIES, Split
 from her2_common.errors import MetricError
 from her2_common.metrics import (
     Estimate,
@@ -49,6 +45,7 @@ from her2_common.metrics import (
     sensitivity,
     specificity,
 )
+from her2_server.suppression import POOLED, Counted, Published, published
 
 SiteScores = Mapping[str, Mapping[str, ScoreHistogram]]
 """Site name -> key ("fused|mg+us", "single|mg") -> histogram."""
@@ -70,7 +67,14 @@ SUPPRESSED: Final = {"suppressed": True}
 Groups = dict[str, ScoreHistogram]
 
 
-def evaluate(scores: SiteScores, threshold: float, min_cell: int = 10) -> dict[str, Any]:
+def evaluate(
+    scores: SiteScores,
+    threshold: float,
+    min_cell: int = 10,
+    *,
+    split: Split = "test",
+    shown: Published | None = None,
+) -> dict[str, Any]:
     """The pooled numbers and the three breakdowns, ready for JSON.
 
     ``n``, ``positives``, ``auc``, ``sensitivity``, ``specificity``, ``ppv``, ``npv``, ``brier``,
@@ -84,6 +88,8 @@ def evaluate(scores: SiteScores, threshold: float, min_cell: int = 10) -> dict[s
         scores: histograms of every site; sites and keys without cases may be left out.
         threshold: calls are positive at or above it; frozen beforehand, never fitted here.
         min_cell: fewest positives, and fewest negatives, of a published group.
+        split: what the scores are of.
+        shown: what of it may be published; by default all that may beside nothing else.
 
     Raises:
         MetricError: an unknown key, or a threshold that is not from 0 to 1.
@@ -93,13 +99,15 @@ def evaluate(scores: SiteScores, threshold: float, min_cell: int = 10) -> dict[s
             if key not in KEYS:
                 raise MetricError(f"site {site}: expected keys {', '.join(KEYS)}, got {key!r}")
 
+    if shown is None:
+        shown = published({split: counted(scores)}, min_cell)
     centres: Groups = {
         site: pool(h for key, h in histograms.items() if key.startswith("fused|"))
         for site, histograms in scores.items()
     }
     by_key = {key: pool(h[key] for h in scores.values() if key in h) for key in KEYS}
     total = pool(centres.values())
-    if is_small(total, min_cell):
+    if not total.n or (split, POOLED) not in shown:
         result: dict[str, Any] = {"suppressed": True, **dict.fromkeys(_numbers(total, threshold))}
         result |= dict.fromkeys(("confusion", "calibration", "roc"))
     else:
@@ -108,17 +116,30 @@ def evaluate(scores: SiteScores, threshold: float, min_cell: int = 10) -> dict[s
     result["levels"] = _levels(scores, total, centres, min_cell)
     parts: Groups = {name: h for name in COMBINATIONS if (h := by_key[f"fused|{name}"]).n}
     singles: Groups = {name: h for name in MODALITIES if (h := by_key[f"single|{name}"]).n}
-    hidden_parts, hidden_singles = _hide_cross(parts, singles, min_cell)
-    for name, groups, hidden in (
-        ("by_centre", centres, _hide(centres, min_cell)),
-        ("by_combination", parts, hidden_parts),
-        ("by_modality", singles, hidden_singles),
-    ):
-        result[name] = {
-            group: dict(SUPPRESSED) if group in hidden else _numbers(histogram, threshold)
-            for group, histogram in groups.items()
+    breakdowns = (("by_centre", centres), ("by_combination", parts), ("by_modality", singles))
+    for kind, groups in breakdowns:
+        result[kind] = {
+            group: (
+                _numbers(h, threshold)
+                if h.n and (split, kind, group) in shown
+                else dict(SUPPRESSED)
+            )
+            for group, h in groups.items()
         }
     return result
+
+
+def is_small(histogram: ScoreHistogram, min_cell: int) -> bool:
+    """Whether a class has fewer than ``min_cell`` cases, so that nothing of it is published."""
+    return min(histogram.m, histogram.n - histogram.m) < min_cell
+
+
+def counted(scores: SiteScores) -> Counted:
+    """The negatives and positives of every histogram."""
+    return {
+        site: {key: (h.n - h.m, h.m) for key, h in histograms.items()}
+        for site, histograms in scores.items()
+    }
 
 
 def _numbers(histogram: ScoreHistogram, threshold: float) -> dict[str, Any]:
@@ -194,61 +215,3 @@ def _levels(
 
 def _as_dict(estimate: Estimate | None) -> dict[str, float] | None:
     return None if estimate is None else estimate.as_dict()
-
-
-# --- small groups --------------------------------------------------------------------------------
-
-
-def is_small(histogram: ScoreHistogram, min_cell: int) -> bool:
-    """Whether a class has fewer than ``min_cell`` cases, so that nothing of it is published."""
-    return min(histogram.m, histogram.n - histogram.m) < min_cell
-
-
-def _hide(groups: Groups, min_cell: int) -> set[str]:
-    """The groups of a breakdown that adds up to the total which must not be published."""
-    hidden = {name for name, histogram in groups.items() if is_small(histogram, min_cell)}
-    if not hidden:
-        return hidden
-    for name in sorted(groups.keys() - hidden, key=lambda name: (groups[name].n, name)):
-        together = pool(groups[hide] for hide in hidden)
-        if len(hidden) >= 2 and not is_small(together, min_cell):
-            break
-        hidden.add(name)
-    return hidden
-
-
-def _hide_cross(parts: Groups, singles: Groups, min_cell: int) -> tuple[set[str], set[str]]:
-    """Combinations and modalities that must not be published: (of parts, of singles)."""
-    small = {name for name, histogram in parts.items() if is_small(histogram, min_cell)}
-    small_singles = {name for name, h in singles.items() if is_small(h, min_cell)}
-    hidden, hidden_singles = _hide(parts, min_cell), set(small_singles)
-    secrets = [_members(parts, only=name) for name in small]
-    secrets += [_members(parts, having=name) for name in small_singles]
-    if not secrets:
-        return hidden, hidden_singles
-
-    def published() -> np.ndarray[Any, np.dtype[np.float64]]:
-        sums = [np.ones(len(parts))]
-        sums += [_members(parts, only=name) for name in parts if name not in hidden]
-        sums += [_members(parts, having=name) for name in singles if name not in hidden_singles]
-        return np.stack(sums)
-
-    # Smallest first; "" sorts a combination before a modality of the same size
-    order = sorted(
-        [(h.n, "", name) for name, h in parts.items()]
-        + [(h.n, "single", name) for name, h in singles.items()]
-    )
-    for _, kind, name in order:
-        known = published()
-        rank = np.linalg.matrix_rank(known)
-        if all(np.linalg.matrix_rank(np.vstack([known, s])) > rank for s in secrets):
-            break
-        (hidden_singles if kind else hidden).add(name)
-    return hidden, hidden_singles
-
-
-def _members(
-    parts: Groups, *, only: str | None = None, having: str | None = None
-) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Indicator over the combinations, shape (c,): the one named, or those with a modality."""
-    return np.array([name == only or having in name.split("+") for name in parts], np.float64)

@@ -129,7 +129,7 @@ def table(document: Mapping[str, Any]) -> Table:
         shown.add_column(words)
     for name, one in document["centres"].items():
         if "suppressed" in one:
-            shown.add_row(name, "", "withheld: a small group", "")
+            shown.add_row(name, "", "withheld", "")
             continue
         auc = one["auc"]
         full = interval(auc["full"]) if auc["full"] else "not there"

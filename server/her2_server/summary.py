@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from her2_common import __version__
 from her2_common.bundle import bundle_hash
-from her2_common.cases import MODALITIES, Modality
+from her2_common.cases import MODALITIES, Modality, Split
 from her2_common.config import FederationConfig
 from her2_common.model import GROUPS, Group, preset
 from her2_common.release import Manifest, write_release
@@ -23,13 +23,16 @@ from her2_common.wire import SiteDescription
 from her2_server import frozen
 from her2_server.checkpoint import Checkpoint
 from her2_server.closing import Evaluation, Settled, novelty_record, temperature_record
-from her2_server.evaluation import evaluate
+from her2_server.evaluation import SiteScores, counted, evaluate
 from her2_server.exchange import Outcome
 from her2_server.frozen import Frozen
 from her2_server.report import write_report
 from her2_server.report.text import predicted
 from her2_server.run_folder import RunFolder
+from her2_server.suppression import published, withhold_counts
 
+RESULTS: Final[dict[str, Split]] = {"validation": "val", "test": "test"}
+"""The splits with results, as summary.json calls them."""
 PHASES = ("wait", "train", "evaluate", "aggregate", "checkpoint")
 
 
@@ -65,14 +68,16 @@ def finish(
     lines = folder.read_metrics()
     min_cell = config.run.min_cell
     accounts = [_site(name, sites[name], lines, totals) for name in sorted(sites)]
-    results = {
-        "validation": evaluate(validation.scores, threshold["value"], min_cell),
-        "test": evaluate(test.scores, threshold["value"], min_cell),
+    scores: dict[Split, SiteScores] = {"test": test.scores, "val": validation.scores}
+    shown = published({s: counted(of) for s, of in scores.items()}, min_cell, accounts)
+    withhold_counts(accounts, shown)
+    results: dict[str, Any] = {
+        name: evaluate(scores[split], threshold["value"], min_cell, split=split, shown=shown)
+        for name, split in RESULTS.items()
     }
     for account in accounts:
         if account["name"] == config.left_out:
             account["status"] = "left out"
-    hide_positives(accounts, val=results["validation"], test=results["test"])
     private = config.run.strategy.private_groups  # each site's own: nothing that could be released
     counts = final.state.get("counts", {}).values()  # of the sites whose updates were folded in
     trained = [
@@ -105,18 +110,6 @@ def close(folder: RunFolder) -> None:
     """What is left to do when summary.json is there: draw the report, drop what was settled."""
     frozen.drop(folder)
     write_report(folder.path)
-
-
-def hide_positives(accounts: list[dict[str, Any]], **results: Mapping[str, Any]) -> None:
-    """Withhold a centre's positives of a split where the results withhold the centre.
-
-    The results publish the total; beside it, the positives of every other centre would give those
-    of the one that is too small to be shown.
-    """
-    for account in accounts:
-        for split, result in results.items():
-            if "suppressed" in result["by_centre"].get(account["name"], {}):
-                account["positives"][split] = None
 
 
 def release(

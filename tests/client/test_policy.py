@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 from her2_client.policy import (
     TESTED,
@@ -15,9 +20,7 @@ from her2_client.policy import (
     check_order,
     check_tested,
     check_update,
-    tell,
-    tell_part,
-    tell_parts,
+    described,
 )
 from her2_common import __version__
 from her2_common.bundle import build_bundle, bundle_hash
@@ -98,61 +101,128 @@ def test_an_empty_bundle_is_refused() -> None:
         check_bundle(Policy(), b"")
 
 
-@given(cases=st.integers(0, 50), min_cell=st.integers(1, 20))
-def test_a_count_is_told_from_min_cell_on(cases: int, min_cell: int) -> None:
-    told = tell(Policy(min_cell=min_cell), cases)
-    assert told == (cases if cases == 0 or cases >= min_cell else None)
+# --- describe -----------------------------------------------------------------------------------
+
+COMBINATIONS = ("mg", "us", "mg+us", "mri", "mg+us+mri")
+SPLITS = ("train", "val", "test")
 
 
-counts = st.dictionaries(st.sampled_from("abcdefg"), st.integers(0, 40), max_size=6)
+@st.composite
+def cohorts(draw: st.DrawFn) -> dict[str, Any]:
+    """Counts of a site that agree with each other."""
+    few = st.integers(0, 30)
+    cases = {split: draw(few) for split in SPLITS}
+    named = draw(st.lists(st.sampled_from(COMBINATIONS), min_size=1, unique=True))
+    combinations, left = {}, sum(cases.values())
+    for name in named[:-1]:
+        combinations[name] = draw(st.integers(0, left))
+        left -= combinations[name]
+    combinations[named[-1]] = left
+    positives = {split: draw(st.integers(0, n)) for split, n in cases.items()}
+    return {
+        "left_out": draw(few), "cases": cases, "positives": positives, "combinations": combinations
+    }  # fmt: skip
 
 
-@given(parts=counts, min_cell=st.integers(1, 20))
-def test_the_parts_that_are_told_give_away_no_small_part(
-    parts: dict[str, int], min_cell: int
-) -> None:
-    """Whoever knows the total and what is told learns of the rest its sum and no more: it belongs
-    to two parts at least and is no small cell, or nothing but zeros is told."""
-    told = tell_parts(Policy(min_cell=min_cell), parts)
-    assert told.keys() == parts.keys()
-    assert all(cases in (None, parts[key]) for key, cases in told.items())
-    assert not any(0 < (cases or 0) < min_cell for cases in told.values())
-    hidden = [parts[key] for key, cases in told.items() if cases is None]
-    if hidden and any(told.values()):
-        assert len(hidden) >= 2
-        assert sum(hidden) >= min_cell
+def most(counts: dict[str, Any], shown: dict[str, dict[str, int | None]], wanted: Any) -> float:
+    """The largest sum of cells of ``wanted`` that agrees with what is shown.
+
+    Cells: (split, positive, combination), and at last the cases that are left out. Written from
+    the meaning of the counts; it shares no code with what it attacks.
+    """
+    cells = list(itertools.product(SPLITS, (0, 1), counts["combinations"]))
+
+    def row(chosen: Callable[..., bool], left_out: bool = False) -> np.ndarray:
+        return np.array([*(chosen(*cell) for cell in cells), left_out], float)
+
+    sums = {
+        "flow/in_table": row(lambda s, p, c: True, True),
+        "flow/accepted": row(lambda s, p, c: True),
+        "flow/left_out": row(lambda s, p, c: False, True),
+        **{f"cases/{split}": row(lambda s, p, c, x=split: s == x) for split in SPLITS},
+        **{f"positives/{x}": row(lambda s, p, c, x=x: s == x and p == 1) for x in SPLITS},
+        **{f"combinations/{x}": row(lambda s, p, c, x=x: c == x) for x in counts["combinations"]},
+    }
+    low = {name: shown[name.split("/")[0]][name.split("/")[1]] for name in sums}
+    bounds = [
+        # Zeros are shown, but for those of a class
+        (value, value) if value is not None else (int("positives" not in name), np.inf)
+        for name, value in low.items()
+    ]
+    wish = row(wanted) if callable(wanted) else sums[wanted]
+    found = milp(
+        -wish,
+        integrality=np.ones(wish.size),
+        bounds=Bounds(0, 1000),
+        constraints=LinearConstraint(np.array(list(sums.values())), *np.array(bounds).T),
+    )
+    assert found.status == 0, found.message
+    return round(-found.fun)
 
 
-@given(parts=counts, min_cell=st.integers(1, 20))
-def test_nothing_is_hidden_without_need(parts: dict[str, int], min_cell: int) -> None:
-    told = tell_parts(Policy(min_cell=min_cell), parts)
-    if not any(0 < cases < min_cell for cases in parts.values()):
-        assert told == parts
-    assert all(told[key] == 0 for key, cases in parts.items() if cases == 0)
-    shown = [cases for cases in told.values() if cases]
-    hidden = [parts[key] for key, cases in told.items() if cases is None]
-    assert not (shown and hidden) or min(shown) >= max(hidden)  # the smallest are hidden
-
-
-@pytest.mark.parametrize(
-    ("parts", "told"),
-    [
-        ({"a": 5, "b": 30, "c": 12}, {"a": None, "b": 30, "c": None}),
-        ({"a": 5, "b": 6, "c": 12}, {"a": None, "b": None, "c": 12}),
-        ({"a": 1, "b": 2, "c": 12}, {"a": None, "b": None, "c": None}),
-        ({"a": 5, "b": 0}, {"a": None, "b": 0}),
-        ({}, {}),
-    ],
+@settings(max_examples=40, deadline=None)
+@example(
+    min_cell=10,  # two of 1 and 9: together they are no small cell, and yet each is one for certain
+    counts={
+        "left_out": 0,
+        "cases": {"train": 40, "val": 1, "test": 9},
+        "positives": {"train": 20, "val": 0, "test": 4},
+        "combinations": {"mg": 50},
+    },
 )
-def test_worked_examples(parts: dict[str, int], told: dict[str, int | None]) -> None:
-    assert tell_parts(Policy(min_cell=10), parts) == told
+@given(counts=cohorts(), min_cell=st.integers(2, 12))
+def test_no_small_count_follows_from_a_description(counts: dict[str, Any], min_cell: int) -> None:
+    shown = described(min_cell, **counts)
+    true = {key: dict(part) for key, part in counts.items() if key != "left_out"}
+    accepted, left_out = sum(counts["cases"].values()), counts["left_out"]
+    true["flow"] = {
+        "in_table": accepted + left_out, "accepted": accepted, "left_out": left_out
+    }  # fmt: skip
+    assert {key: set(part) for key, part in shown.items()} == {k: set(v) for k, v in true.items()}
+    for section, part in shown.items():
+        for key, value in part.items():
+            exact = true[section][key]
+            assert value in (None, exact)
+            if 0 < exact < min_cell:
+                assert value is None
+                assert most(counts, shown, f"{section}/{key}") >= min_cell
+    for split in SPLITS:
+        if 0 < counts["cases"][split] - counts["positives"][split] < min_cell:
+            assert most(counts, shown, lambda s, p, c, x=split: s == x and not p) >= min_cell
 
 
-@given(whole=st.integers(0, 60), share=st.floats(0, 1), min_cell=st.integers(1, 20))
-def test_a_part_of_a_known_whole(whole: int, share: float, min_cell: int) -> None:
-    part = int(share * whole)
-    small = [0 < cases < min_cell for cases in (part, whole - part)]
-    assert tell_part(Policy(min_cell=min_cell), part, whole) == (None if any(small) else part)
+@settings(max_examples=40, deadline=None)
+@given(counts=cohorts(), min_cell=st.integers(1, 12))
+def test_nothing_is_withheld_without_a_small_count(counts: dict[str, Any], min_cell: int) -> None:
+    shown = described(min_cell, **counts)
+    having = [
+        sum(n for name, n in counts["combinations"].items() if modality in name.split("+"))
+        for modality in ("mg", "us", "mri")
+    ]
+    every = [
+        counts["left_out"], *counts["cases"].values(), *counts["combinations"].values(), *having
+    ]  # fmt: skip
+    classes = [
+        (n, counts["cases"][split] - n)
+        for split, n in counts["positives"].items()
+        if counts["cases"][split]
+    ]
+    if min_cell == 1 or (
+        all(n == 0 or n >= min_cell for n in every) and all(min(c) >= min_cell for c in classes)
+    ):
+        assert not any(value is None for part in shown.values() for value in part.values())
+
+
+def test_one_label_for_everybody_is_not_told() -> None:
+    counts: dict[str, Any] = {
+        "left_out": 0,
+        "cases": {"train": 50, "val": 20, "test": 0},
+        "positives": {"train": 0, "val": 20, "test": 0},
+        "combinations": {"us": 70},
+    }
+    shown = described(10, **counts)
+    assert shown["positives"] == {"train": None, "val": None, "test": 0}
+    assert shown["cases"] == counts["cases"]
 
 
 @pytest.mark.parametrize(("split", "allowed"), [("val", True), ("test", True), ("train", False)])

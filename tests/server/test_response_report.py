@@ -295,7 +295,7 @@ def test_no_number_of_a_table_is_invented() -> None:
     told = [re.sub(r"<[^>]+>", " ", cell).replace(",", "") for cell in cells]
     numbers = Counter(n for cell in told for n in re.findall(r"\d+(?:\.\d+)?", cell))
     assert sum(numbers.values()) > 300
-    allowed = {"0.5", "10"}  # chance; "suppressed (<10)"
+    allowed = {"0.5"}  # chance
     assert set(numbers) - known - allowed == set()
 
 
@@ -329,27 +329,26 @@ def test_what_is_suppressed_says_so_and_gives_nothing_away() -> None:
     assert "777" not in html
     shown = Page(html).text
     for line in (
-        "coast suppressed (<10) all, Mantel-Haenszel",
-        "coast suppressed (<10) all, pooled",
-        "negative, discordant positive suppressed (<10)",
-        "MG + US suppressed (<10)",
-        "negative predictive value suppressed (<10) suppressed (<10) biopsy",
-        "without suppressed (<10) suppressed (<10) statistic suppressed (<10), p = 0.002",
-        "0.40 to 0.70 suppressed (<10) 0.70 to 0.90",
-        "river 121 suppressed (<10) suppressed (<10) ∞ (1.24 to ∞) –",
+        "coast withheld all, Mantel-Haenszel",
+        "coast withheld all, pooled",
+        "negative, discordant positive withheld",
+        "MG + US withheld",
+        "negative predictive value withheld withheld biopsy",
+        "without withheld withheld statistic withheld, p = 0.002",
+        "0.40 to 0.70 withheld 0.70 to 0.90",
+        "river 121 withheld withheld ∞ (1.24 to ∞) –",
         "0.90 to 1.00 0 – –",
     ):
         assert line in shown, line
-    assert "coast: suppressed (&lt;10)" in html  # in the description of the figure
+    assert "coast: withheld" in html  # in the description of the figure
 
 
 def test_the_limit_of_small_cells_is_the_plans() -> None:
     document = response_document()
     document["plan"]["document"]["min_cell"] = 23
     shown = page(document).text
-    assert "suppressed (<23)" in shown
+    assert "withheld" in shown
     assert "a count below 23" in shown
-    assert "<10)" not in shown
 
 
 def test_counts_of_the_whole_that_are_withheld_say_so() -> None:
@@ -358,9 +357,9 @@ def test_counts_of_the_whole_that_are_withheld_say_so() -> None:
     document["primary"].update(n=None, pcr=None, positive=HIDDEN, negative=HIDDEN)
     document["discordance"]["discordant"] = {"n": None, "share": None}
     shown = page(document).text
-    assert "patients suppressed (<10) in all, suppressed (<10) with pCR" in shown
-    assert "patients compared suppressed (<10)" in shown
-    assert "Discordant: suppressed (<10)." in shown
+    assert "patients withheld in all, withheld with pCR" in shown
+    assert "patients compared withheld" in shown
+    assert "Discordant: withheld." in shown
 
 
 def test_what_the_sample_cannot_give_is_a_dash_and_never_a_number() -> None:

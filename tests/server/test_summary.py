@@ -27,7 +27,6 @@ from her2_server.exchange import Outcome
 from her2_server.run_folder import RunFolder
 from her2_server.summary import (
     Totals,
-    hide_positives,
     modality_counts,
     release,
     weights_hash,
@@ -70,20 +69,6 @@ def test_modality_counts() -> None:
     assert modality_counts({"mg": 3, "mg+us": 4, "us+mri": 5}) == {"mg": 7, "us": 9, "mri": 5}
     assert modality_counts({"mg": 30, "mg+us": None}) == {"mg": None, "us": None, "mri": 0}
     assert modality_counts({}) == {"mg": 0, "us": 0, "mri": 0}
-
-
-def test_positives_are_withheld_where_the_results_withhold_the_centre() -> None:
-    accounts: list[dict[str, Any]] = [
-        {"name": name, "positives": {"train": 20, "val": 30, "test": 40}} for name in "ab"
-    ]
-    shown, hidden = {"n": 50}, {"suppressed": True}
-    hide_positives(
-        accounts,
-        val={"by_centre": {"a": shown, "b": shown}},
-        test={"by_centre": {"a": shown, "b": hidden}},
-    )
-    assert accounts[0]["positives"] == {"train": 20, "val": 30, "test": 40}
-    assert accounts[1]["positives"] == {"train": 20, "val": 30, "test": None}
 
 
 def test_the_hash_is_that_of_the_bits_in_the_fixed_order() -> None:

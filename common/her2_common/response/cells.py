@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Final
 
@@ -64,34 +65,63 @@ class Blocks:
             left_over = (values[int(whole[cell])] or 0) - sum(values[i] or 0 for i in inside)
             self._counts.equal([int(whole[cell])], [*inside, self._counts.keep(left_over)])
 
-    def within(self, position: int, low: int, high: int) -> None:
+    def within(self, position: int, low: int, high: float) -> None:
         """Whoever is told the tables knows from elsewhere that this count is from low to high."""
         self._counts.limits[int(position)] = (low, high)
+
+    def cells(self, *shape: int) -> Positions:
+        """Counts that stand in no table and need no protection of their own."""
+        flat = [self._counts.keep() for _ in range(math.prod(shape))]
+        return np.array(flat, np.int64).reshape(shape)
+
+    def keep(self, value: int | None, *, least: int = 0) -> Positions:
+        """One count that stands in no table, known to be ``least`` or more.
+
+        It is protected if it is small, or if it is None: another keeps it, for a reason of theirs.
+        """
+        position = self._counts.keep(value, least=least)
+        if value is None:
+            self._counts.secret.add(position)
+        return np.array([position], np.int64)
+
+    def protect(self, positions: Positions) -> None:
+        """These are never told, though they be 0."""
+        self._counts.secret.update(positions.ravel().tolist())
 
     def safe(self, told: Iterable[str], min_cell: int) -> bool:
         """Whether these tables, told together, give no small count away."""
         hidden = np.ones(len(self._counts.values), np.bool_)
         for name in told:
             hidden[self._places[name]] = False
-        values = np.array(self._counts.values, np.int64)
-        small = np.flatnonzero((values > 0) & (values < min_cell)).tolist()
-        return not Audit(self._counts, min_cell).unsafe(hidden, small)
+        audit = Audit(self._counts, min_cell)
+        return not audit.unsafe(hidden, audit.protected, first=True)
+
+    @property
+    def sound(self) -> bool:
+        """Whether the sums agree with the counts of all tables."""
+        hidden = np.array([name is None for name in self._counts.names], np.bool_)
+        return Audit(self._counts, 1).largest(hidden, []) is not None
 
     def told(self, min_cell: int) -> list[str]:
         """Step 2: the names of the tables that may be told, in the order of their adding."""
-        values = np.array(self._counts.values, np.int64)
-        small = np.flatnonzero((values > 0) & (values < min_cell)).tolist()
         audit = Audit(self._counts, min_cell)
-        hidden = np.ones(values.size, np.bool_)
+        protected = audit.protected
+        hidden = np.ones(len(self._counts.values), np.bool_)
         told: list[str] = []
-        for name, places in self._places.items():
-            if not set(places).isdisjoint(small):
-                continue
+
+        def tell(names: list[str]) -> None:
+            """One after the other, with a short cut: if all may be told, so may the first ones."""
+            places = [place for name in names for place in self._places[name]]
             hidden[places] = False
-            if small and audit.unsafe(hidden, small):
-                hidden[places] = True
-            else:
-                told.append(name)
+            if not protected or not audit.unsafe(hidden, protected, first=True):
+                told.extend(names)
+                return
+            hidden[places] = True
+            if len(names) > 1:
+                tell(names[: len(names) // 2])
+                tell(names[len(names) // 2 :])
+
+        tell([n for n, places in self._places.items() if set(places).isdisjoint(protected)])
         return told
 
 

@@ -22,10 +22,10 @@ from her2_server.report.svg import (
     new_figure,
     to_svg,
 )
-from her2_server.report.text import MODALITY_NAMES, count, duration, shorten, size
+from her2_server.report.text import MODALITY_NAMES, WITHHELD, count, duration, shorten, size
 
 _STUB: Final = 0.03
-"""Width, as a share of the axis, that stands for a count that the site keeps to itself."""
+"""Width, as a share of the axis, that stands for a count that is withheld."""
 
 _SPLITS: Final = (
     ("train", "training", BLUE),
@@ -41,24 +41,25 @@ _PHASES: Final = (
 )
 
 
-def patient_flow(site: Mapping[str, Any], index: int, min_cell: int = 10) -> str:
+def patient_flow(site: Mapping[str, Any], index: int) -> str:
     """One centre: in the table, accepted, split into three parts; and who has which modality.
 
     ``site`` is an entry of ``sites`` in summary.json. Counts that are None are drawn as a hatched
-    stub of fixed width and labelled "<10".
+    stub of fixed width and labelled "withheld".
     """
     flow = site.get("flow") or {}
     accepted, whole = flow.get("accepted"), flow.get("in_table")
-    scale = whole or accepted or 1
+    known = sum(n or 0 for n in (site.get("cases") or {}).values())
+    scale = whole or accepted or known or 1
     figure = new_figure(4.5, 2.05)
     axes = add_axes(figure, (0.98, 0.08, 2.55, 1.9))
     axes.axis("off")
     axes.set_xlim(0, scale)
     axes.set_ylim(6.75, -0.55)
-    told = [f"in the table {count(whole, min_cell)}", f"accepted {count(accepted, min_cell)}"]
+    told = [f"in the table {count(whole)}", f"accepted {count(accepted)}"]
 
-    _bar(axes, 0, "in the table", whole, scale, GREY, min_cell)
-    _bar(axes, 1, "accepted", accepted, scale, INK, min_cell)
+    _bar(axes, 0, "in the table", whole, scale, GREY)
+    _bar(axes, 1, "accepted", accepted, scale, INK)
     start = 0.0
     for split, name, colour in _SPLITS:
         value = (site.get("cases") or {}).get(split)
@@ -75,11 +76,11 @@ def patient_flow(site: Mapping[str, Any], index: int, min_cell: int = 10) -> str
                 fontsize=8.5,
             )
         start += width
-        told.append(f"{name} {count(value, min_cell)}")
+        told.append(f"{name} {count(value)}")
     _label(axes, 2, "split")
     for row, modality in enumerate(MODALITIES, start=4):
         known, hidden = _having(site, modality)
-        words = _at_least(known, hidden, min_cell)
+        words = _at_least(known, hidden)
         if known and not hidden and accepted:
             words += f" ({100 * known / accepted:.0f} %)"
         _rectangle(axes, 0, row, accepted or scale, RULE, alpha=0.45)
@@ -92,19 +93,19 @@ def patient_flow(site: Mapping[str, Any], index: int, min_cell: int = 10) -> str
     return to_svg(figure, f"flow-{index}", f"Patient flow at {site['name']}", "; ".join(told) + ".")
 
 
-def _having(site: Mapping[str, Any], modality: str) -> tuple[int, int]:
-    """Cases with ``modality`` as far as the site tells, and how many of the parts it keeps."""
+def _having(site: Mapping[str, Any], modality: str) -> tuple[int, bool]:
+    """Cases with ``modality`` as far as they are published, and whether others are withheld."""
     whole = site["modalities"].get(modality, 0)
     if whole is not None:
-        return whole, 0
+        return whole, False
     parts = [n for name, n in site["combinations"].items() if modality in name.split("+")]
-    return sum(n for n in parts if n is not None), max(parts.count(None), 1)
+    return sum(n for n in parts if n is not None), True
 
 
-def _at_least(known: int, hidden: int, min_cell: int) -> str:
+def _at_least(known: int, hidden: bool) -> str:
     if not hidden:
         return f"{known:,}" if known else "none"
-    return f"{known:,} or more" if known else f"<{hidden * min_cell}"
+    return f"{known:,} or more" if known else WITHHELD
 
 
 def _bar(
@@ -114,14 +115,11 @@ def _bar(
     value: int | None,
     scale: float,
     colour: str,
-    min_cell: int,
 ) -> None:
     width = _STUB * scale if value is None else value
     _rectangle(axes, 0, row, width, colour, unknown=value is None)
     _label(axes, row, label)
-    axes.text(
-        width + 0.015 * scale, row, count(value, min_cell), va="center", fontsize=8.5, clip_on=False
-    )
+    axes.text(width + 0.015 * scale, row, count(value), va="center", fontsize=8.5, clip_on=False)
 
 
 def _label(axes: Axes, row: float, label: str) -> None:

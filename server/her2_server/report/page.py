@@ -19,7 +19,6 @@ from jinja2 import UndefinedError
 
 from her2_common.cases import MODALITIES
 from her2_common.clinical import PCR_DEFINITION
-from her2_common.config import Policy
 from her2_common.documents import parse_json
 from her2_common.errors import RunError
 from her2_common.pages import environment, style
@@ -34,10 +33,6 @@ _BREAKDOWNS: Final = (
     ("by_combination", "Modalities of the case, all of them used"),
     ("by_modality", "One modality alone"),
 )
-
-
-SITE_MIN_CELL: Final = int(Policy.model_fields["min_cell"].default)
-"""Shown for a count that a site keeps to itself: the default of its policy."""
 
 _KINDS: Final = (
     ("describe", "description"),
@@ -110,7 +105,7 @@ def render(
     """
     templates = environment("her2_server.report")
     templates.filters.update(
-        count=lambda value: text.count(value, SITE_MIN_CELL),
+        count=text.count,
         number=text.number,
         interval=text.interval,
         percent=text.percent,
@@ -156,7 +151,6 @@ def render(
             for kind, _ in _KINDS
         },
         min_cell=_min_cell(summary),
-        site_min_cell=SITE_MIN_CELL,
     )
 
 
@@ -201,7 +195,7 @@ def _figures(
     kinds += [("one modality alone", None)]
     kinds += _named("by_modality", test["by_modality"], short=True)
     return {
-        "flow": [flow.patient_flow(site, index, SITE_MIN_CELL) for index, site in enumerate(sites)],
+        "flow": [flow.patient_flow(site, index) for index, site in enumerate(sites)],
         "learning": (
             figures.learning_curves(
                 rounds,

@@ -109,28 +109,26 @@ def _section(document: Mapping[str, Any], link: str | None) -> str:
 def _prepared(document: Mapping[str, Any]) -> tuple[Environment, dict[str, Any]]:
     """The templates with this page's filters, and what both templates are given."""
     min_cell = int(document["plan"]["document"]["min_cell"])
-    words = response_words.suppressed(min_cell)
-    return _templates(min_cell), {
-        "words": words,
+    return _templates(), {
+        "words": text.WITHHELD,
         "min_cell": min_cell,
         "primary": document["primary"],
     }
 
 
 @cache
-def _templates(min_cell: int) -> Environment:
+def _templates() -> Environment:
     templates = environment("her2_server.report")
-    words = response_words.suppressed(min_cell)
     templates.filters.update(
-        count=lambda value: words if value is None else text.count(value),
+        count=text.count,
         number=text.number,
         value=response_words.value,
         estimate=lambda value, *how: _together(response_words.estimate(value, *how)),
         share=lambda value: _together(response_words.share(value)),
         points=lambda value: _together(response_words.points(value)),
         p=response_words.p_value,
-        test=lambda value, *symbol: _unbroken(response_words.statistic(value, min_cell, *symbol)),
-        rate=lambda row: _unbroken(response_words.of(row, "pcr", "n", min_cell)),
+        test=lambda value, *symbol: _unbroken(response_words.statistic(value, *symbol)),
+        rate=lambda row: _unbroken(response_words.of(row, "pcr", "n")),
         term=response_words.term,
         subgroup=response_words.subgroup,
         kind=response_words.kind,
@@ -175,7 +173,6 @@ def _figures(document: Mapping[str, Any], words: str) -> dict[str, str | None]:
     drawn: dict[str, str | None] = dict.fromkeys(
         ("primary", "auc", "roc", "calibration", "decision", "discordance", "subgroups")
     )
-    min_cell = int(document["plan"]["document"]["min_cell"])
     primary, auc = _answered(document, "primary"), _answered(document, "auc")
     if primary is not None:
         drawn["primary"] = _primary_forest(primary, words)
@@ -195,7 +192,7 @@ def _figures(document: Mapping[str, Any], words: str) -> dict[str, str | None]:
     if (benefit := _answered(document, "net_benefit")) is not None and benefit["points"]:
         drawn["decision"] = response_figures.decision_curve(benefit["points"])
     if (calls := _answered(document, "discordance")) is not None:
-        drawn["discordance"] = response_figures.discordance_forest(calls["strata"], words, min_cell)
+        drawn["discordance"] = response_figures.discordance_forest(calls["strata"], words)
     if (groups := _answered(document, "subgroups")) is not None and groups:
         drawn["subgroups"] = response_figures.subgroup_forest(groups, primary or {}, words)
     return drawn

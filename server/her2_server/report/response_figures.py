@@ -145,7 +145,7 @@ def auc_forest(auc: Mapping[str, Any], words: str) -> str:
     )
 
 
-def discordance_forest(strata: Sequence[Mapping[str, Any]], words: str, min_cell: int) -> str:
+def discordance_forest(strata: Sequence[Mapping[str, Any]], words: str) -> str:
     """The pCR rate of the four strata of biopsy and model."""
     lines = []
     for row in strata:
@@ -153,7 +153,7 @@ def discordance_forest(strata: Sequence[Mapping[str, Any]], words: str, min_cell
         if row.get("suppressed"):
             lines.append(Line(label, words=words))
         else:
-            lines.append(Line(label, of(row, "pcr", "n", min_cell), row["rate"]))
+            lines.append(Line(label, of(row, "pcr", "n"), row["rate"]))
     return forest(
         "response-discordance",
         "pCR by biopsy and model",

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from her2_server.report.text import UNKNOWN, combination, number
+from her2_server.report.text import UNKNOWN, WITHHELD, combination, number
 
 Estimate = Mapping[str, float | None]
 
@@ -50,15 +50,6 @@ def shown(name: str) -> str:
     'A�B'
     """
     return "".join("�" if unicodedata.category(c).startswith("C") else c for c in name)
-
-
-def suppressed(min_cell: int) -> str:
-    """What stands for a count that is kept back: never a number, never nothing.
-
-    >>> suppressed(10)
-    'suppressed (<10)'
-    """
-    return f"suppressed (<{min_cell})"
 
 
 def value(number_: float | None, digits: int = 2, scale: float = 1.0) -> str:
@@ -114,7 +105,7 @@ def p_value(p: float | None) -> str:
     return f"{p:.3f}" if p >= 0.001 else f"{p:.1g}" if p >= 1e-4 else f"{p:.6f}"
 
 
-def statistic(test: Mapping[str, Any] | None, min_cell: int, symbol: str = "statistic") -> str:
+def statistic(test: Mapping[str, Any] | None, symbol: str = "statistic") -> str:
     """Statistic, degrees of freedom and p-value of a test in one line.
 
     ``symbol`` names a statistic that has no degrees of freedom.
@@ -127,22 +118,22 @@ def statistic(test: Mapping[str, Any] | None, min_cell: int, symbol: str = "stat
     p = p_value(test["p_value"])
     said = f"p {p[0]} {p[1:]}" if p.startswith("<") else f"p = {p}"
     if test["statistic"] is None:
-        return f"{symbol} {suppressed(min_cell)}, {said}"
+        return f"{symbol} {WITHHELD}, {said}"
     if test["df"] is None:
         return f"{symbol} = {number(test['statistic'])}, {said}"
     return f"χ² = {number(test['statistic'])}, df {test['df']}, {said}"
 
 
-def of(numbers: Mapping[str, Any], above: str, below: str, min_cell: int) -> str:
-    """A count out of another: "12 of 40", or that they are suppressed.
+def of(numbers: Mapping[str, Any], above: str, below: str) -> str:
+    """A count out of another: "12 of 40", or that they are withheld.
 
-    >>> of({"pcr": 12, "n": 40}, "pcr", "n", 10), of({"pcr": None, "n": None}, "pcr", "n", 10)
-    ('12 of 40', 'suppressed (<10)')
+    >>> of({"pcr": 12, "n": 40}, "pcr", "n"), of({"pcr": None, "n": None}, "pcr", "n")
+    ('12 of 40', 'withheld')
     """
     top, bottom = numbers[above], numbers[below]
     if top is None and bottom is None:
-        return suppressed(min_cell)
-    parts = [suppressed(min_cell) if part is None else f"{part:,}" for part in (top, bottom)]
+        return WITHHELD
+    parts = [WITHHELD if part is None else f"{part:,}" for part in (top, bottom)]
     return " of ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: rounded, with their interval, "<10" where a site keeps them."""
+"""Numbers as a reader wants them: rounded, with their interval, "withheld" where one is."""
 
 from __future__ import annotations
 
@@ -44,13 +44,17 @@ _MONTHS: Final = (
 """English whatever the machine's locale is."""
 
 
-def count(value: int | None, min_cell: int = 10) -> str:
-    """A count of cases; one that a site keeps to itself is "<10".
+WITHHELD: Final = "withheld"
+"""Shown for a count that is small, or from which a small one follows (her2_server.suppression)."""
+
+
+def count(value: int | None) -> str:
+    """A count of cases.
 
     >>> count(1204), count(None)
-    ('1,204', '<10')
+    ('1,204', 'withheld')
     """
-    return f"<{min_cell}" if value is None else f"{value:,}"
+    return WITHHELD if value is None else f"{value:,}"
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -184,16 +188,16 @@ def predicted(label: str) -> str:
 def levels(numbers: Mapping[str, Any] | None, min_cell: int) -> str:
     """HER2-low against HER2-zero in one sentence; ``numbers`` are ``levels`` of a split.
 
-    >>> levels({"suppressed": True}, 10)[:43]
-    'HER2-low against HER2-zero: not published, '
+    >>> levels({"suppressed": True}, 10)[:36]
+    'HER2-low against HER2-zero: withheld'
     """
     name = "HER2-low against HER2-zero"
     if numbers is None:
         return f"{name}: no test case tells its level by IHC and ISH."
     if numbers.get("suppressed"):
         return (
-            f"{name}: not published, because fewer than {min_cell} of the HER2-negative test cases "
-            "are low, zero, or of unknown level."
+            f"{name}: {WITHHELD}, because it would show a group of fewer than {min_cell} test "
+            "cases: positive, low, zero, or of unknown level."
         )
     auc = numbers["auc"]
     return (

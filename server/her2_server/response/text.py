@@ -80,7 +80,7 @@ def _primary(primary: Document) -> Iterator[str]:
     for part in primary["by_centre"]:
         name = _cut(f"at {part['centre']}", _NAME - 9)
         if part.get("suppressed"):
-            yield f"  {name:<{_NAME - 2}}  {'small cells':>11}"
+            yield f"  {name:<{_NAME - 2}}  {'withheld':>11}"
         else:
             yield _line(f"{name} ({part['n']})", part["odds_ratio"])
     for part in primary["left_out"]:

@@ -13,7 +13,10 @@ The rule:
   everybody; then all values of that variable are withheld. Of a column that is not recorded at
   all, everything is shown.
 - How often each reason was given is withheld, small or not: most reasons belong to one modality,
-  so that their numbers and those of the columns would tell of each other.
+  so that their numbers and those of the columns would tell of each other. Its name is shown, so it
+  was given at least once: with ten pictures refused for four reasons, none was given more than
+  seven times. Such a total is withheld, too, even from a reader who knows in which columns each
+  reason can occur.
 - The verdict of readiness, the seconds, the rows and the messages are no part of it.
 
 Its limits: which scanner makes, reasons and combinations there are is shown, as it concerns
@@ -62,7 +65,7 @@ def shareable(summary: IngestSummary, policy: Policy) -> dict[str, Any]:
     document = {key: value for key, value in summary.as_dict().items() if key not in LOCAL}
     if policy.min_cell > 1:
         document["reasons"] = {d: dict.fromkeys(given) for d, given in document["reasons"].items()}
-    known = _Known(document)
+    known = _Known(summary, document)
     withheld = withhold(known.counts, policy.min_cell)
     return {"min_cell": policy.min_cell} | {
         key: _shown(value, (key,), withheld) for key, value in document.items()
@@ -78,7 +81,8 @@ def _shown(value: Any, path: Path, withheld: frozenset[Path]) -> Any:
 class _Known:
     """The counts of a summary and every sum that holds between them, whatever the data."""
 
-    def __init__(self, document: Mapping[str, Any]) -> None:
+    def __init__(self, summary: IngestSummary, document: Mapping[str, Any]) -> None:
+        self.summary = summary
         self.counts = Counts()
         self.at: dict[Path, int] = {}
         self._publish(document, ())
@@ -174,10 +178,7 @@ class _Known:
             self.counts.equal(columns, self._under("scanners", modality))
         for column in IMAGES:
             self._part(self.at["lesion_boxes", column], accepted[column])
-        for disposition in DISPOSITIONS:
-            if given := self._under("reasons", disposition):
-                columns = [self.at["images", column, disposition] for column in IMAGES]
-                self.counts.equal(columns, given)
+        self._reasons()
         # A case that is left out for its pictures has one that was not used.
         left_out = self._under("cases", "left_out", NO_USABLE_IMAGE)
         unused = [self.at["images", c, d] for c in IMAGES for d in DISPOSITIONS]
@@ -186,6 +187,27 @@ class _Known:
         for column in ONE_A_CASE:
             states = ("accepted", "quarantined", "refused")
             self._at_most([self.at["images", column, state] for state in states], named)
+
+    def _reasons(self) -> None:
+        """Each reason that is named was given at least once, where its notes say and nowhere else.
+
+        Nobody can know more of the columns that a reason belongs to than that.
+        """
+        where: dict[tuple[str, str], set[str]] = {}
+        for entry in self.summary.notes:
+            note = entry.note
+            where.setdefault((note.disposition, note.reason), set()).add(note.column)
+        for disposition in DISPOSITIONS:
+            cells: dict[str, list[int]] = {column: [] for column in IMAGES}
+            for reason, given in self.summary.reasons[disposition].items():
+                total = self.counts.keep(given, least=1)
+                columns = where.get((disposition, reason), set(IMAGES))
+                parts = {column: self.counts.keep() for column in IMAGES if column in columns}
+                self._whole(total, parts.values())
+                for column, part in parts.items():
+                    cells[column].append(part)
+            for column in IMAGES:
+                self._whole(self.at["images", column, disposition], cells[column])
 
     def _receptors(self) -> None:
         """HER2 of the biopsy follows from its IHC score, the label from both specimens."""

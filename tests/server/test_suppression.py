@@ -1,0 +1,243 @@
+"""A reader of the report, who knows every sum, cannot tell of any count that it is small."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from her2_client.policy import described
+from her2_server.suppression import Published, published, withhold_counts
+
+SPLITS = ("train", "val", "test")
+MODALITIES = ("mg", "us", "mri")
+NAMES = ("north", "south", "east", "west")
+
+Cell = tuple[str, str, str, int]
+"""Site, split, combination, class."""
+Cells = dict[Cell, int]
+Name = tuple[str, ...]
+
+
+def invent(seed: int, sites: int, size: int) -> tuple[Cells, dict[str, int]]:
+    """Cases by cell, and those left out by site."""
+    rng = np.random.default_rng(seed)
+    cells: Cells = {}
+    for site in NAMES[:sites]:
+        combinations = rng.choice(["mg", "us", "mg+us", "mri", "mg+us+mri"], 3, replace=False)
+        many = rng.integers(1, size + 1)
+        for split, name, label in itertools.product(SPLITS, combinations.tolist(), (0, 1)):
+            share = {"train": 3, "val": 1, "test": 2}[split]
+            cells[site, split, name, label] = int(rng.poisson(many * share * (0.7, 0.4)[label] / 6))
+    return cells, {site: int(rng.integers(0, 20)) for site in NAMES[:sites]}
+
+
+def definitions(cells: Cells) -> dict[Name, np.ndarray]:
+    """Every count that a report may show, and the rests that follow, as sums of cells.
+
+    Beside the cells, in the end, stand the cases left out of each site.
+    """
+    sites = list(dict.fromkeys(cell[0] for cell in cells))
+
+    def row(left_out: str = "", **wanted: Any) -> np.ndarray:
+        chosen = []
+        for site, split, combination, label in cells:
+            true = {"site": site, "split": split, "combination": combination, "label": label}
+            having = wanted.get("modality") in (None, *combination.split("+"))
+            chosen.append(having and all(wanted.get(k, v) == v for k, v in true.items()))
+        inside = [wanted != {} or left_out == ""] * len(cells)
+        return np.array([*np.logical_and(chosen, inside), *(s == left_out for s in sites)], float)
+
+    result: dict[Name, np.ndarray] = {}
+    for split in ("val", "test"):
+        groups: dict[Name, dict[str, Any]] = {(split, "all"): {}}
+        groups |= {(split, "by_centre", site): {"site": site} for site in sites}
+        groups |= {(split, "by_combination", c): {"combination": c} for _, _, c, _ in cells}
+        groups |= {(split, "by_modality", m): {"modality": m} for m in MODALITIES}
+        for name, of in groups.items():
+            for label in (0, 1):
+                result[*name, str(label)] = row(split=split, label=label, **of)
+    for site in sites:
+        result[site, "flow", "accepted"] = row(site=site)
+        result[site, "flow", "left_out"] = row(site)
+        result[site, "flow", "in_table"] = row(site=site) + row(site)
+        for split in SPLITS:
+            result[site, "cases", split] = row(site=site, split=split)
+            result[site, "positives", split] = row(site=site, split=split, label=1)
+            result[site, "negatives", split] = row(site=site, split=split, label=0)
+        for m in MODALITIES:
+            result[site, "modalities", m] = row(site=site, modality=m)
+        for combination in dict.fromkeys(c for s, _, c, _ in cells if s == site):
+            name = site, "combinations", combination
+            result[name] = row(site=site, combination=combination)
+    return result
+
+
+def run_of(
+    cells: Cells, left_out: dict[str, int], min_cell: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Scores by split, and what the sites tell of themselves."""
+    scores: dict[str, Any] = {"test": {}, "val": {}}
+    accounts = []
+    for site in left_out:
+        own = {cell[1:]: n for cell, n in cells.items() if cell[0] == site}
+        combinations = list(dict.fromkeys(name for _, name, _ in own))
+        for split in scores:
+            keys = {f"fused|{c}": [own[split, c, k] for k in (0, 1)] for c in combinations}
+            for m in MODALITIES:
+                having = [
+                    n for key, n in keys.items() if m in key.removeprefix("fused|").split("+")
+                ]
+                keys[f"single|{m}"] = np.sum(having, axis=0).tolist() if having else [0, 0]
+            scores[split][site] = {key: tuple(n) for key, n in keys.items() if sum(n)}
+        told = described(
+            min_cell,
+            left_out=left_out[site],
+            cases={s: sum(n for (t, _, _), n in own.items() if s == t) for s in SPLITS},
+            positives={s: sum(own[s, c, 1] for c in combinations) for s in SPLITS},
+            combinations={
+                c: sum(n for (_, d, _), n in own.items() if c == d) for c in combinations
+            },
+        )
+        modalities: dict[str, int | None] = {}
+        for m in MODALITIES:
+            parts = [n for c, n in told["combinations"].items() if m in c.split("+")]
+            modalities[m] = None if None in parts else sum(n or 0 for n in parts)
+        accounts.append({"name": site, "modalities": modalities, **told})
+    return scores, accounts
+
+
+def on_the_page(accounts: list[dict[str, Any]], shown: Published, rows: Any) -> set[Name]:
+    """The names of ``rows`` whose counts a reader sees."""
+    told = {
+        (one["name"], section, key)
+        for one in accounts
+        for section in ("flow", "cases", "positives", "modalities", "combinations")
+        for key, value in one[section].items()
+        if value is not None
+    }
+    return {name for name in rows if name in told or name[:-1] in shown}
+
+
+def certain(
+    rows: dict[Name, np.ndarray], true: dict[Name, int], seen: set[Name], limit: int
+) -> Any:
+    """The small counts that a reader can tell to be small."""
+    known = np.array([rows[name] for name in sorted(seen)]).reshape(len(seen), -1)
+    values = np.array([true[name] for name in sorted(seen)])
+    wanted = {name for name, value in true.items() if 0 < value < limit}
+    for name in sorted(wanted):
+        if name not in wanted:
+            continue
+        found = milp(
+            -rows[name],
+            integrality=np.ones(rows[name].size),
+            bounds=Bounds(0, 10_000),
+            constraints=LinearConstraint(known, values, values) if seen else (),
+        )
+        assert found.status == 0, found.message
+        cells = np.round(found.x)
+        wanted -= {other for other in wanted if rows[other] @ cells >= limit}
+        if name in wanted:
+            yield name
+
+
+def counts_of(cells: Cells, left_out: dict[str, int]) -> tuple[dict[Name, np.ndarray], Any]:
+    rows = definitions(cells)
+    vector = np.array([*cells.values(), *left_out.values()])
+    return rows, {name: int(row @ vector) for name, row in rows.items()}
+
+
+@settings(max_examples=15, deadline=None)
+@example(seed=0, sites=4, size=100, limit=10)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    sites=st.integers(1, 4),
+    size=st.sampled_from([8, 30, 100, 300]),
+    limit=st.integers(2, 12),
+)
+def test_no_small_count_follows_from_the_report(
+    seed: int, sites: int, size: int, limit: int
+) -> None:
+    cells, left_out = invent(seed, sites, size)
+    rows, true = counts_of(cells, left_out)
+    scores, accounts = run_of(cells, left_out, limit)
+    shown = published(scores, limit, accounts)
+    withhold_counts(accounts, shown)
+    for one in accounts:
+        for section, part in one.items():
+            if section != "name":
+                for key, value in part.items():
+                    assert value in (None, true[one["name"], section, key])
+    seen = on_the_page(accounts, shown, rows)
+    assert not [name for name in seen if 0 < true[name] < limit]
+    assert list(certain(rows, true, seen, limit)) == []
+
+
+def four_centres() -> tuple[Cells, dict[str, int]]:
+    """Test cases 44, 23, 23 and 7: 97 in all."""
+    cells: Cells = {}
+    for site, n in zip(NAMES, (44, 23, 23, 7), strict=True):
+        for split, many in (("train", 10 * n), ("val", 4 * n), ("test", n)):
+            positives = many // 2
+            cells |= {(site, split, "us", 0): many - positives, (site, split, "us", 1): positives}
+    return cells, dict.fromkeys(NAMES, 0)
+
+
+def test_the_attack_finds_what_only_small_counts_withheld_would_show() -> None:
+    """As it was: 97 - 44 - 23 - 23 are the 7 test cases of the fourth centre."""
+    cells, left_out = four_centres()
+    rows, true = counts_of(cells, left_out)
+    _, accounts = run_of(cells, left_out, 10)
+    seen = on_the_page(accounts, frozenset({("test", "all")}), rows)
+    assert ("west", "cases", "test") not in seen
+    assert {("west", "cases", "test")} <= set(certain(rows, true, seen, 10))
+
+
+def test_the_total_does_not_give_the_smallest_centre_away() -> None:
+    cells, left_out = four_centres()
+    scores, accounts = run_of(cells, left_out, 10)
+    shown = published(scores, 10, accounts)
+    withhold_counts(accounts, shown)
+    assert ("test", "all") in shown
+    assert [one["cases"]["test"] for one in accounts].count(None) >= 2
+    assert accounts[0]["cases"]["test"] == 44
+    assert ("test", "by_centre", "north") in shown
+
+
+def test_large_counts_are_all_published() -> None:
+    cells = dict.fromkeys(invent(1, 3, 100)[0], 40)
+    scores, accounts = run_of(cells, dict.fromkeys(NAMES[:3], 12), 10)
+    shown = published(scores, 10, accounts)
+    before = copy.deepcopy(accounts)
+    withhold_counts(accounts, shown)
+    assert accounts == before
+    assert {("test", "by_centre", name) for name in NAMES[:3]} < shown
+
+
+@pytest.mark.parametrize("section", ["flow", "cases", "positives", "combinations"])
+def test_a_site_that_contradicts_itself_leaves_the_others_as_they_are(section: str) -> None:
+    cells = dict.fromkeys(invent(1, 3, 100)[0], 40)
+    scores, accounts = run_of(cells, dict.fromkeys(NAMES[:3], 12), 10)
+    key = {"flow": "in_table", "cases": "train", "positives": "test"}.get(section)
+    accounts[0][section][key or next(iter(accounts[0][section]))] += 1
+    shown = published(scores, 10, accounts)
+    withhold_counts(accounts, shown)
+    assert not any(v for s in ("flow", "cases") for v in accounts[0][s].values())
+    assert accounts[1]["cases"] == dict.fromkeys(SPLITS, 240)
+    assert ("test", "by_centre", "north") in shown
+
+
+def test_one_class_for_all_is_withheld_with_what_would_tell_it() -> None:
+    cells = {cell: (0 if cell[0] == "north" and cell[3] else 40) for cell in invent(1, 3, 100)[0]}
+    scores, accounts = run_of(cells, dict.fromkeys(NAMES[:3], 12), 10)
+    shown = published(scores, 10, accounts)
+    withhold_counts(accounts, shown)
+    assert {one["positives"]["test"] for one in accounts[:1]} == {None}
+    assert sum(("test", "by_centre", name) in shown for name in NAMES[:3]) <= 1
