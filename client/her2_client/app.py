@@ -2,6 +2,9 @@
 
 Only this file, the executor and her2_common.wire/runtime know Flower. An error leaves the site as
 its code and nothing else; the text stays in the site's own log.
+
+The log has a line for each order (run, round, task), and one for what leaves in answer to it: each
+record with its bytes, or the code of the refusal with its text.
 """
 
 from __future__ import annotations
@@ -25,14 +28,18 @@ from her2_common.response_wire import (
     read_statistics,
     statistics_record,
 )
+from her2_common.text import printable
 from her2_common.vectors import read_steps, read_whole, vectors_record
 from her2_common.wire import (
     MESSAGE_TYPES,
+    ORDER_RECORDS,
     TaskOrder,
+    check_records,
     document_record,
     moments_record,
     read_document,
     read_references,
+    record_bytes,
     scores_record,
 )
 
@@ -71,11 +78,32 @@ def answer_or_code(message: Message, work: Callable[[], Message]) -> Message:
         return work()
     except Her2Error as error:
         hint = f" (hint: {error.hint})" if error.hint else ""
-        log.error("%s: %s%s", error.code, error, hint)  # noqa: TRY400 (a user's mistake, no trace)
+        text = printable(f"{error}{hint}")
+        log.error("%s: refused: %s: %s", order_name(message), error.code, text)  # noqa: TRY400
         return error_reply(message, error.code)
     except Exception:
-        log.exception("internal error")
+        log.exception("%s: refused: internal", order_name(message))
         return error_reply(message, "internal")
+
+
+def order_name(message: Message) -> str:
+    """An order in the words of the log: "run her2-2026, round 3, train"; as far as it has them."""
+    try:
+        order = read_document(message.content, "order", TaskOrder)
+    except Exception:  # whatever came
+        return "an order that cannot be read"
+    round_ = f", round {order.round}" if order.round else ""
+    split = f" on {order.split}" if order.task == "evaluate" else ""
+    return f"run {order.run}{round_}, {order.task}{split}"
+
+
+def log_leaving(message: Message, reply: Message) -> None:
+    """A line of what leaves in answer to an order."""
+    if reply.has_content():
+        parts = ", ".join(f"{n} {record_bytes(part)} B" for n, part in reply.content.items())
+        log.info("%s: leaves: %s", order_name(message), parts)
+    else:
+        log.info("%s: leaves: the code %s", order_name(message), reply.error.reason)
 
 
 def error_reply(message: Message, code: str) -> Message:
@@ -85,6 +113,7 @@ def error_reply(message: Message, code: str) -> Message:
 
 def _content(site: Site, message: Message) -> RecordDict:
     order = read_document(message.content, "order", TaskOrder)
+    check_records(message.content, ORDER_RECORDS[order.task])
     expected = message.metadata.message_type.split(".")[0]
     if MESSAGE_TYPES[order.task] != expected:
         raise PolicyError(f"expected a {expected} order, got {order.task}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from her2_common.console import console, main_for, new_app
+from her2_common.console import MOMENT, console, main_for, new_app
 from her2_common.late import late
 
 if TYPE_CHECKING:
@@ -86,8 +87,10 @@ def start(site: SiteOption = Path("site.yaml")) -> None:
     config = _read(site)
     from her2_client.executor import run_site  # brings torch and Flower
 
+    logging.getLogger("her2_client").setLevel(logging.INFO)  # each order, and what leaves
+
     def notify(text: str) -> None:
-        console.print(f"[dim]{time.strftime('%H:%M:%S')}[/]  {escape(text)}", soft_wrap=True)
+        console.print(f"[dim]{time.strftime(MOMENT)}[/]  {escape(text)}", soft_wrap=True)
 
     run_site(config, notify=notify)
 

@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from her2_client.app import answer_or_code, make_app
+from her2_client.app import answer_or_code, log_leaving, make_app, order_name
 from her2_client.policy import check_bundle
 from her2_client.site import Site
 from her2_common.children import end_with_parent, interrupted_by_sigterm, stop_process
@@ -215,7 +215,10 @@ class Answers:
 
     def answer(self, task: ClientTask) -> Message:
         """The reply to a task's message, an error's code if it cannot be answered."""
-        return answer_or_code(task.message, partial(self._answer, task))
+        log.info("%s: received", order_name(task.message))
+        reply = answer_or_code(task.message, partial(self._answer, task))
+        log_leaving(task.message, reply)
+        return reply
 
     def _answer(self, task: ClientTask) -> Message:
         check_bundle(self.config.policy, task.bundle)

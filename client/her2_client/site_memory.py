@@ -6,10 +6,11 @@ this site was folded in, 0 if there was none.
 
 1. ``load`` the memory of the base; that of round 0 is empty.
 2. Train, and ``save`` the round's memory before the reply leaves.
-3. The memories of this round, of its base and of the base's own base stay, all others go. So an
-   order that comes again (a retry, a coordinator that resumes, be it from the checkpoint before its
-   newest) starts from the same memory and gives the same bits, and the next order finds its base
-   whether or not this update is folded in.
+3. The memories of this round, of its base and of the base's own base stay (more of this chain, if
+   the run keeps more rounds to go back to), all others go. So an order that comes again (a retry, a
+   coordinator that resumes, be it from the checkpoint before its newest) starts from the same
+   memory and gives the same bits, and the next order finds its base whether or not this update is
+   folded in.
 
 A memory is one file, ``memory/<run>/<round>.safetensors`` under site.yaml's ``state``, with a
 SHA-256 over run, round and arrays. <run> is the run's name and its id, so that two runs of one name
@@ -41,6 +42,9 @@ from her2_common.tensors import write_tensors
 RUNS_KEPT: Final = 3
 """The newest runs whose memory stays: one at work, and two that may yet be resumed."""
 
+ROUNDS_KEPT: Final = 3
+"""Memories of a run that stay unless run.kept_rounds asks for more."""
+
 _RUN: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 
 
@@ -59,11 +63,17 @@ class Memory:
         return load(self.state, run, round_number)
 
     def save(
-        self, run: str, round_number: int, arrays: Mapping[str, np.ndarray], *, base: int
+        self,
+        run: str,
+        round_number: int,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        base: int,
+        kept: int = ROUNDS_KEPT,
     ) -> None:
         """``save`` to this state."""
         self._newest = None
-        save(self.state, run, round_number, arrays, base=base)
+        save(self.state, run, round_number, arrays, base=base, kept=kept)
         self._newest = run, round_number, dict(arrays)
 
 
@@ -95,11 +105,18 @@ def load(state: Path, run: str, round_number: int) -> dict[str, np.ndarray]:
 
 
 def save(
-    state: Path, run: str, round_number: int, arrays: Mapping[str, np.ndarray], *, base: int
+    state: Path,
+    run: str,
+    round_number: int,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    base: int,
+    kept: int = ROUNDS_KEPT,
 ) -> None:
     """Write the memory of a round, durably, and drop what no order can need any more.
 
-    ``base`` is the round whose memory it was computed from. Saving a round again replaces it.
+    ``base`` is the round whose memory it was computed from; ``kept`` memories stay, itself and the
+    bases that led to it. Saving a round again replaces it.
 
     Raises:
         CheckpointError: it cannot be written; the memory of the base stays.
@@ -113,7 +130,8 @@ def save(
         for name, array in arrays.items()
     }
     older = [number for number in rounds(state, run) if number < base]  # the last is base's base
-    keep = {_path(state, run, number) for number in (round_number, base, *older[-1:])}
+    chain = (round_number, base, *older[-(kept - 2) :])
+    keep = {_path(state, run, number) for number in chain}
     try:
         _make_folder(path.parent)
         with replacing_privately(path) as file:

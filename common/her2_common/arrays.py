@@ -69,7 +69,7 @@ def read_array(value: object) -> np.ndarray | None:
         read_header = _HEADERS[np.lib.format.read_magic(head)]
         shape, fortran, dtype = read_header(head, max_header_size=_HEADER_BYTES)
         size = math.prod(shape)
-        if (fortran and len(shape) > 1) or dtype.hasobject or min(shape, default=0) < 0:
+        if (fortran and len(shape) > 1) or dtype.kind not in "iuf" or min(shape, default=0) < 0:
             return None
         if len(value) != head.tell() + size * dtype.itemsize:
             return None

@@ -6,8 +6,9 @@ file they stand in; every fault is reported as "file: key: expected X, got Y".
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
@@ -54,6 +55,24 @@ Name = Annotated[
 ]
 """Lower-case letters, digits and hyphens, at most 40: names appear in file names and reports."""
 
+MAX_SITE_CASES: Final = 2**24
+"""No site has as many patients: the sums over sites hold this many in all."""
+
+MAX_ROUNDS: Final = 10_000
+
+MAX_UPDATE_NORM: Final = 3.0
+"""Longest change of a group by one site in one round, L2, relative to the group's weights: seven
+times the longest that was measured over honest runs of the synthetic cohort (0.42)."""
+
+RoundNumber = Annotated[int, Field(ge=0, le=MAX_ROUNDS)]
+"""A round of a run; 0 is before the first."""
+
+Wait = Annotated[float, Field(ge=0, le=31 * 86_400)]
+"""Seconds, at most a month."""
+
+Weight = Annotated[float, Field(ge=0, le=1000)]
+"""The weight of a term of the loss."""
+
 Address = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9.\-\[\]:]+:[0-9]{1,5}$", description="host:port, no https://"),
@@ -96,7 +115,7 @@ class Policy(Section):
     min_cases: int = Field(default=10, ge=1)
     min_cell: int = Field(default=10, ge=1)
     max_rounds: int = Field(default=1000, ge=1)
-    max_queries: int = Field(default=400, ge=0)
+    max_queries: int = Field(default=400, ge=0, le=1_000_000)
     allowed_plans: tuple[str, ...] = ()
 
 
@@ -123,9 +142,13 @@ class CoordinatorSuperLink(Section):
 
 
 class Site(Section):
-    """A site as the coordinator knows it: its name and the public half of its key (OpenSSH)."""
+    """A site as the coordinator knows it: its name and the public half of its key (OpenSSH).
+
+    ``max_cases``: a site that counts more patients is refused. Its counts weigh its updates.
+    """
 
     name: Name
+    max_cases: int = Field(default=100_000, ge=1, le=MAX_SITE_CASES)
     public_key: str = Field(
         pattern=r"^ecdsa-sha2-nistp(256|384|521) [A-Za-z0-9+/=]+( .*)?$",
         description="an ECDSA key, ecdsa-sha2-... (the line of the site's .pub file)",
@@ -135,8 +158,8 @@ class Site(Section):
 class RunConfig(Section):
     """What is trained, and how. Sent to every site with the first message of a run."""
 
-    rounds: int = Field(default=12, ge=1, le=10_000)
-    preset: str = "compact"
+    rounds: int = Field(default=12, ge=1, le=MAX_ROUNDS)
+    preset: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$")] = "compact"
     image_size: int | None = Field(default=None, ge=32, le=1024, multiple_of=16)
     volume_size: int | None = Field(default=None, ge=16, le=256, multiple_of=16)
     label: Label = "reference"
@@ -144,25 +167,26 @@ class RunConfig(Section):
     batch_size: int = Field(default=12, ge=1, le=1024)
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     weight_decay: float = Field(default=0.05, ge=0, le=1)
-    warmup_rounds: float = Field(default=1.0, ge=0)
+    warmup_rounds: float = Field(default=1.0, ge=0, le=MAX_ROUNDS)
     her2_levels: Literal[2, 3] = 2
-    single_weight: float = Field(default=1.0, ge=0)
+    single_weight: Weight = 1.0
     alignment: Literal["l1", "contrastive", "none"] = "l1"
-    alignment_weight: float = Field(default=1.0, ge=0)
+    alignment_weight: Weight = 1.0
     modality_dropout: float = Field(default=0.0, ge=0, lt=1)
     image_noise: float = Field(default=0.6, ge=0, le=2)
     class_balance: Literal["none", "weights", "prior"] = "none"
     strategy: StrategyConfig = StrategyConfig()
     compression: Compression = Compression()
-    quorum: int | None = Field(default=None, ge=1)
-    round_timeout: float = Field(default=3600.0, gt=0)
-    start_timeout: float = Field(default=600.0, gt=0)
-    pause_timeout: float = Field(default=86_400.0, ge=0)
+    quorum: int | None = Field(default=None, ge=1, le=10_000)
+    round_timeout: Annotated[Wait, Field(gt=0)] = 3600.0
+    start_timeout: Annotated[Wait, Field(gt=0)] = 600.0
+    pause_timeout: Wait = 86_400.0
     retries: int = Field(default=2, ge=0, le=100)
-    patience: int | None = Field(default=None, ge=1)
-    max_update_norm: float | None = Field(default=None, gt=0)
+    patience: int | None = Field(default=None, ge=1, le=MAX_ROUNDS)
+    max_update_norm: float | None = Field(default=MAX_UPDATE_NORM, gt=0, le=1e6)
+    kept_rounds: int = Field(default=3, ge=3, le=1000)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    min_cell: int = Field(default=10, ge=1)
+    min_cell: int = Field(default=10, ge=1, le=1_000_000)
 
     @model_validator(mode="after")
     def _check_patience(self) -> RunConfig:
@@ -257,7 +281,14 @@ class FederationConfig(Section):
     @property
     def quorum(self) -> int:
         """How many sites a round needs: ``run.quorum``, else all that train."""
-        return self.run.quorum if self.run.quorum is not None else len(self.training)
+        most = len(self.training)
+        return most if self.run.quorum is None else min(self.run.quorum, most)
+
+    def without(self, names: Collection[str]) -> FederationConfig:
+        """The federation without the sites of these names. Its ``run``, which the other sites know,
+        stays as it is; the quorum is then no more than are left."""
+        kept = tuple(site for site in self.sites if site.name not in names)
+        return self.model_copy(update={"sites": kept})
 
 
 S = TypeVar("S", bound=Section)

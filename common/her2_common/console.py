@@ -27,6 +27,9 @@ console: Final = Console(stderr=True, highlight=False)
 """For people: progress, tables, errors."""
 
 
+MOMENT: Final = "%Y-%m-%d %H:%M:%S"
+"""How a line of a log begins (strftime), local time."""
+
 _INTERRUPTED: Final = 130
 
 
@@ -46,7 +49,9 @@ def new_app(purpose: str) -> typer.Typer:
 
     @app.callback()
     def _settings() -> None:
-        logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+        logging.basicConfig(
+            level=logging.WARNING, format="%(asctime)s  %(name)s: %(message)s", datefmt=MOMENT
+        )
 
     return app
 

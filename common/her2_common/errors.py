@@ -22,7 +22,7 @@ range. What leaves a site is the ``code`` alone, never the text.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 Disposition = Literal["set aside", "quarantined", "refused"]
 """What becomes of an image that is not used: sound but of another kind (an implant view, a
@@ -136,3 +136,12 @@ class CheckpointError(Her2Error):
     """A checkpoint is missing or damaged."""
 
     code = "checkpoint"
+
+
+def _codes(kind: type[Her2Error]) -> frozenset[str]:
+    return frozenset({kind.code}).union(*(_codes(child) for child in kind.__subclasses__()))
+
+
+SITE_CODES: Final = _codes(Her2Error) - {"error", "run"} | {"internal"}
+"""Every code that may leave a site: those of the tree but for the base and what only a coordinator
+raises, and "internal" for a fault of the program."""

@@ -35,14 +35,20 @@ _ARRAYS: Final = 64
 """Arrays of one message, at most: a plan has some 25 tables."""
 
 
+Item = Annotated[str, Field(pattern=r"^[a-z0-9-]{0,40}$")]
+"""What a query is about: a name of her2_common.response.queries, or of a model of the plan."""
+
+Queries = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
 class ResponseQuery(Section):
     """A ``her2_common.response.queries.Query`` but for its arrays, and under what it is asked."""
 
     analysis: Plan
     threshold: Annotated[float, Field(ge=0, le=1)]
     kind: Kind
-    item: str = Field(default="", max_length=40)
-    centres: tuple[Name, ...] = ()
+    item: Item = ""
+    centres: tuple[Name, ...] = Field(default=(), max_length=10_000)
     reduced: bool = False
 
     @classmethod
@@ -68,10 +74,10 @@ class ResponseReply(Section):
 
     site: Name
     kind: Kind
-    item: str = Field(max_length=40)
+    item: Item
     withheld: bool = False
-    queries: int = Field(ge=0)
-    max_queries: int = Field(ge=0)
+    queries: Queries
+    max_queries: Queries
 
 
 def statistics_record(arrays: Mapping[str, NDArray[np.float64]]) -> Arrays:

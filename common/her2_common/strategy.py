@@ -102,7 +102,7 @@ class NormClip(Section):
     """
 
     name: Literal["norm-clip"] = "norm-clip"
-    max_norm: float | None = Field(default=None, gt=0)
+    max_norm: float | None = Field(default=None, gt=0, le=1e6)
     weighted: bool = False
 
 

@@ -26,8 +26,9 @@ already is not sent again (her2_common.broadcast).
 One flat array a vector: few large arrays travel faster than many small ones. Everything that
 crosses is listed here and nowhere else.
 
-The receiver trusts nothing: documents are checked against their schema, arrays for their length
-before anything is read, then for their type, shape and finiteness.
+The receiver trusts nothing: a message holds the records of its task and no others, documents are
+checked against their schema, in which every number has bounds and every text a closed form, arrays
+for their length before anything is read, then for their type, shape and finiteness.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import numpy as np
-from flwr.app import Array, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from her2_common.arrays import Arrays, arrays_of, arrays_record, read_array
 from her2_common.cases import MODALITIES, Modality, Split
-from her2_common.config import Name, RunConfig, Task
+from her2_common.config import MAX_SITE_CASES, Name, RoundNumber, RunConfig, Task
 from her2_common.documents import parse_json
 from her2_common.errors import MetricError, UpdateError
 from her2_common.metrics import GRID, ScoreHistogram
@@ -59,6 +60,31 @@ MESSAGE_TYPES: Final[dict[Task, str]] = {
 }
 """Flower's message type for each task."""
 
+ORDER_RECORDS: Final[dict[Task, frozenset[str]]] = {
+    "describe": frozenset({"order"}),
+    "train": frozenset({"order", "weights", "steps"}),
+    "profile": frozenset({"order", "weights", "steps"}),
+    "evaluate": frozenset({"order", "weights", "steps", "references"}),
+    "compare": frozenset({"order", "weights", "steps", "initial"}),
+    "response": frozenset({"order", "query", "arrays", "weights"}),
+}
+"""The records that an order of each task may hold ..."""
+
+REPLY_RECORDS: Final[dict[Task, frozenset[str]]] = {
+    "describe": frozenset({"reply"}),
+    "train": frozenset({"reply", "update", "scores"}),
+    "profile": frozenset({"reply", "scores", "moments"}),
+    "evaluate": frozenset({"reply", "scores", "distances"}),
+    "compare": frozenset({"reply"}),
+    "response": frozenset({"reply", "arrays"}),
+}
+"""... and a reply."""
+
+_DOCUMENTS: Final = frozenset({"order", "query", "reply"})
+
+_DOCUMENT_CHARACTERS: Final = 2**18
+"""Longest JSON text of a document; an order, with the largest plan, has some 4,000. A design
+value."""
 
 _MODALITY_SETS: Final = r"(mg(\+us)?(\+mri)?|us(\+mri)?|mri)"
 Combination = Annotated[str, Field(pattern=f"^{_MODALITY_SETS}$")]
@@ -68,7 +94,23 @@ ScoreKey = Annotated[str, Field(pattern=rf"^((fused|low)\|{_MODALITY_SETS}|singl
 """The name of a histogram: the fused score of a combination, the score of one modality, or, from a
 model of three HER2 levels, the score of low against zero of the negatives of a combination."""
 
-Cases = Annotated[int, Field(ge=0, lt=2**31)]
+Cases = Annotated[int, Field(ge=0, le=MAX_SITE_CASES)]
+"""Patients at one site; ``sites[].max_cases`` of federation.yaml sets each its own, lower limit."""
+
+Seconds = Annotated[float, Field(ge=0, le=31 * 86_400)]
+"""Wall time, at most a month."""
+
+Loss = Annotated[float, Field(ge=0, le=1e6)]
+"""A mean training loss, nats; a model that guesses at random has less than 10."""
+
+Steps = Annotated[int, Field(ge=0, lt=2**31)]
+"""Steps of the optimiser in one round."""
+
+Variance = Annotated[float, Field(ge=-1, le=1)]
+"""An element of the covariance of AUCs, which lie between 0 and 1."""
+
+Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,39}$")]
+"""A release of her2-map, e.g. 0.1.0."""
 
 VectorName = Annotated[str, Field(pattern=r"^(mg|us|mri|clinical|head)(\.control)?$")]
 """A group of parameters, or its control (SCAFFOLD)."""
@@ -88,9 +130,9 @@ class TaskOrder(Section):
     task: Task
     run: Name
     run_id: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""
-    version: str
-    round: int = Field(default=0, ge=0)
-    base: int = Field(default=0, ge=0)
+    version: Version
+    round: RoundNumber = 0
+    base: RoundNumber = 0
     split: Split = "val"
     weights: dict[VectorName, Fingerprint] = Field(default_factory=dict)
     plan: RunConfig
@@ -126,7 +168,7 @@ class SiteDescription(Section):
     """
 
     site: Name
-    version: str
+    version: Version
     groups: tuple[Group, ...]
     flow: Flow
     cases: Counts
@@ -152,15 +194,18 @@ class SiteReply(Section):
 
     site: Name
     task: Task
-    round: int = Field(ge=0)
+    round: RoundNumber
     split: Split
-    counts: dict[str, int] = Field(default_factory=dict)
-    loss: float | None = None
-    steps: int = Field(default=0, ge=0)
-    seconds: dict[str, float] = Field(default_factory=dict)
-    score_keys: tuple[ScoreKey, ...] = ()
-    distance_keys: tuple[Modality, ...] = ()
+    counts: dict[Group, Cases] = Field(default_factory=dict)
+    loss: Loss | None = None
+    steps: Steps = 0
+    seconds: dict[Phase, Seconds] = Field(default_factory=dict)
+    score_keys: tuple[ScoreKey, ...] = Field(default=(), max_length=17)
+    distance_keys: tuple[Modality, ...] = Field(default=(), max_length=3)
 
+
+Phase = Literal["train", "evaluate"]
+"""What a site's ``seconds`` are told of."""
 
 ComparedModel = Literal["local", "federated", "personal"]
 """Trained at the site alone; the shared one; the shared one made the site's own."""
@@ -174,13 +219,13 @@ class Comparison(Section):
     """
 
     site: Name
-    round: int = Field(ge=0)
-    models: tuple[ComparedModel, ...] = ()
+    round: RoundNumber
+    models: tuple[ComparedModel, ...] = Field(default=(), max_length=3)
     negatives: Cases | None = None
     positives: Cases | None = None
-    auc: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
-    covariance: tuple[tuple[float, ...], ...] | None = None
-    seconds: float = Field(default=0.0, ge=0)
+    auc: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(), max_length=3)
+    covariance: tuple[tuple[Variance, ...], ...] | None = Field(default=None, max_length=3)
+    seconds: Seconds = 0.0
 
     @model_validator(mode="after")
     def _check_models(self) -> Comparison:
@@ -208,22 +253,51 @@ def document_record(document: Section) -> ConfigRecord:
     return ConfigRecord({"json": document.model_dump_json()})
 
 
-def read_document(record: RecordDict, key: str, schema: type[D]) -> D:
-    """The document under ``key``, checked against its schema.
+def check_records(record: RecordDict, allowed: frozenset[str]) -> None:
+    """Does a message hold records of these names alone, each of its kind?
 
     Raises:
-        UpdateError: it is missing or breaks the schema.
+        UpdateError: "unknown record".
+    """
+    for name, content in record.items():
+        kinds = ConfigRecord if name in _DOCUMENTS else (ConfigRecord, ArrayRecord)
+        if name not in allowed or not isinstance(content, kinds):
+            raise UpdateError(
+                f"expected no records but {', '.join(sorted(allowed))}, each of its kind",
+                reason="unknown record",
+            )
+
+
+def read_document(record: RecordDict, key: str, schema: type[D]) -> D:
+    """The document under ``key``, checked against its schema. The error names the first field that
+    breaks it and no value.
+
+    Raises:
+        UpdateError: "missing", or "misshapen": it breaks the schema.
     """
     try:
-        text: Any = record[key]["json"]  # not by config_records: see her2_common.arrays.arrays_of
+        content: Any = record[key]  # not by config_records: see her2_common.arrays.arrays_of
+        text: Any = content["json"]
+        if set(content) != {"json"} or not isinstance(text, str):
+            raise TypeError
+        if len(text) > _DOCUMENT_CHARACTERS:
+            raise ValueError(f"more than {_DOCUMENT_CHARACTERS} characters")
         return schema.model_validate(parse_json(text))
     except KeyError:
         raise UpdateError(f"expected a document {key!r}, got none", reason="missing") from None
-    except (ValueError, TypeError, ValidationError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
+        where = _field_of(schema, error) if isinstance(error, ValidationError) else "not JSON"
         raise UpdateError(
-            f"document {key!r} breaks the schema {schema.__name__}: {type(error).__name__}",
-            reason="misshapen",
+            f"document {key!r} breaks the schema {schema.__name__}: {where}", reason="misshapen"
         ) from None
+
+
+def _field_of(schema: type[Section], error: ValidationError) -> str:
+    """The first field of the schema that a document breaks; a name of the sender's is not told."""
+    at = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"]
+    return (
+        str(at[0]) if at and at[0] in schema.model_fields else "its keys, or what they say together"
+    )
 
 
 def scores_record(scores: Mapping[K, ScoreHistogram]) -> tuple[Arrays, tuple[K, ...]]:
@@ -249,6 +323,8 @@ def read_scores(
     arrays = arrays_of(record, name)
     if "cells" not in arrays:
         raise UpdateError(f"expected histograms of {name}, got none", reason="missing")
+    if len(arrays) > 1:
+        raise UpdateError(f"histograms of {name}: expected one array", reason="misshapen")
     cells = read_array(arrays["cells"])
     limits = np.array([len(keys), 2, GRID + 1])
     if (
@@ -267,6 +343,13 @@ def read_scores(
         return {key: ScoreHistogram(*tables[index]) for index, key in enumerate(keys)}
     except MetricError as error:
         raise UpdateError(f"histograms of {name}: {error}", reason="misshapen") from None
+
+
+_LARGEST_MOMENT: Final = 2.0**40
+"""Of a sum of products of features, which the model's normalisation holds near 1."""
+
+_ROUNDING: Final = 1e-9
+"""A sum of squares has no eigenvalue below 0 but for rounding, by its largest element."""
 
 
 def moments_record(moments: Mapping[Modality, np.ndarray]) -> Arrays:
@@ -303,8 +386,11 @@ def read_moments(
             )
         if not np.isfinite(total).all():
             raise UpdateError(f"moments {name}: holds NaN or infinity", reason="not finite")
-        if not np.array_equal(total, total.T) or (total.diagonal() < 0).any():
-            raise UpdateError(f"moments {name}: not sums of squares", reason="misshapen")
+        with np.errstate(over="ignore", invalid="ignore"):
+            size = float(np.abs(total).max())
+            square = np.array_equal(total, total.T) and size < _LARGEST_MOMENT
+            if not square or np.linalg.eigvalsh(total)[0] < -_ROUNDING * size:
+                raise UpdateError(f"moments {name}: not sums of squares", reason="misshapen")
         if total[0, 0] != counts[name]:
             raise UpdateError(
                 f"moments {name}: expected those of {counts[name]} cases, got {total[0, 0]:g}",
@@ -331,7 +417,12 @@ def read_references(record: RecordDict, d: int) -> dict[Modality, Reference]:
 
 def payload_bytes(record: RecordDict) -> int:
     """Bytes of content in a message: serialised arrays and documents, without Flower's framing."""
-    return sum(_bytes(value) for part in record.values() for value in part.values())
+    return sum(record_bytes(part) for part in record.values())
+
+
+def record_bytes(part: Mapping[str, Any]) -> int:
+    """The same of one record."""
+    return sum(_bytes(value) for value in part.values())
 
 
 def _bytes(value: object) -> int:

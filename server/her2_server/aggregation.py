@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -117,17 +118,28 @@ class Accumulator:
     def add(self, update: Mapping[str, np.ndarray | Encoded], counts: Mapping[str, int]) -> None:
         """Fold in one site's changes; ``counts[g]`` is its number of cases that use group g.
 
-        All or nothing: a refused update leaves the sums as they were.
+        All or nothing: an update that is refused, or fails in any way, leaves the sums as they
+        were (whole numbers: what was added is taken away again, exactly).
 
         Raises:
             UpdateError: as ``vet``.
         """
         changes = vet(update, counts, self.sizes, self._cases)
-        for name, change in changes.items():
-            if name not in self._sums:
-                self._sums[name] = np.zeros(self.sizes[name], np.int64)
-            for where, steps in _steps(change, counts[name]):
-                self._sums[name][where] += steps
+        added: dict[str, int] = {}
+        try:
+            for name, change in changes.items():
+                sums = self._sums.setdefault(name, np.zeros(self.sizes[name], np.int64))
+                for number, (where, steps) in enumerate(_steps(change, counts[name]), start=1):
+                    sums[where] += steps
+                    added[name] = number
+        except Exception:
+            for name, pieces_added in added.items():
+                for where, steps in islice(_steps(changes[name], counts[name]), pieces_added):
+                    self._sums[name][where] -= steps
+            for name in changes.keys() - self._cases.keys():
+                self._sums.pop(name, None)
+            raise
+        for name in changes:
             self._cases[name] = self._cases.get(name, 0) + counts[name]
 
     def take(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:

@@ -10,8 +10,8 @@
 
 1. Write the files into rounds/.0007.tmp as the groups are worked out (``Draft.add``), fsync each
    while the next is worked out and, with state.json, the folder (``Draft.seal``).
-2. Rename it to rounds/0007 and fsync rounds/ (``Draft.publish``). The newest KEPT rounds and one
-   that the caller names stay.
+2. Rename it to rounds/0007 and fsync rounds/ (``Draft.publish``). The newest rounds, as many as
+   the caller says, and one that it names stay.
 
 A reader takes the newest folder whose digests fit and says which ones it passed over. Tensors are
 read from the files when they are asked for.
@@ -41,7 +41,8 @@ from her2_common.tensors import write_tensors
 from her2_server.strategies.step import Sliced, parts
 
 KEPT: Final = 3
-"""Rounds that stay: the newest, and two to go back to if it is damaged."""
+"""Rounds that stay: the newest, and two to go back to if it is damaged. run.kept_rounds may ask for
+more."""
 
 
 _READ_AT_ONCE: Final = 2**20
@@ -169,15 +170,15 @@ class Draft:
         sync_folder(self.temporary)
         self.seconds += time.perf_counter() - began
 
-    def publish(self, keep: int | None = None) -> Checkpoint:
-        """Let the round be seen, and drop old ones but for round ``keep``; one of the same number
-        is replaced."""
+    def publish(self, keep: int | None = None, kept: int = KEPT) -> Checkpoint:
+        """Let the round be seen, and drop all but the newest ``kept`` and round ``keep``; one of
+        the same number is replaced."""
         began = time.perf_counter()
         final = self.folder / f"{self.number:04d}"
         shutil.rmtree(final, ignore_errors=True)
         self.temporary.rename(final)
         sync_folder(self.folder)
-        for path in _rounds(self.folder)[KEPT:]:
+        for path in _rounds(self.folder)[kept:]:
             if int(path.name) not in (keep, self.number):
                 shutil.rmtree(path)
         self.seconds += time.perf_counter() - began
@@ -270,6 +271,23 @@ def latest(folder: Path, on_damaged: Callable[[str], None] = lambda _: None) -> 
         f"{folder}: no sound checkpoint",
         hint="begin the run anew in another folder: her2-server run FEDERATION --out FOLDER",
     )
+
+
+def kept_rounds(folder: Path) -> list[int]:
+    """The numbers of the rounds under ``folder``, rising; one may be damaged."""
+    return [int(path.name) for path in reversed(_rounds(folder))]
+
+
+def drop_after(folder: Path, number: int) -> None:
+    """Delete the rounds after round ``number``, the newest first, durably: a kill in between leaves
+    a run that had come less far."""
+    for path in _rounds(folder):
+        if int(path.name) > number:
+            temporary = path.with_name(f".{path.name}.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            path.rename(temporary)
+            sync_folder(folder)
+            shutil.rmtree(temporary)
 
 
 def _rounds(folder: Path) -> list[Path]:

@@ -50,15 +50,32 @@ def run(
 
 
 @app.command()
-def resume(folder: Folder, json: Json = False) -> None:
-    """Go on with a run from its newest sound checkpoint."""
+def resume(
+    folder: Folder,
+    without: Annotated[
+        str | None,
+        typer.Option(metavar="SITE", help="Exclude this site for the rest of the run."),
+    ] = None,
+    first: Annotated[
+        int | None,
+        typer.Option(
+            "--from", metavar="ROUND", min=1, help="... from this round on; default: the next."
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Go on with a run from its newest sound checkpoint, or without one of its sites."""
+    from her2_common.errors import ConfigError
     from her2_server.run_folder import RunFolder
+
+    if first is not None and without is None:
+        raise ConfigError("--from: expected --without SITE with it, got none")
 
     run_folder = RunFolder(folder)
     config = run_folder.load_config()
     from her2_server import commands
 
-    commands.resume(run_folder, config)
+    commands.resume(run_folder, config, without=without, first=first)
     if json:
         _print_json(run_folder.summary)
 

@@ -25,6 +25,7 @@ from her2_common.model import preset
 from her2_server import leave_one_out as leave
 from her2_server.compare import conduct_comparison, require_finished, tell
 from her2_server.coordinator import Coordinator
+from her2_server.exclusion import exclude
 from her2_server.initial import read_initial
 from her2_server.report import write_report
 from her2_server.run_folder import RunFolder
@@ -56,12 +57,27 @@ def run(
     _conduct(folder, config, steps, prepare=lambda: folder.create(federation))
 
 
-def resume(folder: RunFolder, config: FederationConfig) -> None:
-    """Go on with the run in ``folder``.
+def resume(
+    folder: RunFolder,
+    config: FederationConfig,
+    *,
+    without: str | None = None,
+    first: int | None = None,
+) -> None:
+    """Go on with the run in ``folder``; ``without`` a site, from round ``first`` on (None: the
+    next).
 
     Raises:
-        RunError: it is finished.
+        RunError: it is finished, or cannot go back so far.
+        ConfigError: there is no such site or round.
     """
+    if without is not None:
+        with folder.held():
+            number = exclude(folder, without, first)
+        folder.logging(lambda text: console.print(escape(text), soft_wrap=True))(
+            f"{without} is excluded from round {number} on"
+        )
+        config = folder.load_config()
     compared = (folder.path / COMPARISON_FILE).exists()
     if not _closed(folder):
         if folder.summary.exists():

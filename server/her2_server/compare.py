@@ -38,17 +38,21 @@ from her2_server.attendance import wait_until_online
 from her2_server.exchange import Exchange, Outcome
 from her2_server.initial import read_initial
 from her2_server.orders import Orders, model_with
+from her2_server.reduction import reducing
 from her2_server.report import write_report
 from her2_server.report.page import read_run
 from her2_server.run_folder import RunFolder
 from her2_server.status import COMPARISON, COMPARISON_FILE, Status
-from her2_server.vetting import read_description
+from her2_server.vetting import case_limits, check_limit, read_description
 
 TASK: Final[Task] = "compare"
 SPLIT: Final[Split] = "test"
 
 NOTABLE: Final = 0.02
 """A difference of AUC below minus this is noted even where its interval holds 0. A design value."""
+
+_SMALLEST_VARIANCE: Final = 1e-12
+"""Of a difference of AUCs: what remains below it, in 10^5 cases, is rounding."""
 
 PAIRS: Final = (("federated", "local"), ("personal", "federated"), ("personal", "local"))
 """The differences that are told: AUC of the first less that of the second."""
@@ -118,7 +122,7 @@ def overall(centres: Mapping[str, Discrimination]) -> dict[str, Any]:
                 continue
             weight = _contrast(found, first, second)
             variance = 0.0 if found.covariance is None else weight @ found.covariance @ weight
-            if variance > 0:
+            if variance > _SMALLEST_VARIANCE:
                 gaps.append(float(weight @ found.auc))
                 variances.append(float(variance))
             else:
@@ -207,6 +211,7 @@ def conduct_comparison(
         ConfigError, DataError: the run's first weights or its release cannot be read.
     """
     require_finished(folder)
+    notify = folder.logging(notify)
     config = folder.load_config()
     names = config.training
     status = Status(folder.status, config.name, config.run.rounds, names)
@@ -219,9 +224,11 @@ def conduct_comparison(
                 f"compare: expected an answer of a site, got none of {len(names)} ({reasons})",
                 hint=f"mend what is named, then: her2-server compare {folder.path}",
             )
-        result = document(read_run(folder.path)[0], replies, outcomes)
-        folder.write_json(folder.path / COMPARISON_FILE, result)
-        write_report(folder.path)
+        way_out = f"its site's owner can mend it; then: her2-server compare {folder.path}"
+        with reducing(folder, TASK, sorted(replies), way_out):
+            result = document(read_run(folder.path)[0], replies, outcomes)
+            folder.write_json(folder.path / COMPARISON_FILE, result)
+            write_report(folder.path)
     return result
 
 
@@ -241,6 +248,7 @@ def _ask(
     first = read_initial(config)
     sites: dict[str, SiteDescription] = {}
     replies: dict[str, Comparison] = {}
+    limits = case_limits(config)
 
     def order(site: str, whole: bool) -> tuple[Task, RecordDict]:
         if site not in sites:
@@ -255,10 +263,10 @@ def _ask(
 
     def on_reply(site: str, task: Task, content: RecordDict) -> None:
         if task == "describe":
-            sites[site] = read_description(site, content)
+            sites[site] = read_description(site, content, limits[site])
             return
         reply = read_document(content, "reply", Comparison)
-        _check(site, reply, config.run.rounds, sites[site].cases.test)
+        _check(site, reply, config.run.rounds, sites[site].cases.test, limits[site])
         replies[site] = reply
         notify(f"compare: {site} has answered ({len(replies)}/{len(names)})")
 
@@ -271,7 +279,7 @@ def _ask(
         notify=lambda text: notify(f"{TASK}: {text}"),
     )
     notify(f"{TASK}: each site trains alone, for about as long as its part of the run took")
-    outcomes = Exchange(grid, config, notify=notify, on_site=status.site).ask(
+    outcomes = Exchange(grid, config, notify=notify, on_site=status.site, log=folder.log).ask(
         TASK,
         TASK,
         order,
@@ -283,11 +291,12 @@ def _ask(
     return outcomes, replies
 
 
-def _check(site: str, reply: Comparison, number: int, cases: int | None) -> None:
-    """Is this the answer of ``site``, on the test cases (None: not told) that it described?
+def _check(site: str, reply: Comparison, number: int, cases: int | None, limit: int) -> None:
+    """Is this the answer of ``site``, on the test cases (None: not told) that it described, at most
+    ``limit``?
 
     Raises:
-        UpdateError: "wrong reply", "stale round" or "wrong count".
+        UpdateError: "wrong reply", "stale round", "too many cases" or "wrong count".
     """
     if reply.site != site:
         raise UpdateError(f"{site}: expected its own reply, got another's", reason="wrong reply")
@@ -295,7 +304,10 @@ def _check(site: str, reply: Comparison, number: int, cases: int | None) -> None
         raise UpdateError(
             f"{site}: expected round {number}, got {reply.round}", reason="stale round"
         )
-    if reply.negatives is None or reply.positives is None or cases is None:
+    if reply.negatives is None or reply.positives is None:
+        return
+    check_limit(site, reply.negatives + reply.positives, limit)
+    if cases is None:
         return
     if reply.negatives + reply.positives != cases:
         raise UpdateError(

@@ -16,15 +16,17 @@
 
 A run that is stopped anywhere goes on from its newest checkpoint (``resume``) and gives the same
 weights: what a site keeps between rounds it keeps on disk, by round, and sums do not depend on
-arrival.
+arrival. No answer of a site stops it (her2_server.exchange); answers that cannot be used together
+end the step with an error that names them (her2_server.reduction), and ``resume --without`` goes on
+without a site (her2_server.exclusion).
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, closing
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -59,11 +61,12 @@ from her2_server.progress import (
     publishable_auc,
     told,
 )
+from her2_server.reduction import reducing
 from her2_server.rounds import Round, first
 from her2_server.run_folder import RunFolder
 from her2_server.status import Status
 from her2_server.summary import Totals, finish
-from her2_server.vetting import check_sites, read_description
+from her2_server.vetting import case_limits, check_sites, read_description
 
 DECLINED: Final = "site error: policy"
 """The reason of an outcome whose site does not allow the task."""
@@ -80,8 +83,10 @@ class Coordinator:
     def __init__(self, grid: Grid, folder: RunFolder, notify: Notify = lambda _: None) -> None:
         self.grid = grid
         self.folder = folder
-        self.notify = notify
+        self.notify = folder.logging(notify)
         self.config: FederationConfig = folder.load_config()
+        self.excluded = folder.excluded()
+        self.limits = case_limits(self.config)
         self.plan = self.config.run
         self.names = [site.name for site in self.config.sites]
         self.orders = Orders(self.config)
@@ -90,9 +95,10 @@ class Coordinator:
             grid,
             self.config,
             hint=f"her2-server resume {folder.path}",
-            notify=notify,
+            notify=self.notify,
             on_site=self._told,
             on_pause=self.status.pause,
+            log=folder.log,
         )
         self._doubtful: set[str] = set()
         self.sites: dict[str, SiteDescription] = {}
@@ -119,20 +125,26 @@ class Coordinator:
         while current.round < self.plan.rounds and not self._enough():
             current = self._round(current)
         end = self._freeze(current)
-        threshold = freeze_threshold(pooled_fused(end.validation.scores))
-        limits = freeze_limits(end.settled, end.validation.distances)
+        with self._reducing("validation", end.validation.scores):
+            threshold = freeze_threshold(pooled_fused(end.validation.scores))
+            limits = freeze_limits(end.settled, end.validation.distances)
         test = self._evaluate(end.final, end.settled, "test")
         self.totals.seconds["total"] += earlier + time.perf_counter() - started
-        finish(
-            self.folder,
-            end,
-            sites=self.everyone,
-            test=test,
-            threshold=threshold,
-            limits=limits,
-            totals=self.totals,
-            started=self.started,
-        )
+        with self._reducing("report", {*end.validation.scores, *test.scores}):
+            finish(
+                self.folder,
+                end,
+                sites=self.everyone,
+                test=test,
+                threshold=threshold,
+                limits=limits,
+                totals=self.totals,
+                started=self.started,
+            )
+
+    def _reducing(self, what: str, sites: Collection[str]) -> AbstractContextManager[None]:
+        way_out = f"to go on without a site: her2-server resume {self.folder.path} --without SITE"
+        return reducing(self.folder, what, sorted(sites), way_out)
 
     # --- 1. and 2. ------------------------------------------------------------------------------
 
@@ -151,6 +163,8 @@ class Coordinator:
             self.started = current.state.get("started", self.started)
             described = current.state.get("sites", {})
             self._earlier = {n: SiteDescription.model_validate(d) for n, d in described.items()}
+            for name, number in self.excluded.items():
+                self.notify(f"{name} is excluded from round {number} on")
             if current.round:
                 self.notify(f"going on after round {current.round}/{self.plan.rounds}")
             return current
@@ -188,20 +202,22 @@ class Coordinator:
         )
         if missing := [name for name in self.names if name not in self.sites]:
             self.notify(f"beginning without {', '.join(missing)}")
-        check_sites(self.config, self.everyone, self.notify)
+        here = {name: site for name, site in self.everyone.items() if name in self.names}
+        check_sites(self.config, here, self.notify)
 
     @property
     def everyone(self) -> dict[str, SiteDescription]:
-        """The sites that have described themselves in this run, also before it was resumed."""
+        """The sites that have described themselves in this run, also before it was resumed, and
+        those that were excluded since."""
         return self._earlier | self.sites
 
     @property
     def training(self) -> dict[str, SiteDescription]:
-        """Those of them that train: all but the one left out."""
-        return {n: site for n, site in self.everyone.items() if n != self.config.left_out}
+        """Those of them that train: all but the one left out and those excluded."""
+        return {n: site for n, site in self.everyone.items() if n in self.config.training}
 
     def _described(self, site: str, content: RecordDict) -> None:
-        self.sites[site] = read_description(site, content)
+        self.sites[site] = read_description(site, content, self.limits[site])
         self._doubtful.discard(site)
 
     # --- 3. -------------------------------------------------------------------------------------
@@ -213,7 +229,8 @@ class Coordinator:
         ) as work:
             outcomes = self._ask("train", f"round {work.number}", work.order, work.on_reply)
             answered = time.perf_counter()
-            draft = work.finish(self._state())
+            with self._reducing(f"round {work.number}", work.replies):
+                draft = work.finish(self._state())
         number, replies, scores = work.number, work.replies, work.scores
         trained = {name: r.seconds.get("train", 0.0) for name, r in replies.items()}
         scoring = {name: r.seconds.get("evaluate", 0.0) for name, r in replies.items()}
@@ -228,19 +245,20 @@ class Coordinator:
         }
         # The line first: killed in between, resume drops the line of a round without checkpoint.
         earlier = self.folder.read_metrics(up_to=number - 1)
-        line = metrics_line(
-            number,
-            seconds,
-            replies,
-            outcomes,
-            scores,
-            min_cell=self.plan.min_cell,
-            whole=scores.keys() == self.training.keys()
-            and may_join(earlier, scores, self.training),
-        )
+        with self._reducing(f"round {number}", replies):
+            line = metrics_line(
+                number,
+                seconds,
+                replies,
+                outcomes,
+                scores,
+                min_cell=self.plan.min_cell,
+                whole=scores.keys() == self.training.keys()
+                and may_join(earlier, scores, self.everyone),
+            )
         self.folder.write_metrics([*earlier, line])
         best = best_rounds([*earlier, line])[:1] if self.plan.patience is not None else []
-        following = draft.publish(keep=best[0] if best else None)
+        following = draft.publish(keep=best[0] if best else None, kept=self.plan.kept_rounds)
         self.notify(told(line, self.plan.rounds))
         return following
 
@@ -288,7 +306,8 @@ class Coordinator:
         started = time.perf_counter()
         work = Profile(self.config, self.sites, self.orders, current)
         self._ask("profile", "profile", work.order, work.on_reply)
-        settled = work.settled()
+        with self._reducing("profile", work.sites):
+            settled = work.settled()
         seconds = time.perf_counter() - started
         self.totals.seconds["evaluate"] += seconds
         shown = settled.fit.reason or f"{settled.fit.temperature:.3f}"
@@ -302,7 +321,8 @@ class Coordinator:
         result = work.result()
         seconds = time.perf_counter() - started
         self.totals.seconds["evaluate"] += seconds
-        interval = publishable_auc(pooled_fused(result.scores), self.plan.min_cell)
+        with self._reducing(f"{EVALUATION}{split}", result.scores):
+            interval = publishable_auc(pooled_fused(result.scores), self.plan.min_cell)
         shown = f"AUC {interval.estimate:.3f}" if interval else "too few cases for an AUC"
         self.notify(f"{split}: {shown}, {len(result.scores)} sites, {seconds:.1f} s")
         return result

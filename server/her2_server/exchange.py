@@ -15,6 +15,10 @@ A site that has been asked something else before its task (late, it describes it
 asked on when it has answered. Two answers of one site count once, the second is refused as a
 duplicate; an answer to an earlier exchange is noticed and thrown away.
 
+No answer ends an exchange: one that cannot be used is refused with its reason, and whatever else
+goes wrong while it is read is "refused: internal" with a trace in the log. What fails at the
+coordinator's own disk or connection is no site's fault and is raised.
+
 Flower reports a lost node without its id, so orders are kept by message id; a message that is lost
 on the way gives no report at all.
 """
@@ -23,10 +27,12 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -37,8 +43,15 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from her2_common.config import FederationConfig, Task
-from her2_common.errors import PolicyError, RunError, StaleBaseError, UpdateError
-from her2_common.wire import MESSAGE_TYPES, payload_bytes
+from her2_common.errors import (
+    SITE_CODES,
+    CheckpointError,
+    PolicyError,
+    RunError,
+    StaleBaseError,
+    UpdateError,
+)
+from her2_common.wire import MESSAGE_TYPES, REPLY_RECORDS, check_records, payload_bytes
 
 POLL_SECONDS: Final = 0.1
 """Between two looks for replies, at least ..."""
@@ -63,6 +76,12 @@ LOST: Final = {
     8: "the site was lost",  # CLIENT_APP_CRASHED
 }
 """Flower's error codes for what did not arrive; everything else is the site's own answer."""
+
+INTERNAL: Final = "internal"
+"""The reason of a reply that nothing foresaw."""
+
+OWN_FAULTS: Final = (httpx.HTTPError, OSError, CheckpointError, RunError)
+"""What no reply can bring about: the SuperLink, the disk, the run's own files."""
 
 STATUS = Literal["accepted", "refused", "missing"]
 STATE = Literal["offline", "working", "accepted", "refused", "missing"]
@@ -134,6 +153,7 @@ class Exchange:
 
     ``on_site`` hears of each change of a site's state and the reason, ``on_pause`` for whom a pause
     waits and why, and with nobody that it is over; ``hint`` is added to the error that ends one.
+    ``log`` takes what a person reads later: why in full a reply was refused.
     """
 
     grid: Grid
@@ -142,10 +162,13 @@ class Exchange:
     notify: Callable[[str], None] = lambda _: None
     on_site: Callable[[str, STATE, str | None], None] = lambda _site, _state, _reason: None
     on_pause: Callable[[Mapping[str, str]], None] = lambda _waits_for: None
+    log: Callable[[str], None] = lambda _: None
     _open: dict[str, _Asked] = field(default_factory=dict)
     """Orders without an answer by message id, those of earlier exchanges included."""
     _number: int = 0
     """Of the exchange; two may have the same name."""
+    _singly: bool = False
+    """Replies are fetched one by one: a batch could not be read, and one of them is to blame."""
 
     def ask(
         self,
@@ -322,7 +345,7 @@ class _Ask:
             del self.post._open[number]
         if not self.post._open:
             return False
-        replies = list(self.post.grid.pull_messages(list(self.post._open)))
+        replies = self._pull()
         if replies:
             self.heard = time.monotonic()
         answered: dict[str, _Asked] = {}
@@ -335,7 +358,42 @@ class _Ask:
                 self._unwanted(answered[number], "duplicate")
         return bool(replies)
 
+    def _pull(self) -> list[Message]:
+        """The replies that are there. One that Flower cannot put together is refused by its site's
+        name; in a batch it takes others with it, which are asked for again in time."""
+        waiting = list(self.post._open)
+        replies: list[Message] = []
+        for ids in [[number] for number in waiting] if self.post._singly else [waiting]:
+            try:
+                replies += self.post.grid.pull_messages(ids)
+            except OWN_FAULTS:
+                raise
+            except Exception:
+                self.post.log(f"{self.what}: replies cannot be read\n{traceback.format_exc()}")
+                if not self.post._singly:
+                    self.post._singly = True
+                    return self._pull()
+                asked = self.post._open.pop(ids[0])
+                seat = self.seats.get(asked.site)
+                if seat is not None and asked.exchange == self.post._number and not seat.done:
+                    self._refuse(seat, INTERNAL)
+        return replies
+
     def _answered(self, asked: _Asked, reply: Message) -> None:
+        """Take one reply, whatever it is."""
+        try:
+            self._take(asked, reply)
+        except OWN_FAULTS:
+            raise
+        except Exception:
+            self.post.log(
+                f"{self.what}: a reply of {asked.site} cannot be read\n{traceback.format_exc()}"
+            )
+            seat = self.seats.get(asked.site)
+            if seat is not None and asked.exchange == self.post._number and not seat.done:
+                self._refuse(seat, INTERNAL)
+
+    def _take(self, asked: _Asked, reply: Message) -> None:
         seat = self.seats.get(asked.site)
         if seat is None or asked.exchange != self.post._number:
             if not reply.has_error():
@@ -348,8 +406,10 @@ class _Ask:
         else:
             seat.received += payload_bytes(reply.content)
             try:
+                check_records(reply.content, REPLY_RECORDS[asked.task])
                 self.on_reply(seat.site, asked.task, reply.content)
             except UpdateError as error:
+                self.post.log(f"{self.what}: {seat.site} refused: {error.reason}: {error}")
                 self._refuse(seat, error.reason)
                 return
             seat.working = False
@@ -371,8 +431,8 @@ class _Ask:
             seat.working, seat.whole, seat.ask_at = False, True, 0.0
         else:
             seat.done = self.may_decline and reason == PolicyError.code
-            # The site's error code; anything longer than a code is not repeated.
-            self._refuse(seat, f"site error: {reason}" if reason.isidentifier() else "site error")
+            # A code of the list is repeated, and no other word of the site.
+            self._refuse(seat, f"site error: {reason}" if reason in SITE_CODES else "site error")
 
     def _refuse(self, seat: _Seat, reason: str) -> None:
         if not self.paused:

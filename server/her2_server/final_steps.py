@@ -29,7 +29,7 @@ from her2_common.wire import (
 from her2_server.checkpoint import Checkpoint
 from her2_server.closing import Evaluation, MomentSum, Settled, settle
 from her2_server.orders import Orders, model_of, model_with
-from her2_server.vetting import check_counts, check_reply, check_scores
+from her2_server.vetting import case_limits, check_counts, check_reply, check_scores
 
 Scores = dict[str, dict[str, ScoreHistogram]]
 
@@ -50,6 +50,7 @@ class Profile:
         self.current = current
         self._scores: Scores = {}
         self._moments = MomentSum(len(config.sites))
+        self._limits = case_limits(config)
         self._features = preset(config.run.preset, **config.run.layout).features
         self._model = model_of(current)
 
@@ -67,10 +68,9 @@ class Profile:
         reply = read_document(content, "reply", SiteReply)
         check_reply(site, reply, "profile", self.current.round, "val")
         self.orders.answered(site)
-        sites = len(self.config.sites)
-        check_counts(reply, self.sites[site], sites)
+        check_counts(reply, self.sites[site], self._limits[site])
         histograms = read_scores(content, reply.score_keys)
-        check_scores(self.sites[site], "val", histograms, sites)
+        check_scores(self.sites[site], "val", histograms, self._limits[site])
         private = self.config.run.strategy.private_groups
         shared = {group: n for group, n in reply.counts.items() if group not in private}
         self._moments.add(read_moments(content, self._features, shared))
@@ -102,6 +102,7 @@ class Scoring:
         self.split = split
         self._scores: Scores = {}
         self._distances: Scores = {}
+        self._limits = case_limits(config)
         self._model = model_with(current, settled.groups)
 
     def order(self, site: str, whole: bool = False) -> RecordDict:
@@ -130,7 +131,7 @@ class Scoring:
         away: dict[str, ScoreHistogram] = {}
         if reply.distance_keys:
             away = read_scores(content, reply.distance_keys, "distances")
-        check_scores(described, self.split, histograms, len(self.config.sites), away)
+        check_scores(described, self.split, histograms, self._limits[site], away)
         self._scores[site], self._distances[site] = histograms, away
 
     def result(self) -> Evaluation:

@@ -113,6 +113,12 @@ def read(folder: RunFolder, notify: Callable[[str], None] = lambda _: None) -> F
         for name, array in tensors.items()
         if name.startswith("references/")
     }
+    # The weights stay those that the sites' test cases may have been scored with; a site that was
+    # excluded since counts in no result.
+    names = {site.name for site in folder.load_config().sites}
+    scores, distances = (
+        {site: of for site, of in part.items() if site in names} for part in (scores, distances)
+    )
     settled = Settled(groups, fit, unpack(packed, layout.features), before)
     return Frozen(final, settled, Evaluation(scores, distances))
 

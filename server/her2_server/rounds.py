@@ -37,7 +37,7 @@ from her2_server.strategies.optimisers import scaffold_control
 from her2_server.strategies.robust import robust_changes
 from her2_server.strategies.spool import Spool
 from her2_server.strategies.step import Changes, step_group
-from her2_server.vetting import check_counts, check_reply, check_scores
+from her2_server.vetting import case_limits, check_counts, check_reply, check_scores
 
 OPTIMISER_STATE: Final = ("velocity", "first", "second")
 """What the optimisers of ``strategies.optimisers`` may remember of a group."""
@@ -75,6 +75,7 @@ class Round:
         self.scores: dict[str, dict[str, ScoreHistogram]] = {}
         self.seconds = 0.0
         self._lengths: dict[str, float] = {}
+        self._limits = case_limits(config)
         self._model = model_of(current)
         self._up, self._down = up_forms(config.run), down_forms(config.run)
         sizes = {name: form.size for name, form in self._up.items()}
@@ -101,7 +102,7 @@ class Round:
         self.orders.answered(site)
         if site in self.replies:
             raise UpdateError(f"{site}: expected one update a round, got two", reason="duplicate")
-        check_counts(reply, self.sites[site], len(self.config.sites))
+        check_counts(reply, self.sites[site], self._limits[site])
         update = read_vectors(content, "update", self._up)
         expected = self._expected(site)
         if set(update) != set(expected):
@@ -109,8 +110,9 @@ class Round:
             raise UpdateError(f"{site}: expected changes of its own groups", reason=reason)
         self._check_norms(site, update)
         histograms = read_scores(content, reply.score_keys)
-        check_scores(self.sites[site], "val", histograms, len(self.config.sites))
-        counts = {name: reply.counts[name.removesuffix(CONTROL)] for name in update}
+        check_scores(self.sites[site], "val", histograms, self._limits[site])
+        of_group: Mapping[str, int] = reply.counts
+        counts = {name: of_group[name.removesuffix(CONTROL)] for name in update}
         if self._spool is None:
             self._sums.add(update, counts)
         else:
@@ -127,10 +129,11 @@ class Round:
         limit = self.config.run.max_update_norm
         for name in (name for name in update if limit is not None and name in self.current.groups):
             vector = update[name]
-            change = decode(vector) if isinstance(vector, Encoded) else vector
             if name not in self._lengths:
                 self._lengths[name] = float(np.linalg.norm(self.current.groups[name]))
-            norm = float(np.linalg.norm(change)) / max(self._lengths[name], 1e-12)
+            with np.errstate(over="ignore", invalid="ignore"):  # then it is too long
+                change = decode(vector) if isinstance(vector, Encoded) else vector
+                norm = float(np.linalg.norm(change)) / max(self._lengths[name], 1e-12)
             if limit is not None and not norm <= limit:
                 raise UpdateError(
                     f"{site}: group {name}: expected a change of at most {limit:g} times the "
@@ -207,7 +210,9 @@ class Round:
     def _control(self, group: str, control: np.ndarray) -> np.ndarray:
         """SCAFFOLD's control of the server after the round. The sites' weights are their cases, of
         those absent as they last told them."""
-        known = self.current.state.get("counts", {}) | {
+        names = {site.name for site in self.config.sites}  # without those that were excluded
+        told = self.current.state.get("counts", {})
+        known = {name: counts for name, counts in told.items() if name in names} | {
             name: reply.counts for name, reply in self.replies.items()
         }
         everyone = sum(counts.get(group, 0) for counts in known.values())

@@ -6,6 +6,8 @@ runs/<name>/
 ├── flower-run        Flower's number of the run, to stop a killed one
 ├── metrics.jsonl     one line a round
 ├── status.json       where the run stands, for her2-server watch
+├── run.log           what the coordinator said, each line with its moment, and why in full
+├── exclusions.json   sites that were excluded, and from which round (her2_server.exclusion)
 ├── settled/          what the test cases are scored with, from then to the end (her2_server.frozen)
 ├── summary.json      at the end
 ├── report.html       at the end
@@ -18,11 +20,12 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 from filelock import FileLock, Timeout
@@ -31,6 +34,10 @@ from her2_common.config import FederationConfig, load
 from her2_common.documents import DocumentError, parse_json
 from her2_common.errors import RunError
 from her2_common.files import replace_durably
+from her2_common.text import printable
+
+_ENTRY_CHARACTERS: Final = 20_000
+"""Of one entry of run.log, its end: the last lines of a trace say most."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,16 @@ class RunFolder:
     def status(self) -> Path:
         """Where the run stands."""
         return self.path / "status.json"
+
+    @property
+    def log_file(self) -> Path:
+        """What the coordinator said."""
+        return self.path / "run.log"
+
+    @property
+    def exclusions(self) -> Path:
+        """Which sites were excluded."""
+        return self.path / "exclusions.json"
 
     @property
     def settled(self) -> Path:
@@ -157,12 +174,54 @@ class RunFolder:
         """Remember Flower's number of the run."""
         replace_durably(self.path / "flower-run", f"{number}\n".encode())
 
+    def log(self, text: str) -> None:
+        """Append to run.log, with the moment (UTC); a full disk ends no run for its sake."""
+        moment = datetime.now(UTC).isoformat(timespec="seconds")
+        lines = printable(text[-_ENTRY_CHARACTERS:]).splitlines() or [""]
+        entry = "".join(f"{moment if i == 0 else '   '} {line}\n" for i, line in enumerate(lines))
+        with suppress(OSError):
+            handle = os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(entry)
+
+    def logging(self, notify: Callable[[str], None]) -> Callable[[str], None]:
+        """``notify`` that also writes to run.log."""
+
+        def both(text: str) -> None:
+            self.log(text)
+            notify(text)
+
+        return both
+
+    def excluded(self) -> dict[str, int]:
+        """The sites that were excluded, and the first round without each.
+
+        Raises:
+            RunError: exclusions.json is damaged.
+        """
+        if not self.exclusions.exists():
+            return {}
+        try:
+            document = json.loads(self.exclusions.read_text(encoding="utf-8"))
+            return {str(name): int(number) for name, number in document.items()}
+        except (ValueError, TypeError, AttributeError):
+            raise RunError(
+                f"{self.exclusions}: damaged", hint='expected {"site": first round without it}'
+            ) from None
+
+    def exclude(self, site: str, first: int) -> None:
+        """Take part no more: ``site``, from round ``first`` on."""
+        self.write_json(self.exclusions, self.excluded() | {site: first})
+
     def load_config(self) -> FederationConfig:
-        """The frozen configuration.
+        """The frozen configuration, without the sites that were excluded.
 
         Raises:
             RunError: the folder holds no run.
         """
+        return self._frozen().without(self.excluded())
+
+    def _frozen(self) -> FederationConfig:
         if not self.config.exists():
             raise RunError(f"{self.path} holds no run", hint="start one: her2-server run")
         return load(FederationConfig, self.config)
@@ -170,7 +229,7 @@ class RunFolder:
     def config_hash(self) -> str:
         """SHA-256 of what is trained, from what, and by whom: names, keys, who is left out, the run
         section and the hash of the initial weights, no addresses."""
-        config = self.load_config()
+        config = self._frozen()
         document = {
             "name": config.name,
             "sites": [site.model_dump(mode="json") for site in config.sites],

@@ -75,9 +75,12 @@ def finish(
         name: evaluate(scores[split], threshold["value"], min_cell, split=split, shown=shown)
         for name, split in RESULTS.items()
     }
+    excluded = folder.excluded()
     for account in accounts:
         if account["name"] == config.left_out:
             account["status"] = "left out"
+        elif account["name"] in excluded:
+            account["status"] = "excluded"
     private = config.run.strategy.private_groups  # each site's own: nothing that could be released
     counts = final.state.get("counts", {}).values()  # of the sites whose updates were folded in
     trained = [
@@ -161,6 +164,10 @@ def _run(
         "label": plan.label,
         "predicted": predicted(plan.label),
         "left_out": config.left_out,
+        "excluded": [
+            {"site": name, "from_round": number}
+            for name, number in sorted(folder.excluded().items())
+        ],
         "seed": plan.seed,
         "parameters": int(sum(final.groups[g].size for g in GROUPS)),
         "weights_sha256": weights_hash(final.groups),

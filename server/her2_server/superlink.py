@@ -82,10 +82,13 @@ def conduct(
     for the rest of that message and for nothing else; stopped, it frees them at once. ``again`` is
     the command that goes on after an interruption, for the hints.
 
+    The SuperLink hands out the task of whichever run has waited longest. That of another run is not
+    touched: without heartbeats the SuperLink ends it within a minute.
+
     Raises:
         ConnectionFailedError: the SuperLink does not answer, its certificate is foreign, or it
             does not accept the secret.
-        RunError: the SuperLink does not start the run.
+        RunError: the SuperLink does not start the run, or hands out another one.
     """
     superlink = config.superlink
     bypass_proxy_for_loopback()
@@ -124,6 +127,13 @@ def conduct(
         completed, details = False, "the coordinator stopped"
         with open_task(endpoint, token, "flwr-serverapp") as client:
             task = take_server_task(client)
+            if task.run.run_id != run_id:
+                raise RunError(
+                    f"{superlink.address}: expected the task of run {run_id}, which was started "
+                    f"here, got that of run {task.run.run_id}",
+                    hint="another coordinator uses this SuperLink, or one was killed as it began: "
+                    f"end the former, or wait a minute; then: {again}",
+                )
             grid = HttpGrid(superlink.address, root_certificates=certificates, token=token)
             grid._retry_invoker = retry_invoker()
             grid.set_run(task.run)

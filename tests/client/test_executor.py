@@ -4,6 +4,7 @@ the SuperNode; the real one is in tests/federation/test_process_federation.py.""
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import re
 import stat
@@ -32,8 +33,9 @@ from her2_client.executor import (
 from her2_client.keys import init_site
 from her2_client.supernode import IDLE_SECONDS, REPLY_SECONDS, ImpatientClock
 from her2_common.bundle import build_bundle
-from her2_common.config import SiteConfig, load
+from her2_common.config import RunConfig, SiteConfig, load
 from her2_common.runtime import ClientTask
+from her2_common.wire import TaskOrder
 
 # The keeper may fork while torch's threads run; CPython 3.12 and later warn of it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
@@ -316,3 +318,29 @@ def test_an_error_is_not_kept(answers: Answers) -> None:
 def test_the_policy_is_asked_the_second_time_too(answers: Answers) -> None:
     assert number(ask(answers, order("round 1"))) == 1
     assert ask(answers, order("round 1"), bundle=b"foreign").error.reason == "policy"
+
+
+# --- what the log says --------------------------------------------------------------------------
+
+
+def test_the_log_names_each_order_and_what_leaves(
+    answers: Answers, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = RunConfig(rounds=3)
+    document = TaskOrder(task="train", run="spring", version="1", round=2, base=1, plan=plan)
+    text = document.model_dump_json()
+    with caplog.at_level(logging.INFO, logger="her2_client"):
+        ask(answers, order(text))
+        ask(answers, order(text), bundle=b"foreign")
+        ask(answers, order("\x1b[31mno order\nline"))
+    assert [record.getMessage() for record in caplog.records if record.levelname == "INFO"] == [
+        "run spring, round 2, train: received",
+        "run spring, round 2, train: leaves: reply 1 B",
+        "run spring, round 2, train: received",
+        "run spring, round 2, train: leaves: the code policy",
+        "an order that cannot be read: received",
+        "an order that cannot be read: leaves: reply 1 B",
+    ]
+    (refusal,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert refusal.startswith("run spring, round 2, train: refused: policy: bundle ")
+    assert all(record.getMessage().isprintable() for record in caplog.records)

@@ -111,6 +111,16 @@ def test_a_round_its_base_and_the_base_of_that_stay(tmp_path: Path) -> None:
     assert "expected this site's memory of round 2" in str(refusal(tmp_path, 2))
 
 
+def test_a_run_that_keeps_more_rounds_keeps_as_many_memories(tmp_path: Path) -> None:
+    for number in (1, 2, 3, 4, 5, 6, 7):
+        save(tmp_path, RUN, number, memory(number), base=number - 1, kept=5)
+    assert rounds(tmp_path, RUN) == [3, 4, 5, 6, 7]
+    save(tmp_path, RUN, 5, memory(50), base=4, kept=5)  # the coordinator has gone back
+    assert rounds(tmp_path, RUN) == [3, 4, 5]
+    save(tmp_path, RUN, 6, memory(6), base=5, kept=3)
+    assert rounds(tmp_path, RUN) == [4, 5, 6]
+
+
 def test_a_base_stays_while_updates_are_not_folded_in(tmp_path: Path) -> None:
     save(tmp_path, RUN, 1, memory(1), base=0)
     save(tmp_path, RUN, 2, memory(2), base=1)

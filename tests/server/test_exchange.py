@@ -9,10 +9,11 @@ from collections.abc import Iterable
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from tests.server.exchange_ground import (
     KEYS,
     NODES,
+    Answer,
     Ear,
     ask,
     be_impatient,
@@ -25,7 +26,7 @@ from tests.server.exchange_ground import (
 
 from her2_client.keys import new_node_key
 from her2_common.config import Task
-from her2_common.errors import RunError, UpdateError
+from her2_common.errors import CheckpointError, RunError, UpdateError
 from her2_deploy.simulation import LocalGrid
 from her2_server.exchange import online_sites, openssh_key, until_next_look
 
@@ -115,7 +116,10 @@ def test_a_refused_reply_has_its_reason_and_its_bytes_and_is_not_asked_for_again
         (2, "policy", "site error: policy"),
         (2, "MRS^CANARY: row 3", "site error"),
         (2, "<b>", "site error"),
-        (2, None, "site error: error"),
+        (2, "error", "site error"),
+        (2, "internal", "site error: internal"),
+        (2, "policy\n", "site error"),
+        (2, None, "site error"),
     ],
 )
 def test_errors_are_told_by_their_code(code: int, reason: str | None, expected: str) -> None:
@@ -139,12 +143,41 @@ def test_an_order_that_is_not_taken_is_missing() -> None:
     assert {o.bytes_to_site for o in outcomes.values()} == {0}
 
 
-def test_an_error_of_ours_is_not_taken_for_the_sites() -> None:
-    def on_reply(*_: object) -> None:
-        raise KeyError("ours")
+def test_an_error_that_nobody_foresaw_refuses_one_reply_and_is_logged() -> None:
+    def on_reply(site: str, *_: object) -> None:
+        if site == "b":
+            raise KeyError("unforeseen")
 
-    with pytest.raises(KeyError):
+    logged: list[str] = []
+    exchange = Ear().exchange(make_grid())
+    exchange.log = logged.append
+    outcomes = ask(exchange, on_reply)
+    assert {site: o.reason for site, o in outcomes.items()} == {
+        "a": None,
+        "b": "internal",
+        "c": None,
+    }
+    assert len(logged) == 1
+    assert "KeyError: 'unforeseen'" in logged[0]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "full"), CheckpointError("damaged")])
+def test_a_fault_of_the_coordinators_own_is_no_sites(error: Exception) -> None:
+    def on_reply(*_: object) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
         run(make_grid(), on_reply)
+
+
+def test_a_record_that_is_none_of_the_tasks_is_refused() -> None:
+    def extra(message: Message, answer: Answer) -> list[Message]:
+        reply = answer()
+        reply.content["note"] = ConfigRecord({"json": "{}"})
+        return [reply]
+
+    outcomes = run(make_grid(b=extra))
+    assert (outcomes["b"].status, outcomes["b"].reason) == ("refused", "unknown record")
 
 
 def test_a_site_that_may_decline_has_answered() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.server.exchange_ground import config
 
 from her2_common.errors import UpdateError
 from her2_common.metrics import GRID, ScoreHistogram
-from her2_common.wire import Counts, Flow, SiteDescription
+from her2_common.wire import Counts, Flow, SiteDescription, SiteReply
 from her2_server.aggregation import MAX_CASES
-from her2_server.vetting import check_scores
+from her2_server.vetting import case_limits, check_counts, check_scores
 
 
 def described(**cases: int | None) -> SiteDescription:
@@ -33,8 +34,8 @@ SOUND = {"fused|us": counting(2), "fused|mg+us": counting(2, 1), "single|us": co
 
 
 def test_histograms_of_the_described_cases_are_taken() -> None:
-    check_scores(described(), "val", SOUND | {"low|us": counting(1, 1)}, 4, {"mg": counting(3)})
-    check_scores(described(val=None), "val", SOUND, 4)
+    check_scores(described(), "val", SOUND | {"low|us": counting(1, 1)}, 9, {"mg": counting(3)})
+    check_scores(described(val=None), "val", SOUND, 9)
 
 
 @pytest.mark.parametrize(
@@ -54,14 +55,55 @@ def test_histograms_of_other_cases_are_refused(
     changes: dict[str, ScoreHistogram], distances: dict[str, ScoreHistogram]
 ) -> None:
     with pytest.raises(UpdateError) as caught:
-        check_scores(described(), "val", SOUND | changes, 4, distances)
+        check_scores(described(), "val", SOUND | changes, 9, distances)
     assert caught.value.reason == "wrong count"
 
 
-def test_a_site_that_tells_no_count_has_its_share_of_the_room() -> None:
+def test_positives_are_those_that_were_described() -> None:
+    one = described().model_copy(update={"positives": Counts(train=None, val=1, test=None)})
+    check_scores(one, "val", SOUND, 9)
+    other = one.model_copy(update={"positives": Counts(train=None, val=2, test=None)})
+    with pytest.raises(UpdateError) as caught:
+        check_scores(other, "val", SOUND, 9)
+    assert caught.value.reason == "wrong count"
+
+
+@pytest.mark.parametrize(("limit", "sites", "most"), [(50, 4, 50), (2**24, 4, MAX_CASES // 4)])
+def test_a_site_counts_no_more_cases_than_are_believed(limit: int, sites: int, most: int) -> None:
+    federation = config()
+    roster = tuple(
+        federation.sites[0].model_copy(update={"name": name, "max_cases": limit})
+        for name in "abcd"[:sites]
+    )
+    most_of_a = case_limits(federation.model_copy(update={"sites": roster}))["a"]
+    assert most_of_a == most
     tables = np.zeros((2, GRID + 1), dtype=np.int64)
-    tables[0, 3] = MAX_CASES // 4 + 1
-    with pytest.raises(UpdateError):
-        check_scores(described(val=None), "val", {"fused|us": ScoreHistogram(*tables)}, 4)
+    tables[0, 3] = most + 1
+    with pytest.raises(UpdateError) as caught:
+        check_scores(described(val=None), "val", {"fused|us": ScoreHistogram(*tables)}, most_of_a)
+    assert caught.value.reason == "too many cases"
     tables[0, 3] -= 1
-    check_scores(described(val=None), "val", {"fused|us": ScoreHistogram(*tables)}, 4)
+    check_scores(described(val=None), "val", {"fused|us": ScoreHistogram(*tables)}, most_of_a)
+
+
+def reply(**counts: int) -> SiteReply:
+    return SiteReply(site="a", task="train", round=1, split="val", counts=counts)
+
+
+COUNTS = {"mg": 20, "us": 25, "clinical": 30, "head": 30}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"head": 101, "clinical": 101}, "too many cases"),
+        ({"mg": 31}, "wrong count"),
+        ({"mg": 0}, "wrong count"),
+        ({"mri": 1}, "wrong groups"),
+    ],
+)
+def test_weights_of_other_cases_are_refused(changes: dict[str, int], reason: str) -> None:
+    check_counts(reply(**COUNTS), described(), 100)
+    with pytest.raises(UpdateError) as caught:
+        check_counts(reply(**COUNTS | changes), described(), 100)
+    assert caught.value.reason == reason

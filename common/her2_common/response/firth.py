@@ -37,6 +37,7 @@ from her2_common.response.logistic import (
     Separation,
     check,
     climb,
+    solvable,
     solve,
 )
 
@@ -115,14 +116,17 @@ def fit_penalised(
     sums = ask(beta)
     check(sums, names)
     for rounds in range(1, STEPS + 1):
-        inverse = np.linalg.inv(sums.hessian).astype(np.float64)
+        with solvable():
+            inverse = np.linalg.inv(sums.hessian).astype(np.float64)
         penalty = ask_leverage(beta, inverse)
         score = (sums.gradient + penalty.score)[free]
         step = np.zeros(len(names))
-        step[free] = np.linalg.solve((sums.hessian + penalty.slope)[np.ix_(free, free)], score)
+        with solvable():
+            step[free] = np.linalg.solve((sums.hessian + penalty.slope)[np.ix_(free, free)], score)
         if float(np.sqrt(max(0.0, float(step[free] @ score)))) <= _CONVERGED:
             covariance = np.zeros_like(inverse)
-            covariance[np.ix_(free, free)] = np.linalg.inv(sums.hessian[np.ix_(free, free)])
+            with solvable():
+                covariance[np.ix_(free, free)] = np.linalg.inv(sums.hessian[np.ix_(free, free)])
             return LogisticFit(
                 tuple(names), beta, covariance, _penalised(sums), sums.n, sums.events, rounds,
                 penalised=True, held=tuple(held),

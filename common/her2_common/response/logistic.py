@@ -16,7 +16,8 @@ outcomes, have no finite answer: both are refused by name. For the latter see ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -211,15 +212,18 @@ def solve(ask: Ask, names: Sequence[str]) -> LogisticFit | Separation:
     check(sums, names)
     start = sums.hessian
     for rounds in range(1, STEPS + 1):
-        step: Vector = np.linalg.solve(sums.hessian, sums.gradient).astype(np.float64)
-        if eigh(sums.hessian, start, eigvals_only=True)[0] < _SEPARATED:
+        with solvable():
+            step: Vector = np.linalg.solve(sums.hessian, sums.gradient).astype(np.float64)
+            information = eigh(sums.hessian, start, eigvals_only=True)[0]
+        if information < _SEPARATED:
             # What separates runs away by the same step each time, all else has settled
             involved = _involved(np.abs(step) * np.sqrt(np.diag(start)), names)
             return Separation(tuple(name for name in involved if name != INTERCEPT) or involved)
         # In standard errors: the Newton decrement
         size = float(np.sqrt(max(0.0, float(step @ sums.gradient))))
         if size <= _CONVERGED:
-            covariance = np.linalg.inv(sums.hessian).astype(np.float64)
+            with solvable():
+                covariance = np.linalg.inv(sums.hessian).astype(np.float64)
             return LogisticFit(
                 tuple(names),
                 beta + step,
@@ -231,6 +235,21 @@ def solve(ask: Ask, names: Sequence[str]) -> LogisticFit | Separation:
             )
         beta, sums = climb(ask, beta, step, sums)
     raise MetricError(f"logistic: expected convergence within {STEPS} rounds, got none")
+
+
+@contextmanager
+def solvable() -> Iterator[None]:
+    """Raises:
+    MetricError: the information cannot be inverted, which that of patients can be whose columns
+        passed ``check``.
+    """
+    try:
+        yield
+    except np.linalg.LinAlgError:
+        raise MetricError(
+            "logistic: expected sums of the same patients in every round, got an information "
+            "matrix that cannot be inverted"
+        ) from None
 
 
 def climb(

@@ -101,8 +101,8 @@ class Plan(Section):
     compare: tuple[Modality, ...] = MODALITIES
     net_benefit: tuple[Probability, ...] = THRESHOLDS
     max_fpr: float = Field(default=0.2, gt=0, le=1)
-    min_cell: int = Field(default=MIN_CELL, ge=1)
-    min_centres: int = Field(default=3, ge=1)
+    min_cell: int = Field(default=MIN_CELL, ge=1, le=1_000_000)
+    min_centres: int = Field(default=3, ge=1, le=10_000)
     one_class_centres: Literal["refuse", "keep"] = "refuse"
     seed: int = Field(default=0, ge=0, lt=2**63)
 

@@ -41,7 +41,7 @@ from scipy.special import expit
 
 from her2_common.cases import MODALITIES
 from her2_common.errors import MetricError
-from her2_common.metrics import ScoreHistogram, quantise
+from her2_common.metrics import GRID, MAX_CASES, ScoreHistogram, quantise
 from her2_common.response.cells import Blocks, Positions, attainable
 from her2_common.response.delong import PlacementSums, ScoreSet, placement_sums
 from her2_common.response.delong import centred_placements as placed
@@ -60,6 +60,18 @@ Kind = Literal[
     "tables", "scores", "placements", "rows", "logistic", "leverage", "weights", "change"
 ]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+
+ARRAYS: Final[dict[Kind, frozenset[str]]] = {
+    "tables": frozenset(),
+    "scores": frozenset(),
+    "placements": frozenset({"histograms"}),
+    "rows": frozenset(),
+    "logistic": frozenset({"beta"}),
+    "leverage": frozenset({"beta", "inverse"}),
+    "weights": frozenset({"beta", "share"}),
+    "change": frozenset({"beta", "reduced"}),
+}
+"""The arrays of a query of each kind; one with others is refused."""
 
 RIVALS: Final = ("biopsy", "treated", *MODALITIES)
 """Items of scores: the score against the biopsy, within the primary population (no rival), and
@@ -161,6 +173,9 @@ class Source:
         Raises:
             MetricError: the query is none of this plan, or its arrays do not fit.
         """
+        if query.arrays.keys() != ARRAYS[query.kind]:
+            names = ", ".join(sorted(ARRAYS[query.kind])) or "none"
+            raise MetricError(f"{query.kind}: expected the arrays {names}, got others")
         if query.kind == "tables":
             return self._tables
         if query.kind in ("scores", "placements"):
@@ -379,10 +394,8 @@ def score_set(query: Query) -> ScoreSet:
     Raises:
         MetricError: they are none.
     """
-    tables = query.arrays.get("histograms")
     names = ("imaging",) if query.item == "treated" else ("imaging", "other")
-    if tables is None or tables.ndim != 3 or tables.shape[:2] != (len(names), 2):
-        raise MetricError("placements: expected the histograms of all centres, got none")
+    tables = _array(query, "histograms", (len(names), 2, GRID + 1), MAX_CASES)
     return ScoreSet(names, tuple(ScoreHistogram(*table.astype(np.int64)) for table in tables))
 
 
@@ -390,8 +403,16 @@ def _whole(values: Vector) -> Integers:
     return values.astype(np.int64)
 
 
-def _array(query: Query, name: str, shape: tuple[int, ...]) -> Vector:
+_LARGEST: Final = 1e15
+"""Of a number in a query: coefficients are below 1e3, and the inverse information of columns that
+are all but collinear is below 1e10."""
+
+
+def _array(query: Query, name: str, shape: tuple[int, ...], largest: float = _LARGEST) -> Vector:
     value = query.arrays.get(name)
-    if value is None or value.shape != shape or not np.isfinite(value).all():
-        raise MetricError(f"{query.kind}: expected finite numbers {name} of shape {shape}")
+    # NaN is not below the bound
+    if value is None or value.shape != shape or not np.all(np.abs(value) <= largest):
+        raise MetricError(
+            f"{query.kind}: expected numbers {name} of shape {shape} and up to {largest:g}"
+        )
     return value

@@ -38,8 +38,10 @@ from her2_common.vectors import vectors_record
 from her2_common.wire import TaskOrder, document_record, read_document
 from her2_server.attendance import wait_until_online
 from her2_server.exchange import Exchange, Outcome
+from her2_server.reduction import reducing
 from her2_server.response.command import Threshold, freeze, head
 from her2_server.run_folder import RunFolder
+from her2_server.vetting import case_limits
 
 TASK: Final[Task] = "response"
 
@@ -59,11 +61,18 @@ class Sites:
     ) -> None:
         self.config = folder.load_config()
         self.summary = folder.read_summary()
-        self.plan, self.threshold, self.notify = plan, threshold, notify
+        self.plan, self.threshold, self.notify = plan, threshold, folder.logging(notify)
         self.grid = grid
-        self.exchange = Exchange(grid, self.config, notify=notify)
+        self.exchange = Exchange(grid, self.config, notify=self.notify, log=folder.log)
         self.manifest, self.groups = read_release(folder.release)
-        self.of_site = {site["name"]: site["groups"] for site in self.summary["sites"]}
+        self.limits = case_limits(self.config)
+        self.of_site: dict[str, list[str]] = {}
+        for site in self.summary["sites"]:
+            if site["name"] not in self.limits:  # it was excluded
+                continue
+            self.of_site[site["name"]] = site["groups"]
+            if (told := site.get("cases", {}).get("test")) is not None:
+                self.limits[site["name"]] = min(told, self.limits[site["name"]])
         if self.config.run.strategy.private_groups:
             raise RunError(
                 "response: expected a run whose sites share all groups, got private ones",
@@ -92,9 +101,11 @@ class Sites:
             reply = read_document(content, "reply", ResponseReply)
             if (reply.site, reply.kind, reply.item) != (site, query.kind, query.item):
                 raise UpdateError(f"{site}: expected an answer to the query", reason="wrong reply")
-            answers[site] = (
-                None if reply.withheld else unpack(query, self.plan, read_statistics(content))
-            )
+            arrays, patients = read_statistics(content), self.limits[site]
+            if reply.withheld and arrays:
+                raise UpdateError(f"{site}: expected nothing withheld", reason="wrong reply")
+            answer = None if reply.withheld else unpack(query, self.plan, arrays, patients)
+            answers[site] = answer
             self._count(site, reply, query)
 
         outcomes = self.exchange.ask(
@@ -189,9 +200,12 @@ def over_sites(
     manifest = finished_release(folder)
     threshold: Threshold = freeze(plan, option, manifest)
     sites = Sites(grid, folder, plan, threshold.value, notify)
-    found = analyse(
-        sites, plan, threshold.value, label=threshold.label, min_centres=plan.min_centres
-    )
+    way_out = "a site whose owner cannot mend it can be left out by its policy.allowed_tasks"
+    with reducing(folder, TASK, sites.of_site, way_out):
+        found = analyse(
+            sites, plan, threshold.value, label=threshold.label, min_centres=plan.min_centres
+        )
+        json.dumps(found, allow_nan=False)
     if "refused" not in found["auc"]:
         found["auc"]["on_grid"] = True  # sites score on it
     source = {
