@@ -21,18 +21,27 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from her2_common.cases import CLINICAL_INPUTS, MODALITIES, Label, Modality
+from her2_common.cases import (
+    CLINICAL_INPUTS,
+    LABEL_SOURCES,
+    LABELS,
+    MODALITIES,
+    NO_LABEL,
+    Label,
+    Modality,
+)
 from her2_common.documents import parse_json
 from her2_common.errors import CacheError
 
-LABELS: Final[tuple[Label, ...]] = get_args(Label)
+SOURCES: Final = (*LABEL_SOURCES, *NO_LABEL)
+"""Where a label comes from, or why there is none; ``Cache.sources`` are indices into it."""
 FORMAT: Final = "her2-map cache"
-VERSION: Final = 3
+VERSION: Final = 4
 INDEX_NAME: Final = "index.json"
 LOCK_NAME: Final = ".lock"
 OUTCOMES_NAME: Final = "outcomes.jsonl"
@@ -51,8 +60,9 @@ class Cache:
     ``split`` is (n,) int8, an index into ``SPLITS``; ``clinical`` (n, 5) float32 in raw units and
     the order of ``CLINICAL_INPUTS``, NaN where unknown; ``labels[kind]`` (n,) int8, -1 where
     unknown; ``levels[kind]`` (n,) int8, the HER2 level of the specimen that gives the label, an
-    index into ``HER2_LEVELS``, -1 where unknown; ``rows[m]`` (n,) int64, the case's row in
-    ``arrays[m]``, -1 where it has no such image; ``arrays[m]`` float16, read-only, mapped.
+    index into ``HER2_LEVELS``, -1 where unknown; ``sources[kind]`` (n,) int8, where the label comes
+    from, an index into ``SOURCES``; ``rows[m]`` (n,) int64, the case's row in ``arrays[m]``, -1
+    where it has no such image; ``arrays[m]`` float16, read-only, mapped.
     """
 
     folder: Path
@@ -66,6 +76,7 @@ class Cache:
     clinical: Array
     labels: dict[Label, Array]
     levels: dict[Label, Array]
+    sources: dict[Label, Array]
     rows: dict[Modality, Array]
     arrays: dict[Modality, Array]
 
@@ -189,6 +200,7 @@ def _load(folder: Path, index: dict[str, Any]) -> Cache:
         ).reshape(-1, len(CLINICAL_INPUTS)),
         labels={kind: np.array(index["labels"][kind], dtype=np.int8) for kind in LABELS},
         levels={kind: np.array(index["levels"][kind], dtype=np.int8) for kind in LABELS},
+        sources={kind: np.array(index["sources"][kind], dtype=np.int8) for kind in LABELS},
         rows={m: np.array(index["rows"][m], dtype=np.int64) for m in MODALITIES},
         arrays=arrays,
     )

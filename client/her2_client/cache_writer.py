@@ -34,9 +34,9 @@ from filelock import FileLock, Timeout
 from her2_client.cache import (
     FORMAT,
     INDEX_NAME,
-    LABELS,
     LOCK_NAME,
     OUTCOMES_NAME,
+    SOURCES,
     VERSION,
     image_shape,
     index_digest,
@@ -44,7 +44,17 @@ from her2_client.cache import (
     read_outcomes,
 )
 from her2_client.image_file import ImageFile, read_row
-from her2_common.cases import MODALITIES, SPLITS, Label, Modality, Split
+from her2_common.cases import (
+    LABELS,
+    MODALITIES,
+    PCR_LABELS,
+    SPLITS,
+    Label,
+    LabelSource,
+    Modality,
+    NoLabel,
+    Split,
+)
 from her2_common.clinical import HER2_LEVELS, Her2Level
 from her2_common.config import FIRST_POST_CONTRAST
 from her2_common.documents import parse_json
@@ -117,6 +127,7 @@ class CacheWriter:
             "clinical": [],
             "labels": {kind: [] for kind in LABELS},
             "levels": {kind: [] for kind in LABELS},
+            "sources": {kind: [] for kind in LABELS},
             "rows": {modality: [] for modality in MODALITIES},
         }
         self._files: dict[Modality, ImageFile] = {}
@@ -285,8 +296,13 @@ class CacheWriter:
         labels: Mapping[Label, int | None],
         rows: Mapping[Modality, int],
         levels: Mapping[Label, Her2Level | None] = MappingProxyType({}),
+        sources: Mapping[Label, LabelSource | NoLabel] = MappingProxyType({}),
     ) -> None:
-        """Append one case; ``rows[m]`` is the row that ``put`` or ``recall`` gave its image."""
+        """Append one case; ``rows[m]`` is the row that ``put`` or ``recall`` gave its image.
+
+        A label that is not given is unknown. Without ``sources`` HER2 is of the biopsy and a
+        response as stated.
+        """
         index = self._index
         for modality in MODALITIES:
             index["rows"][modality].append(rows.get(modality, -1))
@@ -294,8 +310,10 @@ class CacheWriter:
         index["split"].append(SPLITS.index(split))
         index["clinical"].append([None if v is None else float(v) for v in clinical])
         for kind in LABELS:
-            value = labels[kind]
+            value = labels.get(kind)
             index["labels"][kind].append(-1 if value is None else int(value))
+            source = sources.get(kind, _usual_source(kind, value))
+            index["sources"][kind].append(SOURCES.index(source))
             level = levels.get(kind)
             index["levels"][kind].append(-1 if level is None else HER2_LEVELS.index(level))
 
@@ -352,6 +370,12 @@ class CacheWriter:
         for path in self.folder.iterdir():
             if path.name == FORMER_NAME or (_is_generation(path) and path.name != generation):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _usual_source(kind: Label, value: int | None) -> LabelSource | NoLabel:
+    if kind in PCR_LABELS:
+        return "response_unknown" if value is None else "stated"
+    return "not_tested" if value is None else "biopsy"
 
 
 def _line(record: Record) -> bytes:

@@ -132,19 +132,22 @@ def described(
     cases: Mapping[Split, int],
     positives: Mapping[Split, int],
     combinations: Mapping[str, int],
+    label_sources: Mapping[str, int],
+    left_out_for: Mapping[str, int],
 ) -> dict[str, dict[str, int | None]]:
     """The counts of ``describe`` as they may leave, None where one is withheld.
 
-    ``flow`` (in_table, accepted, left_out), ``cases``, ``positives`` and ``combinations``. Withheld
-    is a count from 1 to ``min_cell`` - 1, and what it could be worked out from
-    (her2_common.withhold), also for counts that nobody is told: negatives, cases with a modality.
+    ``flow`` (in_table, accepted, left_out), ``cases``, ``positives``, ``combinations``,
+    ``label_sources`` (of the cases accepted) and ``left_out_for`` (of the others). Withheld is a
+    count from 1 to ``min_cell`` - 1, and what it could be worked out from (her2_common.withhold),
+    also for counts that nobody is told: negatives, cases with a modality.
     Zeros are shown, but for an empty class: beside it the label of every case would be known.
     """
     counts, accepted = Counts(), sum(cases.values())
     whole = counts.publish(("flow", "accepted"), accepted, WHOLE)
     out = counts.publish(("flow", "left_out"), left_out)
-    table = counts.publish(("flow", "in_table"), accepted + left_out, WHOLE)
-    counts.equal([table], [whole, out])
+    in_table = counts.publish(("flow", "in_table"), accepted + left_out, WHOLE)
+    counts.equal([in_table], [whole, out])
     splits = {s: counts.publish(("cases", s), n, TOTAL) for s, n in cases.items()}
     counts.equal([whole], splits.values())
     for split, n in positives.items():
@@ -154,13 +157,19 @@ def described(
             counts.secret.update(classes)  # the empty class would tell the label of everybody
     parts = {name: counts.publish(("combinations", name), n) for name, n in combinations.items()}
     counts.equal([whole], parts.values())
+    for table, total, given in (
+        ("label_sources", whole, label_sources),
+        ("left_out_for", out, left_out_for),
+    ):
+        counts.equal([total], [counts.publish((table, name), n) for name, n in given.items()])
     for modality in MODALITIES:
         having = [name for name in combinations if modality in name.split("+")]
         total = counts.keep(sum(combinations[name] for name in having))
         counts.equal([total], [parts[name] for name in having])
     withheld = withhold(counts, min_cell)
     result: dict[str, dict[str, int | None]] = {
-        "flow": {}, "cases": {}, "positives": {}, "combinations": {}
+        "flow": {}, "cases": {}, "positives": {}, "combinations": {},
+        "label_sources": {}, "left_out_for": {},
     }  # fmt: skip
     for name, value in zip(counts.names, counts.values, strict=True):
         if name is not None:

@@ -18,8 +18,8 @@ from her2_client.cohort import Cohort, load_cohort, residence
 from her2_client.engine import make_deterministic, select_device
 from her2_client.keys import read_pseudonym_key
 from her2_client.scoring import score
-from her2_common.cases import MODALITIES, SPLITS, pseudonym, read_cases
-from her2_common.clinical import PCR_DEFINITION, Her2Level
+from her2_common.cases import MODALITIES, PCR_LABELS, SPLITS, pseudonym, read_cases
+from her2_common.clinical import PCR_DEFINITIONS, Her2Level
 from her2_common.config import SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError
 from her2_common.metrics import GRID
@@ -30,6 +30,8 @@ _SCORES: Final = tuple(f"{m}_score" for m in MODALITIES)
 COLUMNS: Final = ("case_id", "score", "call", *_SCORES, "modalities", "unlike")
 LEVEL_COLUMNS: Final = ("low_score", "level")
 """Of a release with three HER2 levels, after the others."""
+TRAINED_ON: Final = "trained_on"
+"""The last column: the labels of the runs that made the release, joined by "+"."""
 
 LOW_THRESHOLD: Final = 0.5
 """A negative case is called HER2-low from this low_score on: the likelier of the two levels."""
@@ -59,7 +61,7 @@ def predict_table(
     """Score the cases in the site's cache and write ``out``; returns the number of cases.
 
     One row a case: ``score`` (probability of what the release's label asks on the grid of 1/1024:
-    HER2-positive, or for ``pcr`` ypT0/is ypN0 after therapy), ``call`` (1 if at or above the
+    HER2-positive, or for ``pcr`` and ``pcr_strict`` a pCR), ``call`` (1 if at or above the
     release's threshold), each modality's own score (blank where absent), ``unlike``: the modalities
     whose image is beyond the release's limit, joined by "+" (blank if none is, or if the release
     has no limit: ``notify`` is told for which modalities). A release with three HER2
@@ -100,8 +102,9 @@ def predict_table(
     # The cohort's cases, in its order, as rows of the cache.
     able = np.any([cache.rows[m] >= 0 for m in trained], axis=0)
     in_cache = np.flatnonzero(able)
-    if manifest.label == "pcr":
-        notify(f"score and call are of the response: {PCR_DEFINITION}")
+    if manifest.label in PCR_LABELS:
+        definition = PCR_DEFINITIONS[PCR_LABELS[manifest.label]]
+        notify(f"score and call are of the response: {definition}")
     references = read_references(release, manifest)
     if unjudged := [m for m in trained if m not in references]:
         notify(f"the release has no limit for {', '.join(unjudged)}: unlike images are not flagged")
@@ -109,7 +112,8 @@ def predict_table(
     names = _case_names(config, cache)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS if scores.low is None else (*COLUMNS, *LEVEL_COLUMNS))
+    levels = () if scores.low is None else LEVEL_COLUMNS
+    writer.writerow((*COLUMNS, *levels, TRAINED_ON))
     cases = []
     for case in range(len(cohort)):
         if split != "all" and SPLITS[cache.split[in_cache[case]]] != split:
@@ -122,7 +126,7 @@ def predict_table(
         if scores.low is not None:
             low = float(scores.low[case])
             row += [_cell(low), _level(value, low, manifest.threshold)]
-        writer.writerow(row)
+        writer.writerow([*row, "+".join(manifest.trained_on)])
         cases.append(case)
     if not cases:
         raise DataError(f"no case in split {split!r} that this model can score")

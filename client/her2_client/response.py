@@ -34,6 +34,7 @@ from her2_client.policy import check_order, check_tested
 from her2_client.scoring import score
 from her2_common.broadcast import fingerprint
 from her2_common.cases import MODALITIES, Case, Modality, pseudonym, read_cases, splits
+from her2_common.clinical import DEFAULT_PCR, PcrDefinition
 from her2_common.config import SiteConfig
 from her2_common.documents import parse_json
 from her2_common.errors import DataError, PolicyError, StaleBaseError, UpdateError
@@ -225,13 +226,15 @@ class Responder:
              "cases": hashlib.sha256("".join(scores["pseudonyms"].tolist()).encode()).hexdigest()}
         )  # fmt: skip
         if self._source is None or self._source[0] != key:
-            patients = patients_of(config, scores)
+            patients = patients_of(config, scores, asked.analysis.pcr)
             source = Source(patients, asked.analysis, asked.threshold, min_cell=min_cell)
             self._source = (key, source)
         return self._source[1]
 
 
-def patients_of(config: SiteConfig, scores: Mapping[str, np.ndarray]) -> Patients:
+def patients_of(
+    config: SiteConfig, scores: Mapping[str, np.ndarray], definition: PcrDefinition = DEFAULT_PCR
+) -> Patients:
     """The rows of the scored cases: what the table says of each, and its scores.
 
     Raises:
@@ -262,10 +265,10 @@ def patients_of(config: SiteConfig, scores: Mapping[str, np.ndarray]) -> Patient
         return np.array([math.nan if v is None else float(v) for v in found], np.float64)
 
     columns = {
-        "pcr": column(lambda case: case.label("pcr")),
+        "pcr": column(lambda case: case.response(definition)),
         "biopsy": column(lambda case: case.biopsy.her2),
         "therapy": column(lambda case: case.anti_her2),
-        "hr": np.fmax(column(lambda case: case.er), column(lambda case: case.pr)),
+        "hr": column(lambda case: case.hr),
         "t": column(lambda case: case.clinical_t),
         "n": column(lambda case: case.clinical_n),
         "age": column(lambda case: case.age),

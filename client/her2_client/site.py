@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from her2_client.cache import Cache, index_digest, open_cache, read_index
+from her2_client.cache import SOURCES, Cache, index_digest, open_cache, read_index
 from her2_client.cohort import Cohort, load_cohorts, residence
 from her2_client.compare import compare
 from her2_client.contribution import Held, contribute, keep, remembered, start_of
@@ -32,7 +32,7 @@ from her2_client.scoring import Scores, histograms, profile, score
 from her2_client.site_memory import Memory
 from her2_client.training import TrainResult, train_round
 from her2_common import __version__
-from her2_common.cases import SPLITS, Modality, Split
+from her2_common.cases import LABEL_SOURCES, NO_LABEL, SPLITS, LabelSource, Modality, Split
 from her2_common.config import RunConfig, SiteConfig
 from her2_common.encoding import Encoded
 from her2_common.errors import CacheError, DataError, TrainingError
@@ -41,7 +41,15 @@ from her2_common.metrics import ScoreHistogram
 from her2_common.model import GROUPS, Group, MapModel, get_groups, preset, set_groups
 from her2_common.novelty import Reference, counted
 from her2_common.vectors import Vector
-from her2_common.wire import Comparison, Counts, Flow, SiteDescription, SiteReply, TaskOrder
+from her2_common.wire import (
+    Comparison,
+    Counts,
+    Flow,
+    LeftOut,
+    SiteDescription,
+    SiteReply,
+    TaskOrder,
+)
 
 Notify = Callable[[str], None]
 
@@ -192,12 +200,16 @@ class Site:
         combinations = sum((c.combinations() for c in cohorts.values()), Counter[str]())
         sizes = {split: len(cohort) for split, cohort in cohorts.items()}
         used = sum(sizes.values())
+        left_out = (self._cache.in_table if self._cache else 0) - used
+        sources, reasons = self._label_sources(plan, left_out)
         counts = described(
             max(policy.min_cell, plan.min_cell),  # the run's report follows the stricter one, too
-            left_out=(self._cache.in_table if self._cache else 0) - used,
+            left_out=left_out,
             cases=sizes,
             positives={split: int(cohort.labels.sum()) for split, cohort in cohorts.items()},
             combinations=dict(sorted(combinations.items())),
+            label_sources=sources,
+            left_out_for=reasons,
         )
         self.notify(f"described {used} cases, groups {', '.join(self._groups())}")
         levels = plan.her2_levels == 3 and bool((cohorts["train"].low >= 0).any())
@@ -214,7 +226,29 @@ class Site:
             cases=Counts(**counts["cases"]),
             positives=Counts(**counts["positives"]),
             combinations=counts["combinations"],
+            label_sources=counts["label_sources"],
+            left_out_for=counts["left_out_for"],
             levels=levels,
+        )
+
+    def _label_sources(
+        self, plan: RunConfig, left_out: int
+    ) -> tuple[dict[LabelSource, int], dict[LeftOut, int]]:
+        """Cases used, by where their label comes from, and cases left out, by the reason."""
+        if self._cache is None:
+            return {}, {}
+        cache = self._cache
+        used = {name for cohort in self._cohorts.values() for name in cohort.pseudonyms}
+        counts: Counter[str] = Counter()
+        for name, source in zip(cache.pseudonyms, cache.sources[plan.label], strict=True):
+            if name in used or SOURCES[source] in NO_LABEL:
+                counts[SOURCES[source]] += 1
+        reasons: dict[LeftOut, int] = {r: counts[r] for r in NO_LABEL if counts[r]}
+        reasons["no_image"] = cache.in_table - len(cache)
+        reasons["few_cases"] = left_out - sum(reasons.values())
+        return (
+            {source: counts[source] for source in LABEL_SOURCES if counts[source]},
+            {reason: cases for reason, cases in reasons.items() if cases},
         )
 
     def _train(

@@ -9,12 +9,35 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from her2_common.clinical import Her2Level, her2_from_ihc_ish, her2_level, pcr_from_stage
+from her2_common.clinical import (
+    CLINICAL_N_CODES,
+    CLINICAL_T_CODES,
+    DEFAULT_PCR,
+    IHC_CODES,
+    ISH_CODES,
+    STATUS_CODES,
+    YPN_CODES,
+    YPT_CODES,
+    Her2Level,
+    Ihc,
+    PcrDefinition,
+    YpN,
+    YpT,
+    code_of,
+    her2_from_ihc_ish,
+    her2_level,
+    hr_status,
+    pcr_from_stage,
+    receptor_of,
+    response,
+    stage_of,
+)
 from her2_common.tables import Faults, read_rows
 
 Modality = Literal["mg", "us", "mri"]
@@ -28,7 +51,42 @@ Split = Literal["train", "val", "test"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 SPLIT_SHARES: Final = {"train": 0.70, "val": 0.10, "test": 0.20}
 
-Label = Literal["reference", "biopsy", "surgical", "pcr"]
+Label = Literal["reference", "biopsy", "surgical", "pcr", "pcr_strict"]
+"""What a run predicts: HER2 (``Case.labelled`` says of which specimen), or the response."""
+PCR_LABELS: Final[dict[Label, PcrDefinition]] = {"pcr": DEFAULT_PCR, "pcr_strict": "ypT0 ypN0"}
+LABELS: Final[tuple[Label, ...]] = get_args(Label)
+
+
+def post_therapy(trained_on: Sequence[str]) -> list[str]:
+    """Which of the labels that a model was trained on hold what became of patients under therapy.
+
+    ``trained_on`` are those of the runs that made its weights, the last being its own. A model of
+    the response itself is meant to know it: of that one, tumours excised after therapy alone.
+
+    >>> post_therapy(["reference"]), post_therapy(["surgical", "reference"])
+    ([], ['surgical'])
+    >>> post_therapy(["reference", "pcr"]), post_therapy(["pcr", "reference"])
+    ([], ['pcr'])
+    """
+    held = {"surgical"} if trained_on[-1] in PCR_LABELS else {"surgical", *PCR_LABELS}
+    return [label for label in dict.fromkeys(trained_on) if label in held]
+
+
+LabelSource = Literal[
+    "biopsy", "excised_untreated", "excised_treated", "stage", "stated", "no_surgery"
+]
+"""Where a label comes from: the biopsy; the excised tumour of a patient without or (possibly) with
+neoadjuvant therapy; for a response ypT and ypN, a stated pCR, or that there was no operation."""
+LABEL_SOURCES: Final[tuple[LabelSource, ...]] = get_args(LabelSource)
+
+NoLabel = Literal["not_tested", "equivocal", "treated_only", "untreated", "response_unknown"]
+"""Why there is none: no HER2 result; IHC 2+ without ISH; only the excised tumour was tested, after
+(possible) therapy; for a response: no neoadjuvant therapy, or nothing is known of it."""
+NO_LABEL: Final[tuple[NoLabel, ...]] = get_args(NoLabel)
+
+NoSurgery = Literal["progression", "death", "declined", "other"]
+NO_SURGERY: Final[tuple[NoSurgery, ...]] = get_args(NoSurgery)
+"""Why no operation followed the neoadjuvant therapy. All of them count as no pCR."""
 
 CLINICAL_INPUTS: Final = ("age", "menopausal", "clinical_t", "clinical_n", "multifocal")
 """The five clinical inputs of the MAP model; none of them is read from the biopsy."""
@@ -36,9 +94,9 @@ CLINICAL_INPUTS: Final = ("age", "menopausal", "clinical_t", "clinical_n", "mult
 
 @dataclass(frozen=True)
 class Assay:
-    """HER2 of one specimen: ``ihc`` 0 to 3, ``ish`` 0/1, ``her2`` 0/1 derived from them."""
+    """HER2 of one specimen: IHC score, ``ish`` 0/1, ``her2`` 0/1 derived from them."""
 
-    ihc: int | None = None
+    ihc: Ihc | None = None
     ish: int | None = None
     her2: int | None = None
 
@@ -71,34 +129,102 @@ class Case:
     surgical: Assay
     nat: int | None
     anti_her2: int | None
-    ypt: str | None
-    ypn: str | None
+    ypt: YpT | None
+    ypn: YpN | None
     pcr: int | None
     split: Split | None
+    no_surgery: NoSurgery | None = None
+    mg_days: int | None = None
+    us_days: int | None = None
+    mri_days: int | None = None
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """The modalities for which the row names at least one file."""
+        """The modalities for which the row names a file, without those ``after_therapy``."""
+        return tuple(m for m in self._named if m not in self.after_therapy)
+
+    @property
+    def after_therapy(self) -> tuple[Modality, ...]:
+        """The modalities whose pictures were taken after treatment began: they are not used."""
+        days = {"mg": self.mg_days, "us": self.us_days, "mri": self.mri_days}
+        return tuple(m for m in self._named if (days[m] or 0) < 0)
+
+    @property
+    def _named(self) -> tuple[Modality, ...]:
         named = {"mg": self.mg_cc or self.mg_mlo, "us": self.us, "mri": self.mri}
         return tuple(m for m in MODALITIES if named[m])
 
-    def label(self, kind: Label) -> int | None:
-        """The training label: 1, 0, or None where it is unknown.
+    @property
+    def hr(self) -> int | None:
+        """Hormone receptor status out of ER and PR."""
+        return hr_status(self.er, self.pr)
 
-        ``reference`` is the excised tumour where it was tested and the biopsy elsewhere.
+    @property
+    def untreated(self) -> bool:
+        """Known to have had no neoadjuvant therapy; unknown counts as possibly treated."""
+        return self.nat == 0 and self.anti_her2 != 1
+
+    def response(self, definition: PcrDefinition = DEFAULT_PCR) -> int | None:
+        """pCR after neoadjuvant therapy; None where it is unknown or there was no therapy."""
+        if self.nat == 0:
+            return None
+        return response(self.ypt, self.ypn, self.pcr, definition)
+
+    def label(self, kind: Label) -> int | None:
+        """The training label: 1, 0, or None where it is unknown."""
+        return self.labelled(kind)[0]
+
+    def label_source(self, kind: Label) -> LabelSource | NoLabel:
+        """Where ``label(kind)`` comes from, or why there is none."""
+        return self.labelled(kind)[1]
+
+    def labelled(self, kind: Label) -> tuple[int | None, LabelSource | NoLabel]:
+        """The training label and its source.
+
+        ``reference`` is HER2 of the tumour before treatment: the biopsy, or the excised tumour of
+        a patient ``untreated``, where it was tested. After neoadjuvant therapy only those without
+        a complete response have a tumour left to test, and residual tumours lose HER2: a label
+        from them would hold the outcome. ``surgical`` takes every excised tumour all the same.
         """
-        if kind == "pcr":
-            return None if self.nat == 0 else self.pcr  # no response without therapy
-        return self._assay(kind).her2
+        if kind in PCR_LABELS:
+            return self._response_label(PCR_LABELS[kind])
+        specimens = self._specimens(kind)
+        for source, assay in specimens.items():
+            if assay.her2 is not None:
+                return assay.her2, source
+        if kind == "reference" and self.surgical.her2 is not None:
+            return None, "treated_only"
+        equivocal = any(assay.ihc == "2" for assay in specimens.values())
+        return None, "equivocal" if equivocal else "not_tested"
+
+    def _response_label(
+        self, definition: PcrDefinition
+    ) -> tuple[int | None, LabelSource | NoLabel]:
+        if self.nat == 0:
+            return None, "untreated"
+        found = self.response(definition)
+        if found is None:
+            return None, "response_unknown"
+        if self.no_surgery is not None:
+            return found, "no_surgery"
+        derived = pcr_from_stage(self.ypt, self.ypn, definition)
+        return found, "stated" if derived is None else "stage"
 
     def level(self, kind: Label) -> Her2Level | None:
-        """The HER2 level of the specimen that gives ``label(kind)``; None for ``pcr``."""
-        return None if kind == "pcr" else self._assay(kind).level
+        """The HER2 level of the specimen that gives ``label(kind)``; None for a response."""
+        if kind in PCR_LABELS:
+            return None
+        assays = self._specimens(kind).values()
+        return next((assay.level for assay in assays if assay.her2 is not None), None)
 
-    def _assay(self, kind: Label) -> Assay:
-        if kind == "biopsy" or (kind == "reference" and self.surgical.her2 is None):
-            return self.biopsy
-        return self.surgical
+    def _specimens(self, kind: Label) -> dict[LabelSource, Assay]:
+        """The specimens that may give the label: the first whose HER2 is known does."""
+        excised: LabelSource = "excised_untreated" if self.untreated else "excised_treated"
+        if kind == "surgical":
+            return {excised: self.surgical}
+        if kind == "reference" and self.untreated:
+            return {excised: self.surgical, "biopsy": self.biopsy}
+        return {"biopsy": self.biopsy}
 
     @property
     def clinical(self) -> tuple[float | None, ...]:
@@ -180,7 +306,27 @@ def _identifier(text: str) -> str:
     return text
 
 
+def _coded(find: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
+    """A code in any of its spellings (her2_common.clinical)."""
+
+    def parse(text: str) -> Any:
+        try:
+            return find(text)
+        except KeyError:
+            raise BadCellError(expected) from None
+
+    return parse
+
+
 _YES_NO = _integer(0, 1)
+_IHC = _coded(
+    partial(code_of, codes=IHC_CODES),
+    "an IHC score: 0, ultralow, 1+, 2+ (equivocal), 3+ (positive)",
+)
+_ISH = _coded(partial(code_of, codes=ISH_CODES), "0 or 1 (not amplified or amplified)")
+_STATUS = _coded(partial(code_of, codes=STATUS_CODES), "0 or 1 (negative or positive)")
+_RECEPTOR = _coded(receptor_of, "0 or 1 (negative or positive), or a share of nuclei like 80%")
+_DAYS = _integer(-3650, 3650)
 PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     "case_id": _identifier,
     "patient_id": _identifier,
@@ -191,22 +337,38 @@ PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     "laterality": _choice("L", "R"),
     "age": _age,
     "menopausal": _YES_NO,
-    "clinical_t": _integer(0, 4),
-    "clinical_n": _integer(0, 3),
+    "clinical_t": _coded(
+        partial(stage_of, letter="t", prefix="c", codes=CLINICAL_T_CODES),
+        "a clinical stage: one of 0, 1mi, 1, 2, 3, 4, X",
+    ),
+    "clinical_n": _coded(
+        partial(stage_of, letter="n", prefix="c", codes=CLINICAL_N_CODES),
+        "a clinical stage: one of 0, 1mi, 1, 2, 3, X",
+    ),
     "multifocal": _YES_NO,
-    "er": _YES_NO,
-    "pr": _YES_NO,
-    "biopsy_ihc": _integer(0, 3),
-    "biopsy_ish": _YES_NO,
-    "biopsy_her2": _YES_NO,
-    "surgical_ihc": _integer(0, 3),
-    "surgical_ish": _YES_NO,
-    "surgical_her2": _YES_NO,
+    "er": _RECEPTOR,
+    "pr": _RECEPTOR,
+    "biopsy_ihc": _IHC,
+    "biopsy_ish": _ISH,
+    "biopsy_her2": _STATUS,
+    "surgical_ihc": _IHC,
+    "surgical_ish": _ISH,
+    "surgical_her2": _STATUS,
     "nat": _YES_NO,
     "anti_her2": _YES_NO,
-    "ypt": _choice("0", "is", "1", "2", "3", "4"),
-    "ypn": _choice("0", "1", "2", "3"),
+    "ypt": _coded(
+        partial(stage_of, letter="t", prefix="yp", codes=YPT_CODES),
+        "a stage after therapy: one of 0, is, 1mi, 1, 2, 3, 4, X",
+    ),
+    "ypn": _coded(
+        partial(stage_of, letter="n", prefix="yp", codes=YPN_CODES),
+        "a stage after therapy: one of 0, 0(i+), 0(mol+), 1mi, 1, 2, 3, X",
+    ),
     "pcr": _YES_NO,
+    "no_surgery": _choice(*NO_SURGERY),
+    "mg_days": _DAYS,
+    "us_days": _DAYS,
+    "mri_days": _DAYS,
     "split": _choice(*SPLITS),
 }
 """Column of cases.csv -> the value of a cell that is not blank; raises BadCellError."""
@@ -225,6 +387,33 @@ def _assay(values: dict[str, Any], specimen: str, row: int, faults: Faults) -> A
             f" with {specimen}_ish {ish if ish is not None else 'blank'} means {derived}",
         )
     return Assay(ihc, ish, stated if derived is None else derived)
+
+
+_DAYS_COLUMNS: Final = ("mg_days", "us_days", "mri_days")
+
+
+def response_of(values: Mapping[str, Any], definition: PcrDefinition = DEFAULT_PCR) -> int | None:
+    """pCR out of the parsed cells of a row, whether or not there was neoadjuvant therapy."""
+    if values.get("no_surgery") is not None:
+        return 0
+    return response(values.get("ypt"), values.get("ypn"), values.get("pcr"), definition)
+
+
+def response_faults(values: Mapping[str, Any]) -> list[str]:
+    """What contradicts itself in the parsed cells of a row on the response."""
+    stated, ypt, ypn = (values.get(name) for name in ("pcr", "ypt", "ypn"))
+    reason = values.get("no_surgery")
+    if reason is not None:
+        staged = [name for name in ("ypt", "ypn") if values.get(name) not in (None, "X")]
+        if staged:
+            return [f"no_surgery is {reason}, but {staged[0]} is stated: leave one of them blank"]
+        return [f"pcr is 1, but no_surgery {reason} means 0"] if stated == 1 else []
+    derived = pcr_from_stage(ypt, ypn)
+    if stated is None or derived is None or stated == derived:
+        return []
+    one, two = ("blank" if part is None else part for part in (ypt, ypn))
+    way = "; leave pcr blank: it is derived" if stated == 0 else ""
+    return [f"pcr is {stated}, but ypt {one} with ypn {two} means {derived} ({DEFAULT_PCR}){way}"]
 
 
 def read_cases(path: Path, lesions: Path | None = None) -> CaseTable:
@@ -268,13 +457,8 @@ def read_cases(path: Path, lesions: Path | None = None) -> CaseTable:
                     row,
                     f"split is {split!r}, but row {other_row} puts the same patient into {other!r}",
                 )
-        stated, derived = values.get("pcr"), pcr_from_stage(values.get("ypt"), values.get("ypn"))
-        if stated is not None and derived is not None and stated != derived:
-            faults.row(
-                row,
-                f"pcr is {stated}, but ypt {values.get('ypt', 'blank')} with ypn "
-                f"{values.get('ypn', 'blank')} means {derived} (ypT0/is ypN0)",
-            )
+        for fault in response_faults(values):
+            faults.row(row, fault)
 
         def file(column: str, values: dict[str, Any] = values) -> Path | None:
             return path.parent / values[column] if column in values else None
@@ -300,8 +484,9 @@ def read_cases(path: Path, lesions: Path | None = None) -> CaseTable:
                 surgical=_assay(values, "surgical", row, faults),
                 ypt=values.get("ypt"),
                 ypn=values.get("ypn"),
-                pcr=stated if derived is None else derived,
+                pcr=response_of(values),
                 split=split,
+                **{name: values.get(name) for name in ("no_surgery", *_DAYS_COLUMNS)},
             )
         )
     faults.raise_if_any()

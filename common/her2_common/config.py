@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from her2_common.cases import Label
+from her2_common.cases import PCR_LABELS, Label
 from her2_common.documents import DocumentError, parse_yaml
 from her2_common.errors import ConfigError
 from her2_common.schema_faults import told
@@ -200,8 +200,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_levels(self) -> RunConfig:
-        if self.her2_levels == 3 and self.label == "pcr":
-            raise ValueError("her2_levels: expected 2 with label: pcr, which has no levels, got 3")
+        if self.her2_levels == 3 and self.label in PCR_LABELS:
+            raise ValueError(
+                f"her2_levels: expected 2 with label: {self.label}, which has no levels, got 3"
+            )
         return self
 
     @property

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -47,7 +47,9 @@ class Manifest(BaseModel):
     modality is ever scored by an untrained encoder. ``threshold`` is the frozen one.
     ``digest`` covers all the rest (``manifest_digest``): releases of one digest score alike.
     ``calibration`` is the temperature and what it did, as in summary.json; ``limits[m]`` the
-    unlikeness above which an image of modality m is flagged.
+    unlikeness above which an image of modality m is flagged. ``trained_on`` are the labels of the
+    runs that made the weights, the last being ``label``: those of runs that this one began from
+    come before it.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
@@ -67,6 +69,15 @@ class Manifest(BaseModel):
     limits: dict[Modality, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
     references_sha256: str | None = None
     digest: str | None = None
+    trained_on: list[Label] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _check_history(self) -> Manifest:
+        if not self.trained_on:
+            object.__setattr__(self, "trained_on", [self.label])
+        if self.trained_on[-1] != self.label:
+            raise ValueError(f"trained_on: expected {self.label} last")
+        return self
 
     @property
     def layout(self) -> dict[str, Any]:
@@ -140,10 +151,15 @@ def read_release(folder: Path) -> tuple[Manifest, dict[str, np.ndarray]]:
             f"{folder}: model.safetensors was changed: expected SHA-256 {expected[:12]}..., "
             f"got {got[:12]}..."
         )
+    if not document.get("trained_on"):
+        raise DataError(
+            f"{folder}: manifest.json does not state the labels that the weights were trained on",
+            hint=f"expected a release made by her2-map {__version__}",
+        )
     try:
         manifest = Manifest.model_validate(document)
     except ValidationError as error:
-        key = error.errors()[0]["loc"][0]
+        key = (*error.errors()[0]["loc"], "trained_on")[0]
         raise DataError(
             f"{folder}: manifest.json: {key} is missing or wrong",
             hint=f"expected a release made by her2-map {__version__}",

@@ -41,7 +41,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from her2_common.arrays import Arrays, arrays_of, arrays_record, read_array
-from her2_common.cases import MODALITIES, Modality, Split
+from her2_common.cases import MODALITIES, LabelSource, Modality, NoLabel, Split
 from her2_common.config import MAX_SITE_CASES, Name, RoundNumber, RunConfig, Task
 from her2_common.documents import parse_json
 from her2_common.errors import MetricError, UpdateError
@@ -160,11 +160,17 @@ class Flow(Section):
     left_out: Cases | None
 
 
+LeftOut = Literal["no_image", "few_cases"] | NoLabel
+"""Why a row of the table is not used: it has no usable image; it has only modalities that too few
+training cases have; or it has no label, and why."""
+
+
 class SiteDescription(Section):
     """A site's answer to describe: who it is and what it can train.
 
     ``groups`` always holds the head, which every case uses. ``levels`` says, in a run of three HER2
-    levels, whether it tells HER2-low from HER2-zero.
+    levels, whether it tells HER2-low from HER2-zero. ``label_sources`` counts the cases used by
+    where their label comes from, ``left_out_for`` those left out by the reason.
     """
 
     site: Name
@@ -174,6 +180,8 @@ class SiteDescription(Section):
     cases: Counts
     positives: Counts
     combinations: dict[Combination, Cases | None]
+    label_sources: dict[LabelSource, Cases | None] = Field(default_factory=dict)
+    left_out_for: dict[LeftOut, Cases | None] = Field(default_factory=dict)
     levels: bool = False
 
     @field_validator("groups")

@@ -34,10 +34,11 @@ class Initial:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What summary.json says of it: run, label, sha256, groups taken, groups afresh."""
+        """What summary.json says of it: run, labels, sha256, groups taken, groups afresh."""
         return {
             "run": self.manifest.run,
             "label": self.manifest.label,
+            "trained_on": list(self.manifest.trained_on),
             "sha256": self.sha256,
             "groups": list(self.taken),
             "afresh": [group for group in GROUPS if group not in self.taken],

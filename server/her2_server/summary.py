@@ -136,6 +136,7 @@ def release(
         her2_levels=layout.levels,
         threshold=summary["threshold"]["value"],
         groups=trained,
+        trained_on=[*(summary.get("initial") or {}).get("trained_on", ()), config.run.label],
         calibration={k: v for k, v in summary["temperature"].items() if k != "bins"},
         limits={
             modality: record["limit"]
@@ -211,6 +212,8 @@ def _site(
         "positives": site.positives.model_dump(),
         "modalities": modality_counts(site.combinations),
         "combinations": dict(site.combinations),
+        "label_sources": dict(site.label_sources),
+        "left_out_for": dict(site.left_out_for),
         "groups": list(site.groups),
         "levels": site.levels,
         "bytes": by_kind,

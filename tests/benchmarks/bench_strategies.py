@@ -51,7 +51,7 @@ from evidence import (
 )
 
 from her2_client.app import make_app
-from her2_client.cache import LABELS, Cache, open_cache
+from her2_client.cache import Cache, open_cache
 from her2_client.cache_writer import CacheWriter
 from her2_client.cohort import Cohort, usable_modalities
 from her2_client.contribution import personal_weights, remembered, start_of
@@ -59,7 +59,7 @@ from her2_client.engine import make_deterministic, ready_model
 from her2_client.keys import public_key
 from her2_client.site import Site
 from her2_client.site_memory import Memory
-from her2_common.cases import MODALITIES, SPLITS, Modality
+from her2_common.cases import LABELS, MODALITIES, SPLITS, Modality
 from her2_common.clinical import HER2_LEVELS
 from her2_common.config import SiteConfig
 from her2_common.metrics import GRID, Estimate

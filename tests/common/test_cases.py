@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from her2_common.cases import (
+    NO_SURGERY,
     SPLIT_SHARES,
     Assay,
     Box,
@@ -49,8 +50,8 @@ def test_a_full_row(tmp_path: Path) -> None:
     assert case.modalities == ("mg", "us", "mri")
     assert case.clinical == (61.5, 1, 2, 0, 0)
     assert (case.laterality, case.er, case.pr, case.nat, case.anti_her2) == ("L", 1, 0, 1, 1)
-    assert case.biopsy == Assay(2, 1, 1)
-    assert case.surgical == Assay(1, None, 0)
+    assert case.biopsy == Assay("2", 1, 1)
+    assert case.surgical == Assay("1", None, 0)
     assert (case.ypt, case.ypn, case.pcr, case.split) == ("is", "0", 1, "val")
 
 
@@ -64,23 +65,75 @@ def test_blanks_are_unknown_and_the_patient_defaults_to_the_case(tmp_path: Path)
     assert len(table) == 2
 
 
-@pytest.mark.parametrize(
-    ("biopsy", "surgical", "reference"),
-    [("1", "0", 0), ("1", "", 1), ("", "1", 1), ("", "", None), ("0", "1", 1)],
-)
-def test_the_reference_is_the_excised_tumour_where_it_was_tested(
-    tmp_path: Path, biopsy: str, surgical: str, reference: int | None
+NAT = ("0", "1", "")
+# biopsy, excised -> (label, source) of ``reference``: without therapy; with it, or perhaps.
+REFERENCE: dict[tuple[str, str], tuple[tuple[int | None, str], tuple[int | None, str]]] = {
+    ("1", "0"): ((0, "excised_untreated"), (1, "biopsy")),
+    ("0", "1"): ((1, "excised_untreated"), (0, "biopsy")),
+    ("1", "1"): ((1, "excised_untreated"), (1, "biopsy")),
+    ("0", "0"): ((0, "excised_untreated"), (0, "biopsy")),
+    ("1", ""): ((1, "biopsy"), (1, "biopsy")),
+    ("0", ""): ((0, "biopsy"), (0, "biopsy")),
+    ("", "1"): ((1, "excised_untreated"), (None, "treated_only")),
+    ("", "0"): ((0, "excised_untreated"), (None, "treated_only")),
+    ("", ""): ((None, "not_tested"), (None, "not_tested")),
+}
+
+
+@pytest.mark.parametrize(("biopsy", "surgical"), REFERENCE)
+@pytest.mark.parametrize("nat", NAT)
+def test_a_tumour_excised_after_therapy_gives_no_label(
+    tmp_path: Path, biopsy: str, surgical: str, nat: str
 ) -> None:
-    (case,) = read(tmp_path, f"case_id,biopsy_her2,surgical_her2\nc,{biopsy},{surgical}\n").cases
-    assert case.label("reference") == reference
+    """Whether therapy was given may be unknown: then it may have been."""
+    header = "case_id,biopsy_her2,surgical_her2,nat\n"
+    (case,) = read(tmp_path, header + f"c,{biopsy},{surgical},{nat}\n").cases
+    untreated, treated = REFERENCE[biopsy, surgical]
+    assert case.labelled("reference") == (untreated if nat == "0" else treated)
     assert case.label("biopsy") == (int(biopsy) if biopsy else None)
     assert case.label("surgical") == (int(surgical) if surgical else None)
+    if surgical:
+        source = "excised_untreated" if nat == "0" else "excised_treated"
+        assert case.label_source("surgical") == source
+
+
+def test_the_reference_does_not_depend_on_the_response(tmp_path: Path) -> None:
+    """Residual tumours lose HER2 and responders have none: neither may move the label."""
+    header = "case_id,biopsy_her2,nat,anti_her2,surgical_her2,ypt,ypn\n"
+    rows = "lost,1,1,1,0,2,0\nkept,1,1,1,1,2,0\nresponded,1,1,1,,0,0\n"
+    cases = read(tmp_path, header + rows).cases
+    assert [case.pcr for case in cases] == [0, 0, 1]
+    assert [case.label("surgical") for case in cases] == [0, 1, None]
+    assert [case.labelled("reference") for case in cases] == [(1, "biopsy")] * 3
+
+
+def test_anti_her2_therapy_beside_nat_0_counts_as_possibly_treated(tmp_path: Path) -> None:
+    header = "case_id,biopsy_her2,surgical_her2,nat,anti_her2\n"
+    first, second = read(tmp_path, header + "a,1,0,0,1\nb,1,0,0,0\n").cases
+    assert first.labelled("reference") == (1, "biopsy")
+    assert second.labelled("reference") == (0, "excised_untreated")
+
+
+@pytest.mark.parametrize(
+    ("nat", "biopsy_ihc", "surgical_ihc", "source"),
+    [
+        ("1", "2+", "", "equivocal"), ("", "", "2+", "not_tested"), ("0", "", "2+", "equivocal"),
+        ("0", "2+", "", "equivocal"), ("0", "2+", "1+", "excised_untreated"),
+        ("1", "2+", "1+", "treated_only"), ("1", "", "", "not_tested"),
+    ],
+)  # fmt: skip
+def test_why_there_is_no_label(
+    tmp_path: Path, nat: str, biopsy_ihc: str, surgical_ihc: str, source: str
+) -> None:
+    header = "case_id,nat,biopsy_ihc,surgical_ihc\n"
+    (case,) = read(tmp_path, header + f"c,{nat},{biopsy_ihc},{surgical_ihc}\n").cases
+    assert case.label_source("reference") == source
 
 
 # IHC, ISH -> level, by hand (ASCO/CAP 2018; low is 1+, or 2+ without amplification).
 LEVELS = {
-    ("0", ""): "zero", ("0", "0"): "zero", ("0", "1"): "zero",
-    ("1", ""): "low", ("1", "0"): "low", ("1", "1"): "low",
+    ("0", ""): "zero", ("0", "0"): "zero", ("0", "1"): "positive",
+    ("1", ""): "low", ("1", "0"): "low", ("1", "1"): "positive",
     ("2", ""): None, ("2", "0"): "low", ("2", "1"): "positive",
     ("3", ""): "positive", ("3", "0"): "positive", ("3", "1"): "positive",
     ("", ""): None, ("", "0"): None, ("", "1"): "positive",
@@ -91,8 +144,8 @@ EQUIVOCAL = ("2", "")
 def test_the_level_is_that_of_the_specimen_that_gives_the_label(tmp_path: Path) -> None:
     """Every pair of IHC and ISH of the biopsy with every pair of the excised tumour."""
     pairs = list(product(LEVELS, LEVELS))
-    header = "case_id,biopsy_ihc,biopsy_ish,surgical_ihc,surgical_ish\n"
-    lines = [f"c{i}," + ",".join((*b, *s)) + "\n" for i, (b, s) in enumerate(pairs)]
+    header = "case_id,biopsy_ihc,biopsy_ish,surgical_ihc,surgical_ish,nat\n"
+    lines = [f"c{i}," + ",".join((*b, *s, "0")) + "\n" for i, (b, s) in enumerate(pairs)]
     cases = read(tmp_path, header + "".join(lines)).cases
     assert len(cases) == 225
     for case, (biopsy, surgical) in zip(cases, pairs, strict=True):
@@ -110,8 +163,8 @@ def test_the_level_is_that_of_the_specimen_that_gives_the_label(tmp_path: Path) 
 @pytest.mark.parametrize("her2", ["0", "1"])
 def test_a_stated_status_tells_no_level(tmp_path: Path, her2: str) -> None:
     """Nor may the biopsy's level stand beside the excised tumour's status."""
-    header = "case_id,biopsy_ihc,surgical_her2\n"
-    (case,) = read(tmp_path, header + f"c,1,{her2}\n").cases
+    header = "case_id,biopsy_ihc,surgical_her2,nat\n"
+    (case,) = read(tmp_path, header + f"c,1,{her2},0\n").cases
     assert (case.label("reference"), case.level("reference")) == (int(her2), None)
     assert case.level("biopsy") == "low"
 
@@ -123,6 +176,69 @@ def test_pcr_is_a_response_to_neoadjuvant_therapy(
     """Blank is taken: ypT is staged after therapy. Without therapy there is nothing to respond."""
     (case,) = read(tmp_path, f"case_id,nat,ypt\nc,{nat},2\n").cases
     assert (case.pcr, case.label("pcr")) == (0, expected)
+
+
+@pytest.mark.parametrize("reason", NO_SURGERY)
+@pytest.mark.parametrize(("nat", "expected"), [("1", 0), ("", 0), ("0", None)])
+def test_no_operation_after_therapy_is_no_pcr(
+    tmp_path: Path, reason: str, nat: str, expected: int | None
+) -> None:
+    """Progression among the reasons: patients are not dropped for want of a specimen."""
+    header = "case_id,nat,no_surgery,ypt\n"
+    case, blank = read(tmp_path, header + f"c,{nat},{reason},\nd,{nat},,\n").cases
+    for kind in ("pcr", "pcr_strict"):
+        source = "untreated" if nat == "0" else "no_surgery"
+        assert case.labelled(kind) == (expected, source)
+        unknown = "untreated" if nat == "0" else "response_unknown"
+        assert blank.labelled(kind) == (None, unknown)
+
+
+def test_the_strict_pcr_allows_no_disease_in_situ(tmp_path: Path) -> None:
+    rows = "a,1,is,0,\nb,1,0,0,\nc,1,,,1\nd,1,,,0\n"
+    cases = read(tmp_path, "case_id,nat,ypt,ypn,pcr\n" + rows).cases
+    assert [case.label("pcr") for case in cases] == [1, 1, 1, 0]
+    assert [case.label("pcr_strict") for case in cases] == [0, 1, None, 0]
+    assert [case.label_source("pcr_strict") for case in cases] == [
+        "stage", "stage", "response_unknown", "stated",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("days", "used", "left_out"),
+    [("", True, False), ("0", True, False), ("12", True, False), ("-1", False, True)],
+)
+def test_pictures_taken_after_treatment_began_are_not_used(
+    tmp_path: Path, days: str, used: bool, left_out: bool
+) -> None:
+    header = "case_id,us,mri,mri_days\n"
+    (case,) = read(tmp_path, header + f"c,u.dcm,m,{days}\n").cases
+    assert ("mri" in case.modalities) == used
+    assert ("mri" in case.after_therapy) == left_out
+    assert "us" in case.modalities
+
+
+def test_days_of_a_picture_that_is_not_named_change_nothing(tmp_path: Path) -> None:
+    (case,) = read(tmp_path, "case_id,us,mri_days\nc,u.dcm,-3\n").cases
+    assert (case.modalities, case.after_therapy) == (("us",), ())
+
+
+def test_codes_come_through_as_they_are_written(tmp_path: Path) -> None:
+    header = "case_id,biopsy_ihc,biopsy_ish,er,pr,clinical_t,clinical_n,ypt,ypn,nat\n"
+    rows = (
+        "a,2+,amplified,80%,<1%,cT2,cN1mi,ypT1mi,ypN0(i+),1\n"
+        "b,ultralow,,neg,,T4b,NX,ypTX,ypNX,1\n"
+        "c,equivocal,neg,pos,+,1c,0,ypTis,N0(sn),1\n"
+    )
+    first, second, third = read(tmp_path, header + rows).cases
+    assert (first.biopsy, first.hr) == (Assay("2", 1, 1), 1)
+    assert (first.clinical_t, first.clinical_n) == (2, 1)
+    assert (first.ypt, first.ypn, first.pcr) == ("1mi", "0(i+)", 0)
+    assert (second.biopsy, second.biopsy.level) == (Assay("ultralow", None, 0), "zero")
+    assert (second.er, second.pr, second.hr) == (0, None, None)
+    assert (second.clinical_t, second.clinical_n) == (4, None)
+    assert (second.ypt, second.ypn, second.pcr) == ("X", "X", None)
+    assert (third.biopsy, third.hr) == (Assay("2", 0, 0), 1)
+    assert (third.ypt, third.ypn, third.pcr) == ("is", "0", 1)
 
 
 @pytest.mark.parametrize(
@@ -151,11 +267,22 @@ def test_a_faulty_header(tmp_path: Path, header: str, message: str, hint: str | 
         ("age", "old", "an age in years from 18 to 110"),
         ("age", "nan", "an age in years from 18 to 110"),
         ("menopausal", "2", "0 or 1"),
-        ("clinical_t", "5", "a whole number from 0 to 4"),
-        ("clinical_n", "1.5", "a whole number from 0 to 3"),
-        ("biopsy_ihc", "3+", "a whole number from 0 to 3"),
+        ("clinical_t", "5", "a clinical stage: one of 0, 1mi, 1, 2, 3, 4, X"),
+        ("clinical_n", "1.5", "a clinical stage: one of 0, 1mi, 1, 2, 3, X"),
+        ("biopsy_ihc", "4", "an IHC score: 0, ultralow, 1+, 2+ (equivocal), 3+ (positive)"),
+        (
+            "surgical_ihc",
+            "negative",
+            "an IHC score: 0, ultralow, 1+, 2+ (equivocal), 3+ (positive)",
+        ),
+        ("biopsy_ish", "2", "0 or 1 (not amplified or amplified)"),
+        ("biopsy_her2", "equivocal", "0 or 1 (negative or positive)"),
+        ("er", "80", "0 or 1 (negative or positive), or a share of nuclei like 80%"),
         ("laterality", "left", "one of L, R"),
-        ("ypt", "5", "one of 0, is, 1, 2, 3, 4"),
+        ("ypt", "5", "a stage after therapy: one of 0, is, 1mi, 1, 2, 3, 4, X"),
+        ("ypn", "0(x)", "a stage after therapy: one of 0, 0(i+), 0(mol+), 1mi, 1, 2, 3, X"),
+        ("no_surgery", "1", "one of progression, death, declined, other"),
+        ("mri_days", "soon", "a whole number from -3650 to 3650"),
         ("split", "training", "one of train, val, test"),
     ],
 )
@@ -172,6 +299,10 @@ def test_a_cell_out_of_range(tmp_path: Path, column: str, value: str, expected: 
         ("biopsy_ihc,biopsy_ish,biopsy_her2", "2,1,0", "biopsy_ish 1 means 1"),
         ("surgical_ihc,surgical_her2", "0,1", "surgical_her2 is 1, but surgical_ihc 0"),
         ("surgical_ish,surgical_her2", "0,1", "surgical_ihc blank with surgical_ish 0 means 0"),
+        ("biopsy_ihc,biopsy_ish,biopsy_her2", "1+,amplified,neg", "biopsy_ish 1 means 1"),
+        ("ypt,ypn,pcr", "0,0(i+),1", "pcr is 1, but ypt 0 with ypn 0(i+) means 0"),
+        ("no_surgery,pcr", "progression,1", "pcr is 1, but no_surgery progression means 0"),
+        ("no_surgery,ypt", "other,0", "no_surgery is other, but ypt is stated"),
         ("ypt,ypn,pcr", "0,1,1", "pcr is 1, but ypt 0 with ypn 1 means 0"),
         ("ypt,ypn,pcr", "is,0,0", "pcr is 0, but ypt is with ypn 0 means 1"),
         ("ypt,pcr", "2,1", "pcr is 1, but ypt 2 with ypn blank means 0"),
@@ -185,7 +316,13 @@ def test_contradictions(tmp_path: Path, columns: str, values: str, message: str)
 
 @pytest.mark.parametrize(
     ("columns", "values"),
-    [("biopsy_ihc,biopsy_her2", "2,1"), ("ypt,pcr", "0,1"), ("ypt,ypn,pcr", "is,0,1")],
+    [
+        ("biopsy_ihc,biopsy_her2", "2,1"),
+        ("ypt,pcr", "0,1"),
+        ("ypt,ypn,pcr", "is,0,1"),
+        ("ypt,ypn,pcr", "0,X,1"),
+        ("no_surgery,ypt,ypn,pcr", "death,X,X,0"),
+    ],
 )
 def test_no_contradiction_where_nothing_is_derived(
     tmp_path: Path, columns: str, values: str

@@ -15,7 +15,15 @@ from her2_common.cases import CASE_COLUMNS, CLINICAL_INPUTS, MODALITIES, read_ca
 from her2_common.errors import ConfigError
 from her2_deploy.synth import tables
 from her2_deploy.synth.centres import CENTRES
-from her2_deploy.synth.cohort import SCENARIOS, SynthCase, centre_sizes, draw_cohort
+from her2_deploy.synth.cohort import (
+    RESIDUAL_LOSS,
+    RESPONSE_RECORDED,
+    SCENARIOS,
+    SURGICALLY_TESTED,
+    SynthCase,
+    centre_sizes,
+    draw_cohort,
+)
 
 MANY = 4000
 ALPHA = 1e-4
@@ -112,13 +120,41 @@ def test_biopsy_and_surgery_disagree(
     cohorts: dict[str, list[SynthCase]], scenario: str, low: float, high: float
 ) -> None:
     cases = cohorts[scenario]
-    known = [case for case in cases if case.surgical is not None]
-    assert not any(case.pcr for case in known)
-    for pairs in (
-        [(c.biopsy, c.surgical) for c in known],
-        [(c.biopsy, c.amplified) for c in cases],
-    ):
-        assert low < np.mean([a != b for a, b in pairs]) < high
+    assert low < np.mean([case.biopsy != case.amplified for case in cases]) < high
+    kept = [c for c in cases if c.surgical is not None and not c.her2_lost]
+    assert not any(case.pcr for case in kept)
+    assert all(case.surgical == case.amplified for case in kept)
+
+
+def former(case: SynthCase) -> int:
+    """The label that held the outcome: the excised tumour where it was tested, else the biopsy."""
+    return case.biopsy if case.surgical is None else case.surgical
+
+
+def test_residual_tumours_lose_her2_and_a_label_from_them_holds_the_outcome(
+    cohorts: dict[str, list[SynthCase]],
+) -> None:
+    treated = [c for c in firsts(cohorts["default"]) if c.amplified and c.anti_her2]
+    assert_share([c.her2_lost == 1 for c in treated if not c.pcr], RESIDUAL_LOSS)
+    assert not any(c.her2_lost for c in cohorts["default"] if c.pcr or not c.anti_her2)
+    assert not any(c.her2_lost for c in cohorts["default"] if not c.amplified)
+    positive = [c for c in treated if c.biopsy]
+    # Complete responders have nothing left to test: the former label is 1 for all of them.
+    assert {former(c) for c in positive if c.pcr} == {1}
+    share = RESIDUAL_LOSS * SURGICALLY_TESTED * RESPONSE_RECORDED
+    assert_share([former(c) == 0 for c in positive if not c.pcr], share)
+    assert {c.reference for c in positive} == {1}
+
+
+def test_the_loss_moves_excised_tumours_and_nothing_else() -> None:
+    def rows(loss: float) -> list[dict[str, str]]:
+        return [tables.truth_row(c) for c in draw_cohort(cases=400, seed=2, residual_loss=loss)]
+
+    kept, lost = rows(0.0), rows(1.0)
+    assert kept != lost
+    for row in (*kept, *lost):
+        del row["surgical"], row["her2_lost"]
+    assert kept == lost
 
 
 def test_signals_know_as_much_as_designed(cohorts: dict[str, list[SynthCase]]) -> None:
@@ -194,7 +230,9 @@ def test_in_shortcut_the_scanner_goes_with_the_label_and_misleads_at_one_centre(
     assert_share(second(0, misleading=True), 2 / 3)
 
 
-@pytest.mark.parametrize("options", [{"cases": 7}, {"seed": -1}, {"scenario": "other"}])
+@pytest.mark.parametrize(
+    "options", [{"cases": 7}, {"seed": -1}, {"scenario": "other"}, {"residual_loss": 1.5}]
+)
 def test_wrong_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"expected .*, got"):
         draw_cohort(**options)  # type: ignore[arg-type]
@@ -218,7 +256,8 @@ def test_tables_say_what_was_drawn(tmp_path: Path, cohorts: dict[str, list[Synth
         assert read.age is None or read.age == pytest.approx(case.age, abs=0.051)
     assert_share([value is None for read in table.cases for value in read.clinical], 0.05)
     forms = {(read.biopsy.ihc, read.biopsy.ish, read.biopsy.her2) for read in table.cases}
-    assert {(0, None, 0), (1, None, 0), (2, 0, 0), (2, 1, 1), (3, None, 1), (3, 1, 1)} <= forms
+    scored = {("0", None, 0), ("1", None, 0), ("2", 0, 0), ("2", 1, 1), ("3", None, 1), ("3", 1, 1)}
+    assert scored <= forms
     assert {(None, None, 0), (None, None, 1)} <= forms
 
 

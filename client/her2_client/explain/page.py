@@ -16,7 +16,7 @@ from typing import Final
 from her2_client.explain.attribution import MOST_STEPS, TOLERANCE, Explanation
 from her2_client.explain.picture import AGAINST, FOR, MOST_OPAQUE, Drawing
 from her2_common import __version__
-from her2_common.cases import MODALITIES, Label, Modality
+from her2_common.cases import MODALITIES, PCR_LABELS, Label, Modality
 from her2_common.pages import environment, style
 
 PACKAGE: Final = "her2_client.explain"
@@ -76,8 +76,8 @@ def render(
         version=__version__,
         site=site,
         run=run,
-        outcome="pCR" if label == "pcr" else "HER2-positive",
-        opposite="no pCR" if label == "pcr" else "HER2-negative",
+        outcome="pCR" if label in PCR_LABELS else "HER2-positive",
+        opposite="no pCR" if label in PCR_LABELS else "HER2-negative",
         threshold=threshold,
         cards=cards,
         of=of,

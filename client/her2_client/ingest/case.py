@@ -26,6 +26,7 @@ from her2_common.errors import ImageError
 
 WINDOWS: Final = re.compile(r"\\|(^|/)[A-Za-z]:(/|$)")
 """A path as Windows writes it; this system takes it for the name of one file."""
+AFTER_THERAPY: Final = "taken after therapy began"
 MG_VIEWS: Final[dict[Image, View]] = {"mg_cc": "CC", "mg_mlo": "MLO"}
 
 
@@ -57,6 +58,20 @@ def files_of(case: Case, modality: Modality) -> dict[Image, tuple[Path, ...]]:
         return {"mri": case.mri}
     views: dict[Image, Path | None] = {"mg_cc": case.mg_cc, "mg_mlo": case.mg_mlo}
     return {column: (path,) for column, path in views.items() if path is not None}
+
+
+def taken_after_therapy(case: Case, modality: Modality) -> Outcome:
+    """What becomes of pictures taken after treatment began: they show its effect, and are set
+    aside unread."""
+    columns = [
+        column
+        for column, paths in files_of(case, modality).items()
+        for _ in (paths if column == "us" else paths[:1])  # an MRI in several files is one
+    ]
+    message = (
+        f"expected a picture from before treatment, got one from after it began ({modality}_days)"
+    )
+    return Outcome(notes=[Note(c, "set aside", AFTER_THERAPY, message) for c in columns])
 
 
 def standardise(job: Job, guard: Guard) -> Outcome:

@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from her2_client.cache import INDEX_NAME, LABELS, read_index, read_outcomes
+from her2_client.cache import INDEX_NAME, read_index, read_outcomes
 from her2_client.cache_writer import (
     WRITING_NAME,
     CacheWriter,
@@ -30,7 +30,7 @@ from her2_client.cache_writer import (
     interrupted_records,
     writing,
 )
-from her2_client.ingest.case import files_of, standardise
+from her2_client.ingest.case import files_of, standardise, taken_after_therapy
 from her2_client.ingest.outcome import Outcome
 from her2_client.ingest.privacy.guard import Decision, Guard
 from her2_client.ingest.privacy.review import RecordingGuard, Seen, decisions_file, read_decisions
@@ -39,6 +39,7 @@ from her2_client.ingest.units import Unit, bytes_needed, jobs, units_of
 from her2_client.ingest.workers import outcomes_of, worker_count
 from her2_client.keys import read_pseudonym_key
 from her2_common.cases import (
+    LABELS,
     CaseTable,
     Modality,
     pseudonym,
@@ -158,7 +159,7 @@ def _conduct(
     split_of = splits(table, key)
     remaining = iter(units)
     for done, case in enumerate(table.cases, 1):
-        outcomes: dict[Modality, Outcome] = {}
+        outcomes = {m: taken_after_therapy(case, m) for m in case.after_therapy}
         rows: dict[Modality, int] = {}
         for unit in islice(remaining, len(case.modalities)):
             modality = unit.job.modality
@@ -183,6 +184,7 @@ def _conduct(
                 clinical=case.clinical,
                 labels={kind: case.label(kind) for kind in LABELS},
                 levels={kind: case.level(kind) for kind in LABELS},
+                sources={kind: case.label_source(kind) for kind in LABELS},
                 rows=rows,
             )
         if progress is not None:

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from her2_client.ingest.outcome import Note, Outcome
-from her2_common.cases import IMAGES, MODALITIES, SPLITS, Case, Image, Modality, Split
+from her2_common.cases import (
+    IMAGES,
+    MODALITIES,
+    SPLITS,
+    Case,
+    Image,
+    Modality,
+    Split,
+)
+from her2_common.clinical import IHC_SCORES
 from her2_common.errors import Disposition
 
 if TYPE_CHECKING:
@@ -19,6 +28,15 @@ NO_USABLE_IMAGE: Final = "no usable image"
 UNKNOWN: Final = "unknown"
 DISPOSITIONS: Final[tuple[Disposition, ...]] = get_args(Disposition)
 STATES: Final = ("accepted", *DISPOSITIONS)
+
+SOURCE_NAMES: Final = {
+    "biopsy": "biopsy",
+    "excised_untreated": "excised tumour, no neoadjuvant therapy",
+    "treated_only": "tested only after neoadjuvant therapy, or perhaps so",
+    "equivocal": "IHC 2+ without ISH",
+    "not_tested": "no HER2 result",
+}
+"""Where the reference label comes from, then why a case has none."""
 
 TRAINING_GROUPS: Final = (*MODALITIES, "clinical", "head")
 """The parameter groups of the model, without importing torch."""
@@ -33,7 +51,7 @@ VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "multifocal": _NO_YES,
     "er": _NO_YES,
     "pr": _NO_YES,
-    "biopsy_ihc": ("0", "1", "2", "3"),
+    "biopsy_ihc": IHC_SCORES,
     "biopsy_her2": _NO_YES,
     "surgical_her2": _NO_YES,
     "nat": _NO_YES,
@@ -58,9 +76,10 @@ class RowNote:
 class IngestSummary:
     """Counts of one ingest.
 
-    ``images`` counts states by column of the table, ``reasons`` by disposition, ``remarks``
-    by what was not used of accepted images; ``combinations``
-    is keyed like "mg+us"; ``labels`` by split, of the reference label; ``scanners`` by modality;
+    ``images`` counts states by column of the table, ``reasons`` by disposition, ``remarks`` by what
+    was not used of accepted images; ``combinations`` is keyed like "mg+us"; ``labels`` by split, of
+    the reference label, and ``sources`` where that label comes from or why there is none;
+    ``scanners`` by modality;
     ``clinical`` over the cases in the cache; ``training`` holds the training cases with a known
     reference label by parameter group. ``unchanged`` counts the images (one a case and
     modality) that an earlier ingest had done, ``fresh`` those that this one did. ``notes`` name
@@ -88,6 +107,7 @@ class IngestSummary:
     labels: dict[Split, Counter[str]] = field(
         default_factory=lambda: {split: Counter() for split in SPLITS}
     )
+    sources: Counter[str] = field(default_factory=Counter)
     clinical: dict[str, Counter[str]] = field(
         default_factory=lambda: {name: Counter() for name in VARIABLES}
     )
@@ -117,13 +137,15 @@ class IngestSummary:
                 self.reasons[note.disposition][note.reason] += 1
                 self.notes.append(RowNote(case.row, note))
         if not present:
-            self.left_out[NO_USABLE_IMAGE if case.modalities else NO_IMAGE_NAMED] += 1
+            named = case.modalities or case.after_therapy
+            self.left_out[NO_USABLE_IMAGE if named else NO_IMAGE_NAMED] += 1
             return
         self.accepted += 1
         self.splits[split] += 1
         self.modalities.update(present)
         self.combinations["+".join(present)] += 1
-        label = case.label("reference")
+        label, source = case.labelled("reference")
+        self.sources[source] += 1
         name = UNKNOWN if label is None else ("positive" if label else "negative")
         self.labels[split][name] += 1
         for variable, value in _clinical(case).items():
@@ -170,6 +192,7 @@ class IngestSummary:
                 }
                 for split in SPLITS
             },
+            "label_sources": {source: self.sources[source] for source in SOURCE_NAMES},
             "training": {group: self.training[group] for group in TRAINING_GROUPS},
             "clinical": {
                 name: {value: counts[value] for value in (*VARIABLES[name], UNKNOWN)}
@@ -200,11 +223,10 @@ def _clinical(case: Case) -> dict[str, str]:
     }
     named = {"age": band}
     for name, value in raw.items():
-        words = VARIABLES[name]
         if value is None:
             named[name] = UNKNOWN
         else:
-            named[name] = words[value] if words == _NO_YES else str(value)
+            named[name] = _NO_YES[int(value)] if VARIABLES[name] == _NO_YES else str(value)
     return named
 
 
@@ -239,6 +261,8 @@ def summary_table(summary: IngestSummary) -> Table:
         if labels[UNKNOWN]:
             row += f", {labels[UNKNOWN]} unknown"
         table.add_row(f"{split} cases", str(summary.splits[split]), row)
+    known = {name: summary.sources[source] for source, name in SOURCE_NAMES.items()}
+    table.add_row("labels by source", "", listed(known))
     return table
 
 

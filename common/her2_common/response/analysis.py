@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from her2_common.clinical import PCR_DEFINITION
+from her2_common.clinical import PCR_DEFINITIONS
 from her2_common.errors import MetricError
 from her2_common.response import models_section, primary_section, scores_section
 from her2_common.response.document import Json, section
@@ -34,7 +34,7 @@ def analyse(
     study = Study(Pool(ask, plan, min_centres), threshold, label)
     primary = section(lambda: primary_section.primary(study))
     result: Json = {
-        "pcr": PCR_DEFINITION,
+        "pcr": PCR_DEFINITIONS[plan.pcr],
         "centres": list(study.pool.centres),
         "n": study.count("rows"),
         "analysed": study.count("calls"),

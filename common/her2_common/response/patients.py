@@ -38,8 +38,8 @@ COLUMNS: Final[dict[str, tuple[float, float, bool]]] = {
 }
 """Column -> lowest value, highest value, whole numbers only.
 
-pcr: ypT0/is ypN0. biopsy: HER2 of the needle. therapy: anti-HER2 drugs given. hr: ER or PR
-positive. t, n: clinical stage. age: years. modalities: the sum of 1 for mammography, 2 for
+pcr: by the plan's definition. biopsy: HER2 of the needle. therapy: anti-HER2 drugs given. hr: ER or
+PR positive. t, n: clinical stage. age: years. modalities: the sum of 1 for mammography, 2 for
 ultrasound and 4 for MRI. mg, us, mri: the score from one modality alone. call: the score's, at the
 frozen threshold."""
 

@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from her2_common.cases import MODALITIES, Modality
+from her2_common.clinical import DEFAULT_PCR, PcrDefinition
 from her2_common.config import Name
 from her2_common.response.decision import THRESHOLDS
 from her2_common.response.design import RESPONSE_TERMS
@@ -37,6 +38,7 @@ _COMMENT: Final = """\
 # models: terms are columns (pcr ~ ...), centre, or two joined by a colon; tested: those of the
 #   likelihood-ratio test. propensity: terms of the probability of being called positive.
 # compare: modalities whose own score is compared with the score of all.
+# pcr: ypT0/is ypN0 allows disease in situ, ypT0 ypN0 (strict) does not.
 # min_cell: counts below it are not shown; min_centres: fewer sites give no pooled number.
 # one_class_centres: refuse, or keep, a table whose known pCR are all alike.
 """
@@ -92,6 +94,7 @@ class Plan(Section):
     threshold: Annotated[float, Field(ge=0, le=1)] | Literal["release"] = "release"
     population: Literal["biopsy-positive and treated"] = "biopsy-positive and treated"
     strata: Literal["centre"] = "centre"
+    pcr: PcrDefinition = DEFAULT_PCR
     relevant_odds_ratio: float = Field(default=RELEVANT_ODDS_RATIO, gt=1, le=1000)
     models: tuple[Model, ...] = (
         Model(name="response", terms=RESPONSE_TERMS, tested=RESPONSE_TERMS[-2:]),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from her2_common.clinical import PCR_DEFINITION, PCR_DEFINITIONS
 from her2_common.metrics import Estimate
 from her2_common.response import primary as primary_module
 from her2_common.response import publish, strata, subgroups
@@ -114,7 +115,8 @@ def primary(study: Study) -> Json:
         "size": found.size,
         "detectable_odds_ratio": number(found.detectable),
         "verdict": found.statement.verdict,
-        "quote": found.statement.quote,
+        # It ends with the default definition; the plan may have another.
+        "quote": found.statement.quote.replace(PCR_DEFINITION, PCR_DEFINITIONS[study.plan.pcr]),
         "do_not_quote": found.statement.do_not_quote,
     }
 

@@ -65,9 +65,10 @@ def _counts(cases: list[SynthCase]) -> dict[str, int]:
         "patients": len({case.patient_id for case in cases}),
         **{m: sum(m in case.modalities for case in cases) for m in MODALITIES},
         "reference_positive": sum(case.reference for case in cases),
-        "biopsy_positive": sum(case.biopsy for case in cases),
+        "amplified": sum(case.amplified for case in cases),
         "treated_anti_her2": sum(case.anti_her2 for case in cases),
         "pcr": sum(case.pcr for case in cases if case.response_recorded),
+        "her2_lost": sum(case.her2_lost for case in cases if case.surgical is not None),
     }
 
 

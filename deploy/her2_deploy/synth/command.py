@@ -84,8 +84,9 @@ def _table(summary: CohortSummary) -> Table:
         "us": "US",
         "mri": "MRI",
         "reference_positive": "HER2+",
-        "biopsy_positive": "biopsy+",
+        "amplified": "tumour+",
         "pcr": "pCR",
+        "her2_lost": "lost",
     }
     table.add_column("centre")
     for heading in names.values():

@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from jinja2 import UndefinedError
 
-from her2_common.cases import MODALITIES
-from her2_common.clinical import PCR_DEFINITION
+from her2_common.cases import MODALITIES, PCR_LABELS, Label
+from her2_common.clinical import PCR_DEFINITIONS
 from her2_common.documents import parse_json
 from her2_common.errors import RunError
 from her2_common.pages import environment, style
@@ -123,6 +123,8 @@ def render(
         run=run,
         test=test,
         sites=[site | {"letter": text.letter(index)} for index, site in enumerate(sites)],
+        labelled=any("label_sources" in site for site in sites),
+        source_names=text.SOURCE_NAMES,
         rounds=rounds,
         faults=_faults(rounds, sites),
         figures=_figures(summary, rounds),
@@ -133,8 +135,8 @@ def render(
         negative=negative,
         such_as=_phrases(run["label"], positive, negative),
         label_source=text.LABEL_SOURCES[run["label"]],
-        pcr_definition=PCR_DEFINITION if run["label"] == "pcr" else None,
-        caution=text.RESPONSE_CAUTION if run["label"] == "pcr" else None,
+        pcr_definition=_pcr_definition(run["label"]),
+        caution=text.RESPONSE_CAUTION if run["label"] in PCR_LABELS else None,
         levels=_levels(summary),
         worth=comparison.section(compared),
         response=response,
@@ -154,9 +156,13 @@ def render(
     )
 
 
-def _phrases(label: str, positive: str, negative: str) -> dict[str, str]:
+def _pcr_definition(label: Label) -> str | None:
+    return PCR_DEFINITIONS[PCR_LABELS[label]] if label in PCR_LABELS else None
+
+
+def _phrases(label: Label, positive: str, negative: str) -> dict[str, str]:
     """The classes as they follow "a case" and "cases"."""
-    one, several = ("", "") if label == "pcr" else ("that is ", "that are ")
+    one, several = ("", "") if label in PCR_LABELS else ("that is ", "that are ")
     return {
         "positive": one + positive,
         "negative": one + negative,

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from her2_common.clinical import PCR_DEFINITION
+from her2_common.cases import PCR_LABELS, Label, LabelSource, NoLabel
+from her2_common.clinical import PCR_DEFINITIONS
 
 MODALITY_NAMES: Final = {"mg": "mammography", "us": "ultrasound", "mri": "MRI"}
 SHORT_NAMES: Final = {"mg": "MG", "us": "US", "mri": "MRI"}
@@ -14,20 +15,39 @@ SHORT_NAMES: Final = {"mg": "MG", "us": "US", "mri": "MRI"}
 UNKNOWN: Final = "–"
 """Shown for a number that the cases cannot give."""
 
-OUTCOMES: Final = {
+OUTCOMES: Final[dict[Label, tuple[str, str]]] = {
     "reference": ("HER2-positive", "HER2-negative"),
     "biopsy": ("HER2-positive", "HER2-negative"),
     "surgical": ("HER2-positive", "HER2-negative"),
-    "pcr": ("with pCR", "without pCR"),
+    **dict.fromkeys(PCR_LABELS, ("with pCR", "without pCR")),
 }
 """Label of the run -> how a case of the positive and of the negative class is called."""
 
-LABEL_SOURCES: Final = {
-    "reference": "HER2 of the excised tumour where it is known, otherwise of the biopsy",
+LABEL_SOURCES: Final[dict[Label, str]] = {
+    "reference": "HER2 of the tumour before treatment: of the biopsy, or, where no neoadjuvant "
+    "therapy was given, of the excised tumour",
     "biopsy": "HER2 of the needle biopsy",
-    "surgical": "HER2 of the excised tumour",
-    "pcr": "pathological complete response",
+    "surgical": "HER2 of the excised tumour, after neoadjuvant therapy, too: this label holds the "
+    "outcome of therapy and is no evidence on response",
+    **dict.fromkeys(PCR_LABELS, "pathological complete response"),
 }
+
+SOURCE_NAMES: Final[dict[LabelSource | NoLabel | str, str]] = {
+    "biopsy": "biopsy",
+    "excised_untreated": "excised tumour, no neoadjuvant therapy",
+    "excised_treated": "excised tumour, after neoadjuvant therapy or perhaps so",
+    "stage": "ypT and ypN",
+    "stated": "a stated pCR",
+    "no_surgery": "no operation after therapy (no pCR)",
+    "no_image": "no usable picture",
+    "few_cases": "a modality of too few cases alone",
+    "not_tested": "no HER2 result",
+    "equivocal": "IHC 2+ without ISH",
+    "treated_only": "tested only after neoadjuvant therapy, or perhaps so",
+    "untreated": "no neoadjuvant therapy, so no response",
+    "response_unknown": "response not known",
+}
+"""Where labels come from, and why cases are left out, in words."""
 
 RESPONSE_CAUTION: Final = (
     "Therapy follows the biopsy: patients whose needle says HER2-positive get anti-HER2 drugs, and "
@@ -179,10 +199,10 @@ def letter(index: int) -> str:
     return (letter(first - 1) if first else "") + chr(65 + last)
 
 
-def predicted(label: str) -> str:
+def predicted(label: Label) -> str:
     """What a run with this label predicts, with the definition of pCR where it is named."""
     source = LABEL_SOURCES[label]
-    return f"{source}; {PCR_DEFINITION}" if label == "pcr" else source
+    return f"{source}; {PCR_DEFINITIONS[PCR_LABELS[label]]}" if label in PCR_LABELS else source
 
 
 def levels(numbers: Mapping[str, Any] | None, min_cell: int) -> str:

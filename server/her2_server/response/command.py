@@ -20,8 +20,9 @@ from typing import Any, Final
 import numpy as np
 
 from her2_common import __version__
+from her2_common.cases import PCR_LABELS, post_therapy
 from her2_common.config import load
-from her2_common.errors import ConfigError, TableError
+from her2_common.errors import ConfigError, DataError, TableError
 from her2_common.metrics import GRID
 from her2_common.release import Manifest, read_release
 from her2_common.response.analysis import analyse
@@ -41,6 +42,13 @@ NOT_SAFE: Final = (
     "before this is handed to others, take out the centres that are too small"
 )
 """Over tables; a site withholds instead."""
+
+
+LABEL_UNKNOWN: Final = (
+    "nothing says on which label the scores were trained: neither --release nor a column "
+    "trained_on, as her2-client predict writes it; scores of a model that learnt HER2 from tumours "
+    "excised after therapy go with the response whatever HER2 is, and are no evidence"
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ def freeze(
     Raises:
         ConfigError: there is none, it is not from 0 to 1, or option and plan contradict each other.
     """
-    label: Label = "pcr" if manifest is not None and manifest.label == "pcr" else "her2"
+    label: Label = "pcr" if manifest is not None and manifest.label in PCR_LABELS else "her2"
     if option is not None and not 0.0 <= option <= 1.0:
         raise ConfigError(f"--threshold: expected a number from 0 to 1, got {option}")
     if plan.threshold != "release":
@@ -104,6 +112,25 @@ def freeze(
     )
 
 
+def check_evidence(manifest: Manifest) -> Manifest:
+    """The manifest, unless its release is no evidence on response: the label held the outcome.
+
+    After therapy only patients without a complete response have a tumour left to test, and
+    residual tumours lose HER2: a model that learnt HER2 there scores by the response.
+
+    Raises:
+        DataError: it was trained on such a label, or begun from a run that was.
+    """
+    if wrong := post_therapy(manifest.trained_on):
+        raise DataError(
+            f"release of {manifest.run}: expected HER2 labels from before therapy, got weights "
+            f"trained on {', '.join(wrong)} (trained_on of manifest.json), which "
+            "hold the outcome: no evidence on response",
+            hint="train with label: reference (or biopsy), not begun from such a release",
+        )
+    return manifest
+
+
 def over_tables(
     paths: Sequence[Path], plan: Plan, option: float | None, release: Path | None
 ) -> dict[str, Any]:
@@ -112,12 +139,14 @@ def over_tables(
     Raises:
         ConfigError, TableError, DataError: plan, threshold, release or a table cannot be used.
     """
-    manifest = None if release is None else read_release(release)[0]
+    manifest = None if release is None else check_evidence(read_release(release)[0])
     if plan.threshold != "release" or option is not None or manifest is not None:
         freeze(plan, option, manifest)  # its faults before those of the tables
-    tables = read_tables(paths)
+    tables = read_tables(paths, definition=plan.pcr)
     threshold = freeze(plan, option, manifest, binary=tables.binary)
     warnings = [*tables.warnings, *check_outcomes(tables, plan)]
+    if manifest is None and not tables.trained_on:
+        warnings.append(LABEL_UNKNOWN)
     if len(tables.centres) < plan.min_centres:
         warnings.append(
             f"fewer centres than the plan's min_centres ({plan.min_centres}): the result says "

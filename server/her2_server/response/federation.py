@@ -39,7 +39,7 @@ from her2_common.wire import TaskOrder, document_record, read_document
 from her2_server.attendance import wait_until_online
 from her2_server.exchange import Exchange, Outcome
 from her2_server.reduction import reducing
-from her2_server.response.command import Threshold, freeze, head
+from her2_server.response.command import Threshold, check_evidence, freeze, head
 from her2_server.run_folder import RunFolder
 from her2_server.vetting import case_limits
 
@@ -227,7 +227,7 @@ def finished_release(folder: RunFolder) -> Manifest:
 
     Raises:
         RunError: the run is not finished.
-        DataError: the release cannot be read.
+        DataError: the release cannot be read, or is no evidence on response.
     """
     folder.load_config()
     if not folder.summary.exists():
@@ -235,7 +235,7 @@ def finished_release(folder: RunFolder) -> Manifest:
             f"{folder.path}: no summary.json, the run is not finished",
             hint=f"go on with it: her2-server resume {folder.path}",
         )
-    return read_release(folder.release)[0]
+    return check_evidence(read_release(folder.release)[0])
 
 
 def _why(site: str, outcome: Outcome) -> str:

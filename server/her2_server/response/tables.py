@@ -5,8 +5,8 @@
    and ``modalities`` (as in predictions.csv). Its centre is the column ``centre``, else the
    file's name.
 2. HER2 and pCR are derived as everywhere (``her2_common.clinical``); a stated value that
-   contradicts them is an error. HR is positive if ER or PR is, negative if neither is and one is
-   known. A response without therapy (nat 0) is none.
+   contradicts them is an error. HR is positive if ER or PR is, negative if both are, else unknown.
+   A response without therapy (nat 0) is none; no operation after therapy is no pCR.
 3. Rows of the train and val splits are left out, and a table without others is refused: the model
    has seen the first, and the threshold was chosen on the second.
 4. A patient in two tables is an error. Patients are compared by a hash whose key is drawn anew
@@ -29,8 +29,17 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from her2_common.cases import CASE_COLUMNS, MODALITIES, PARSERS, BadCellError
-from her2_common.clinical import her2_from_ihc_ish, pcr_from_stage
+from her2_common.cases import (
+    CASE_COLUMNS,
+    LABELS,
+    MODALITIES,
+    PARSERS,
+    BadCellError,
+    post_therapy,
+    response_faults,
+    response_of,
+)
+from her2_common.clinical import DEFAULT_PCR, PcrDefinition, her2_from_ihc_ish, hr_status
 from her2_common.errors import TableError
 from her2_common.response.patients import Patients, one_row_each
 from her2_common.tables import Faults, read_columns
@@ -39,6 +48,8 @@ SCORES: Final = ("score", "her2_imaging")
 """Columns that hold the score; a table has one of them."""
 
 _MODALITY_SCORES: Final = {f"{m}_score": m for m in MODALITIES}
+TRAINED_ON: Final = "trained_on"
+"""Column of predictions.csv: the labels of the runs that made the release."""
 _IGNORED: Final = ("call", "unlike", "low_score", "level")
 """Columns of predictions.csv that are not needed here."""
 
@@ -48,6 +59,7 @@ COLUMNS: Final = (
     "centre",
     "modalities",
     *_MODALITY_SCORES,
+    TRAINED_ON,
     *_IGNORED,
 )
 
@@ -55,6 +67,7 @@ _WORDS: Final = {"pcr": "pcr", "therapy": "anti_her2"}
 """What a patient has once -> the column that says so."""
 
 _IMAGES: Final = {"mg": ("mg_cc", "mg_mlo"), "us": ("us",), "mri": ("mri",)}
+_DAYS: Final = {modality: f"{modality}_days" for modality in MODALITIES}
 
 Vector = NDArray[np.float64]
 
@@ -63,17 +76,19 @@ Vector = NDArray[np.float64]
 class Tables:
     """The centres' rows and what there is to say about them.
 
-    ``binary`` says that every score is 0 or 1, so that any threshold gives the same calls.
+    ``binary`` says that every score is 0 or 1, so that any threshold gives the same calls;
+    ``trained_on`` that all tables say on which labels the model was trained.
     """
 
     centres: list[Patients]
     names: tuple[str, ...]
     warnings: list[str] = field(default_factory=list)
     binary: bool = False
+    trained_on: bool = False
 
 
-def read_tables(paths: Sequence[Path]) -> Tables:
-    """Steps 1 to 4.
+def read_tables(paths: Sequence[Path], *, definition: PcrDefinition = DEFAULT_PCR) -> Tables:
+    """Steps 1 to 4, with pCR by ``definition``.
 
     Raises:
         TableError: a table breaks its contract; the message names table, row and column.
@@ -83,8 +98,10 @@ def read_tables(paths: Sequence[Path]) -> Tables:
     rows: dict[str, list[dict[str, Vector]]] = {}
     of_table: dict[str, int] = {}
     warnings: list[str] = []
+    trained_on = True
     for index, path in enumerate(paths):
-        table = _Table(path)
+        table = _Table(path, definition)
+        trained_on &= TRAINED_ON in table.cells
         for name in table.centre_names():
             if of_table.setdefault(name, index) != index:
                 raise TableError(
@@ -101,14 +118,14 @@ def read_tables(paths: Sequence[Path]) -> Tables:
         centres.append(Patients(name, columns))
     scores = np.concatenate([patients.column("score") for patients in centres])
     binary = bool(np.isin(scores[~np.isnan(scores)], (0, 1)).all())
-    return Tables(centres, tuple(path.name for path in paths), warnings, binary)
+    return Tables(centres, tuple(path.name for path in paths), warnings, binary, trained_on)
 
 
 class _Table:
     """One file."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, definition: PcrDefinition) -> None:
+        self.path, self.definition = path, definition
         if not path.exists():
             raise TableError(f"{path}: no such file", hint="--table takes the path of a CSV file")
         self.cells, self.numbers = read_columns(path, COLUMNS, {"case_id"})
@@ -175,32 +192,34 @@ class _Table:
         values = {
             name: self._parsed(name, PARSERS[name])
             for name in ("age", "clinical_t", "clinical_n", "er", "pr", "nat", "anti_her2",
-                         "biopsy_ihc", "biopsy_ish", "biopsy_her2", "ypt", "ypn", "pcr", "split")
+                         "biopsy_ihc", "biopsy_ish", "biopsy_her2", "ypt", "ypn", "pcr",
+                         "no_surgery", *_DAYS.values(), "split")
         }  # fmt: skip
         biopsy = self._derived(
             her2_from_ihc_ish, values, ("biopsy_ihc", "biopsy_ish"), "biopsy_her2"
         )
-        pcr = self._derived(pcr_from_stage, values, ("ypt", "ypn"), "pcr")
+        pcr = self._response(values)
         self.split = values["split"]
         nat = _numbers(values["nat"])
         pcr[nat == 0] = np.nan
         if untreated := int(np.count_nonzero(nat == 0)):
             self._warn(f"{untreated} rows without neoadjuvant therapy (nat 0) have no response")
-        er, pr = _numbers(values["er"]), _numbers(values["pr"])
+        pairs = zip(values["er"], values["pr"], strict=True)
         columns = {
             "pcr": pcr,
             "biopsy": biopsy,
             "therapy": _numbers(values["anti_her2"]),
-            "hr": np.fmax(er, pr),  # the known one where one is unknown
+            "hr": _numbers(hr_status(er, pr) for er, pr in pairs),
             "t": _numbers(values["clinical_t"]),
             "n": _numbers(values["clinical_n"]),
             "age": _numbers(values["age"]),
-            "modalities": self._modalities(),
+            "modalities": self._modalities(values),
             "score": _numbers(self._parsed(self.score, _probability)),
         }
         for name, modality in _MODALITY_SCORES.items():
             columns[modality] = _numbers(self._parsed(name, _probability))
         self._parsed("laterality", PARSERS["laterality"])
+        self._parsed(TRAINED_ON, _labels)
         return columns
 
     def _derived(
@@ -230,15 +249,36 @@ class _Table:
                     )
         return _numbers(result[triple] for triple in triples)
 
-    def _modalities(self) -> Vector:
-        """1 for mammography, 2 for ultrasound, 4 for MRI, summed; unknown where none is named."""
+    def _response(self, values: dict[str, list[Any]]) -> Vector:
+        """pCR by the definition asked for; cells that contradict each other are a fault."""
+        names = ("ypt", "ypn", "pcr", "no_surgery")
+        rows = list(zip(*(values[name] for name in names), strict=True))
+        found: dict[tuple[Any, ...], int | None] = {}
+        wrong: dict[tuple[Any, ...], list[str]] = {}
+        for row in dict.fromkeys(rows):
+            cells = dict(zip(names, row, strict=True))
+            found[row] = response_of(cells, self.definition)
+            if faults := response_faults(cells):
+                wrong[row] = faults
+        if wrong:
+            for number, row in zip(self.numbers, rows, strict=True):
+                for fault in wrong.get(row, ()):
+                    self.faults.row(number, fault)
+        return _numbers(found[row] for row in rows)
+
+    def _modalities(self, values: dict[str, list[Any]]) -> Vector:
+        """1 for mammography, 2 for ultrasound, 4 for MRI, summed; unknown where none is named.
+
+        Pictures taken after treatment began do not count: ingest leaves them out.
+        """
         if "modalities" in self.cells:
             return _numbers(self._parsed("modalities", _combination))
         total = np.zeros(len(self.numbers))
         for bit, modality in enumerate(MODALITIES):
             there = [np.array(self.cells[c]) != "" for c in _IMAGES[modality] if c in self.cells]
             if there:
-                total += np.any(there, axis=0) * 2**bit
+                before = ~(_numbers(values[_DAYS[modality]]) < 0)
+                total += (np.any(there, axis=0) & before) * 2**bit
         total[total == 0] = np.nan
         return total
 
@@ -354,6 +394,18 @@ def _probability(text: str) -> float:
     if not 0.0 <= value <= 1.0:
         raise BadCellError("a number from 0 to 1")
     return value
+
+
+def _labels(text: str) -> str:
+    """The labels that a release was trained on, its own the last: see ``Manifest.trained_on``."""
+    labels = text.split("+")
+    if not set(labels) <= set(LABELS):
+        raise BadCellError(f"{', '.join(LABELS)}, joined by +")
+    if post_therapy(labels):
+        raise BadCellError(
+            "HER2 labels from before therapy (reference, biopsy): others hold the outcome"
+        )
+    return text
 
 
 def _combination(text: str) -> int:

@@ -24,6 +24,7 @@ from her2_client.ingest.outcome import Note, Outcome
 from her2_client.ingest.run import ingest
 from her2_client.ingest.summary import IngestSummary
 from her2_common.cases import MODALITIES, Assay, Case
+from her2_common.clinical import IHC_SCORES
 from her2_common.config import SiteConfig, load
 
 Array = npt.NDArray[Any]
@@ -361,10 +362,8 @@ def invent_summary(
             columns = [c for c in ("mg_cc", "mg_mlo") if yes(0.95)] or ["mg_cc"]
             for column in columns if modality == "mg" else [modality]:
                 picture(column, outcome, makes[modality])
-        ihc, tumour = cell(int(rng.choice(4))), yes(positive)
-        biopsy = cell(tumour if ihc in (None, 2) else int(ihc == 3))
-        if ihc not in (None, 2):
-            biopsy = int(ihc == 3)
+        ihc, tumour = cell(IHC_SCORES[int(rng.choice(len(IHC_SCORES)))]), yes(positive)
+        biopsy = cell(tumour) if ihc in (None, "2") else int(ihc == "3")
         file = Path("x")
         case = Case(
             row=row,
@@ -384,7 +383,7 @@ def invent_summary(
             pr=cell(yes(0.6)),
             biopsy=Assay(ihc, None, biopsy),
             surgical=Assay(None, None, tumour if yes(0.5) else None),
-            nat=cell(yes(0.9)),
+            nat=cell(yes(0.7)),
             anti_her2=cell(tumour),
             ypt=None,
             ypn=None,

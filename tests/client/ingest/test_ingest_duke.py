@@ -46,8 +46,12 @@ LAYOUT = [
     ("Chemotherapy", "Neoadjuvant Chemotherapy", "{0 = no, 1 = yes}"),
     ("Anti-Her2 Neu Therapy", "Neoadjuvant Anti-Her2 Neu Therapy ", "{0 = no, 1 = yes}"),
     ("Tumor Response", f"{RESPONSE} ", "{1 = complete, 2 = not complete, 3 = DCIS, 4 = LCIS, 5}"),
-    ("Pathologic Response to Neoadjuvant Therapy", f"{T_AFTER} ", ""),
-    ("", N_AFTER, ""),
+    (
+        "Pathologic Response to Neoadjuvant Therapy",
+        f"{T_AFTER} ",
+        "{1 = T1, 2 = T2, 3 = T3, 4 = T4, 0 = T0, 5 = Tis (DCIS), -1 = TX}",
+    ),
+    ("", N_AFTER, "{0 = N0, 1 = N1, 2 = N2, 3 = N3, -1 = NX}"),
 ]
 NAMES = [" ".join(name.split()) for _, name, _ in LAYOUT]
 NAME_OF = {
@@ -165,9 +169,31 @@ def test_response_follows_the_rule(tmp_path: Path, strict: bool) -> None:
     assert pcr["withheld_nodes_unknown"] == (4 if strict else 0)
     assert (pcr["unavailable"], pcr["not_stated"], pcr["no_nodes_positive"]) == (2, 1, 2)
     assert counts["stage_conflicts"] == 3
-    assert [(case.ypt, case.ypn) for case in cases[2:4]] == [(None, "0"), ("0", None)]
-    assert counts["faults"]["count"] == 1  # T 5: no source says what it means
+    assert [(case.ypt, case.ypn) for case in cases[2:4]] == [("is", "0"), ("0", None)]
+    assert [(case.ypt, case.ypn) for case in cases[4:6]] == [("is", "X"), ("0", "X")]
+    assert counts["faults"]["count"] == 0
     assert {(case.ypt, case.ypn) for case in cases[-3:]} == {(None, None)}
+
+
+def test_stage_5_of_the_breast_afterwards_is_in_situ(tmp_path: Path) -> None:
+    """The third header row says so; the real sheet has eight."""
+    rows = [
+        {"nat": 1, "response": 3, "t_after": t, "n_after": 0} for t in [5, "5", 5.0] * 2 + [5] * 2
+    ]
+    rows += [{"nat": 1, "response": 1, "t_after": 0, "n_after": 0} for _ in range(4)]
+    cases, counts = built(workbook(tmp_path / "duke", rows))
+    assert [case.ypt for case in cases] == ["is"] * 8 + ["0"] * 4
+    assert [case.label("pcr") for case in cases] == [1] * 12
+    assert [case.label("pcr_strict") for case in cases] == [0] * 8 + [1] * 4
+    assert counts["faults"]["count"] == counts["stage_conflicts"] == 0
+
+
+def test_a_response_code_gives_the_stage_that_is_not_stated(tmp_path: Path) -> None:
+    """Else nothing would be known of disease in situ, and the strict definition would know none."""
+    rows = [{"nat": 1, "response": code, "n_after": 0} for code in (1, 3, 4, 2)]
+    cases, _ = built(workbook(tmp_path / "duke", rows))
+    assert [case.ypt for case in cases] == ["0", "is", "0", None]
+    assert [case.label("pcr_strict") for case in cases] == [1, 0, 1, 0]
 
 
 def test_counts_agree_with_those_of_the_generator(tmp_path: Path) -> None:
@@ -337,7 +363,7 @@ def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
 def test_the_stage_of_the_breast_afterwards_may_be_missing(tmp_path: Path) -> None:
     rows = [{"nat": 1, "response": 1, "n_after": 0}]
     (case,), _ = built(workbook(tmp_path / "duke", rows, drop=" ".join(T_AFTER.split())))
-    assert (case.pcr, case.ypt, case.ypn) == (1, None, "0")
+    assert (case.pcr, case.ypt, case.ypn) == (1, "0", "0")
 
 
 def test_without_its_sheet_it_says_what_to_do(tmp_path: Path) -> None:

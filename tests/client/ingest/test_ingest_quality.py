@@ -347,18 +347,33 @@ class Attacker:
         for column in ("mg_cc", "mg_mlo", "mri"):
             states = [("images", column, s) for s in ("accepted", "quarantined", "refused")]
             self._no_more(states, [("cases", "in_table")])
-        # Biopsy and excised tumour of each case: the label is the tumour's where it is known.
+        # Biopsy, excised tumour and therapy of each case: the label is the tumour's where it is
+        # known and there was no therapy, else the biopsy's.
         values = ("no", "yes", "unknown")
-        pairs = {(b, s): self._hidden("pair", b, s) for b in values for s in values}
+        kinds = list(itertools.product(values, values, ("untreated", "treated")))
+        of = {kind: self._hidden("kind", *kind) for kind in kinds}
+
+        def label(b: str, s: str, therapy: str) -> str:
+            return s if therapy == "untreated" and s != "unknown" else b
+
         for b in values:
-            self._equal([("clinical", "biopsy_her2", b)], [pairs[b, s] for s in values])
-            self._equal([("clinical", "surgical_her2", b)], [pairs[s, b] for s in values])
-        for label, value in zip(labels, ("yes", "no", "unknown"), strict=True):
-            cases = [p for (b, s), p in pairs.items() if (b if s == "unknown" else s) == value]
-            self._equal([("splits", s, label) for s in d["splits"]], cases)
+            self._equal([("clinical", "biopsy_her2", b)], [of[k] for k in kinds if k[0] == b])
+            self._equal([("clinical", "surgical_her2", b)], [of[k] for k in kinds if k[1] == b])
+        for name, value in zip(labels, ("yes", "no", "unknown"), strict=True):
+            cases = [of[k] for k in kinds if label(*k) == value]
+            self._equal([("splits", s, name) for s in d["splits"]], cases)
+        self._no_more([of[k] for k in kinds if k[2] == "untreated"], [("clinical", "nat", "no")])
+        sources = {name: ("label_sources", name) for name in d["label_sources"]}
+        excised = [k for k in kinds if k[2] == "untreated" and k[1] != "unknown"]
+        self._equal([sources["excised_untreated"]], [of[k] for k in excised])
+        biopsy = [k for k in kinds if k not in excised and k[0] != "unknown"]
+        self._equal([sources["biopsy"]], [of[k] for k in biopsy])
+        alone = [k for k in kinds if k not in excised + biopsy and k[1] != "unknown"]
+        self._equal([sources["treated_only"]], [of[k] for k in alone])
+        self._equal([("cases", "accepted")], sources.values())
         self._no_more(
-            [("clinical", "biopsy_ihc", "0"), ("clinical", "biopsy_ihc", "1")],
-            [("clinical", "biopsy_her2", "no")],
+            [("clinical", "biopsy_ihc", score) for score in ("0", "ultralow", "1", "3")],
+            [("clinical", "biopsy_her2", value) for value in ("no", "yes")],
         )
         self._no_more([("clinical", "biopsy_ihc", "3")], [("clinical", "biopsy_her2", "yes")])
 
@@ -526,6 +541,7 @@ def test_cases_with_both_views_cannot_be_worked_out(cc: int, mlo: int) -> None:
     summary = IngestSummary("north", 60, accepted=60)
     summary.combinations["mg"] = summary.modalities["mg"] = 60
     summary.splits["train"] = summary.labels["train"]["unknown"] = 60
+    summary.sources["not_tested"] = 60
     for counts in summary.clinical.values():
         counts["unknown"] = 60
     summary.images["mg_cc"]["accepted"], summary.images["mg_mlo"]["accepted"] = cc, mlo

@@ -49,8 +49,9 @@ COLUMNS: Final = (
     "er", "pr", "biopsy_her2", "nat", "anti_her2", "ypt", "ypn", "pcr",
 )  # fmt: skip
 """The columns of cases.csv that are written."""
-COMPLETE: Final = {1, 3, 4}
-"""Codes of response without invasive disease in the breast: complete, DCIS only, LCIS only."""
+COMPLETE: Final = {1: "0", 3: "is", 4: "0"}
+"""Codes of response without invasive disease in the breast, with the ypT that they are: complete,
+DCIS only, LCIS only (which is benign and no Tis in the AJCC's 8th edition)."""
 UNAVAILABLE: Final = 5
 
 
@@ -164,7 +165,8 @@ def judge(response: Response, *, strict_nodes: bool) -> Judged:
     Codes 1, 3 and 4 are pCR unless nodes are positive afterwards; 2 is not; 5 is missing. Many
     complete responders have no recorded nodes or NX: they count as pCR, or, with
     ``strict_nodes``, stay blank. ypT and ypN are repeated where the sheet states them and they do
-    not contradict that. Definition: ypT0/is ypN0 (her2_common.clinical).
+    not contradict that; where it states no ypT, codes 1, 3 and 4 give it. Definition: ypT0/is ypN0
+    (her2_common.clinical).
 
     >>> judge(Response(3, None, "0"), strict_nodes=False).pcr
     1
@@ -183,7 +185,7 @@ def judge(response: Response, *, strict_nodes: bool) -> Judged:
         pcr, kinds = 0, ("no",)
     elif ypn == "0":
         pcr, kinds = 1, ("yes",)
-    elif ypn is not None:
+    elif ypn not in (None, "X"):
         pcr, kinds = 0, ("no", "no_nodes_positive")
     elif strict_nodes:
         pcr, kinds = None, ("withheld_nodes_unknown",)
@@ -191,7 +193,11 @@ def judge(response: Response, *, strict_nodes: bool) -> Judged:
         pcr, kinds = 1, ("yes", "yes_nodes_unknown")
     derived = pcr_from_stage(ypt, ypn)
     conflict = derived is not None and derived != pcr
-    return Judged(pcr, None if conflict else ypt, ypn, kinds, conflict)
+    if conflict:
+        ypt = None
+    elif ypt in (None, "X"):
+        ypt = COMPLETE.get(response.code, ypt)
+    return Judged(pcr, ypt, ypn, kinds, conflict)
 
 
 def _response(response: Response, summary: DukeSummary) -> dict[str, str]:

@@ -288,9 +288,10 @@ def _same(*codes: int) -> dict[int, str]:
 
 
 _NO_YES: Final = _same(0, 1)
-_N_AFTER: Final = _same(0, 1, 2, 3) | {-1: ""}
-_T_AFTER: Final = _same(0, 1, 2, 3, 4) | {-1: ""}
-"""No source says that another code means in situ."""
+_N_STAGE: Final = _same(0, 1, 2, 3) | {-1: ""}
+_N_AFTER: Final = _same(0, 1, 2, 3) | {-1: "X"}
+_T_AFTER: Final = _same(0, 1, 2, 3, 4) | {-1: "X", 5: "is"}
+"""The third header row has 5 = Tis (DCIS)."""
 _HER2: Final = _same(0, 1, 2)
 
 
@@ -330,7 +331,7 @@ def clinical_rows(sheet: Sheet, faults: Faults) -> list[ClinicalRow]:
             "age": row.age(),
             "menopausal": row.code(MENOPAUSE, _NO_YES | {2: ""}),  # 2: not known
             "clinical_t": row.code(T_STAGE, _same(0, 1, 2, 3, 4) | {-1: ""}),
-            "clinical_n": row.code(N_STAGE, _N_AFTER),
+            "clinical_n": row.code(N_STAGE, _N_STAGE),
             "multifocal": row.code(MULTIFOCAL, _NO_YES),
             "er": row.code(ER, _NO_YES),
             "pr": row.code(PR, _NO_YES),
@@ -355,7 +356,7 @@ def clinical_rows(sheet: Sheet, faults: Faults) -> list[ClinicalRow]:
 
 def _nodes_after(row: _Row) -> str:
     if row.sheet.rows[row.index][N_AFTER].upper() in ("NX", "X"):
-        return ""
+        return "X"
     return row.code(N_AFTER, _N_AFTER)
 
 

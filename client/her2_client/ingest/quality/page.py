@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from her2_client.ingest.quality.readiness import NAMES, SPLIT_NAMES, readiness
-from her2_client.ingest.summary import STATES, TRAINING_GROUPS, UNKNOWN, VARIABLES, IngestSummary
+from her2_client.ingest.summary import (
+    SOURCE_NAMES,
+    STATES,
+    TRAINING_GROUPS,
+    UNKNOWN,
+    VARIABLES,
+    IngestSummary,
+)
 from her2_common import __version__
 from her2_common.cases import CLINICAL_INPUTS, IMAGES, MODALITIES, Image
 from her2_common.config import Policy
@@ -68,7 +75,7 @@ _STATUS: Final = {"no": "negative", "yes": "positive"}
 _VALUE_NAMES: Final = {
     "clinical_t": {value: f"T{value}" for value in VARIABLES["clinical_t"]},
     "clinical_n": {value: f"N{value}" for value in VARIABLES["clinical_n"]},
-    "biopsy_ihc": {"1": "1+", "2": "2+", "3": "3+"},
+    "biopsy_ihc": {"ultralow": "0, ultralow", "1": "1+", "2": "2+", "3": "3+"},
     **dict.fromkeys(("er", "pr", "biopsy_her2", "surgical_her2"), _STATUS),
 }
 _CHAPTERS: Final = (
@@ -141,6 +148,7 @@ def render(summary: IngestSummary, policy: Policy, shared: Mapping[str, Any] | N
         combinations=_combinations(document["combinations"]),
         split_names=SPLIT_NAMES,
         labels=("positive", "negative", UNKNOWN),
+        sources=bars(document["label_sources"], SOURCE_NAMES),
         training=_training(document),
         chapters=_chapters(document["clinical"]),
         scanners={m: bars(document["scanners"][m], by_size=True) for m in MODALITIES},

@@ -98,7 +98,8 @@ def _blockers(summary: IngestSummary, policy: Policy) -> Iterator[str]:
     if not known:
         yield (
             f"The HER2 status of none of the {_cases(cases, 'training ')} is known, so nothing can "
-            "be learned here. Fill in the columns of the biopsy or of the excised tumour."
+            "be learned here. Fill in the columns of the biopsy, or, of patients without "
+            "neoadjuvant therapy (nat 0), of the excised tumour."
         )
         return
     for name in _CLASSES:
@@ -197,7 +198,8 @@ def _case_gaps(summary: IngestSummary, policy: Policy) -> Iterator[str]:
         yield (
             f"The HER2 status of {unknown} of {summary.accepted} cases is unknown "
             f"({_percent(unknown, summary.accepted)}); they take no part in training. Fill in the "
-            "columns of the biopsy or of the excised tumour."
+            "columns of the biopsy, or, of patients without neoadjuvant therapy (nat 0), of the "
+            "excised tumour."
         )
 
 

@@ -33,6 +33,7 @@ from typing import Any, Final
 from her2_client.ingest.summary import (
     DISPOSITIONS,
     NO_USABLE_IMAGE,
+    SOURCE_NAMES,
     UNKNOWN,
     VARIABLES,
     IngestSummary,
@@ -210,31 +211,72 @@ class _Known:
                 self._whole(self.at["images", column, disposition], cells[column])
 
     def _receptors(self) -> None:
-        """HER2 of the biopsy follows from its IHC score, the label from both specimens."""
-        values = ("no", "yes", UNKNOWN)
-        biopsy = {v: self.at["clinical", "biopsy_her2", v] for v in values}
-        surgical = {v: self.at["clinical", "surgical_her2", v] for v in values}
-        both = {(b, s): self.counts.keep() for b in values for s in values}
-        for value in values:
-            self._whole(biopsy[value], [both[value, s] for s in values])
-            self._whole(surgical[value], [both[b, value] for b in values])
-        for value, label in zip(values, ("negative", "positive", UNKNOWN), strict=True):
-            cases = [self.at["splits", split, label] for split in SPLITS]
-            if value == UNKNOWN:
-                self.counts.equal(cases, [both[UNKNOWN, UNKNOWN]])
-            else:
-                said = [both[b, value] for b in values] + [both[value, UNKNOWN]]
-                self.counts.equal(cases, said)
-        scored = {
-            (score, value): self.counts.keep()
-            for score in (*VARIABLES["biopsy_ihc"], UNKNOWN)
-            for value in {"0": ("no",), "1": ("no",), "3": ("yes",)}.get(score, values)
+        """HER2 of the biopsy follows from its IHC score; the label, and its source, from both
+        specimens and from therapy: the excised tumour counts in patients known to be untreated."""
+        known = ("no", "yes")
+        values = (*known, UNKNOWN)
+        # HER2 of the biopsy, unknown ones by whether the IHC was 2+; the excised tumour's; therapy
+        needle = (*known, "equivocal", "not_tested")
+        kinds = [(b, s, free) for b in needle for s in values for free in (True, False)]
+        case = {kind: self.counts.keep() for kind in kinds}
+        of_biopsy: dict[str, list[int]] = {
+            value: [case[k] for k in kinds if (k[0] if k[0] in known else UNKNOWN) == value]
+            for value in values
         }
-        for score in (*VARIABLES["biopsy_ihc"], UNKNOWN):
-            cells = [i for (s, _), i in scored.items() if s == score]
-            self._whole(self.at["clinical", "biopsy_ihc", score], cells)
         for value in values:
-            self._whole(biopsy[value], [i for (_, v), i in scored.items() if v == value])
+            self._whole(self.at["clinical", "biopsy_her2", value], of_biopsy[value])
+            self._whole(
+                self.at["clinical", "surgical_her2", value],
+                [case[k] for k in kinds if k[1] == value],
+            )
+
+        scores = (*VARIABLES["biopsy_ihc"], UNKNOWN)
+        may_be = {"2": (*known, "equivocal"), "3": ("yes",), UNKNOWN: (*known, "not_tested")}
+        scored = {(i, b): self.counts.keep() for i in scores for b in may_be.get(i, known)}
+        for score in scores:
+            cells = [n for (i, _), n in scored.items() if i == score]
+            self._whole(self.at["clinical", "biopsy_ihc", score], cells)
+        for b in needle:
+            parts = [n for (_, v), n in scored.items() if v == b]
+            self.counts.equal([case[k] for k in kinds if k[0] == b], parts)
+
+        therapy = {(n, a): self.counts.keep() for n in values for a in values}
+        for value in values:
+            nat, anti = (self.at["clinical", name, value] for name in ("nat", "anti_her2"))
+            self._whole(nat, [therapy[value, a] for a in values])
+            self._whole(anti, [therapy[n, value] for n in values])
+        free = [therapy["no", a] for a in ("no", UNKNOWN)]
+        self.counts.equal([case[k] for k in kinds if k[2]], free)
+
+        of_source: dict[str, list[int]] = {source: [] for source in SOURCE_NAMES}
+        of_label: dict[str, list[int]] = {value: [] for value in values}
+        for b, excised, untreated in kinds:
+            cases = case[b, excised, untreated]
+            if untreated and excised in known:
+                of_source["excised_untreated"].append(cases)
+                of_label[excised].append(cases)
+            elif b in known:
+                of_source["biopsy"].append(cases)
+                of_label[b].append(cases)
+            elif excised in known:
+                of_source["treated_only"].append(cases)
+                of_label[UNKNOWN].append(cases)
+            elif b == "not_tested" and untreated:
+                # The excised tumour may be the equivocal one.
+                parts = [self.counts.keep(), self.counts.keep()]
+                self._whole(cases, parts)
+                of_source["equivocal"].append(parts[0])
+                of_source["not_tested"].append(parts[1])
+                of_label[UNKNOWN].append(cases)
+            else:
+                of_source[b].append(cases)
+                of_label[UNKNOWN].append(cases)
+        for source, parts in of_source.items():
+            self._whole(self.at["label_sources", source], parts)
+        for value, label in zip(values, ("negative", "positive", UNKNOWN), strict=True):
+            self.counts.equal(
+                [self.at["splits", split, label] for split in SPLITS], of_label[value]
+            )
 
     def _one_value(self, paths: list[Path]) -> None:
         """If one value is left among those known, none of them may be shown."""
