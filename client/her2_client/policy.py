@@ -13,7 +13,7 @@ from typing import Final
 
 from her2_common import __version__
 from her2_common.bundle import bundle_hash
-from her2_common.cases import MODALITIES, Split
+from her2_common.cases import MODALITIES, Split, post_therapy
 from her2_common.config import Policy
 from her2_common.documents import parse_json
 from her2_common.errors import PolicyError
@@ -67,6 +67,11 @@ def check_order(policy: Policy, order: TaskOrder) -> None:
         raise PolicyError(
             f"response on the {order.split} cases: expected the test cases, which neither trained "
             "the model nor chose its threshold"
+        )
+    if order.task == "response" and post_therapy([order.plan.label]):
+        raise PolicyError(
+            f"response of a model with label: {order.plan.label}: that label holds the outcome of "
+            "therapy, expected HER2 from before it"
         )
     if order.plan.min_cell < policy.min_cell:
         raise PolicyError(

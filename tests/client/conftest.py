@@ -15,7 +15,7 @@ from her2_client.cache import image_shape
 from her2_client.cache_writer import CacheWriter
 from her2_client.cohort import Cohort
 from her2_client.keys import init_site
-from her2_common.cases import MODALITIES, Modality, Split
+from her2_common.cases import MODALITIES, NO_LABEL, LabelSource, Modality, NoLabel, Split
 from her2_common.clinical import Her2Level
 from her2_common.config import SiteConfig, load
 
@@ -64,6 +64,8 @@ def make_site(tmp_path: Path) -> MakeSite:
         split_of: Callable[[int], Split] = lambda _: "train",
         level_of: Callable[[int], Her2Level | None] = lambda _: None,
         clinical: bool = True,
+        source_of: Callable[[int], LabelSource | NoLabel] = lambda _: "biopsy",
+        in_table: int | None = None,
         **policy: Any,
     ) -> SiteConfig:
         from her2_client.keys import read_pseudonym_key
@@ -81,13 +83,15 @@ def make_site(tmp_path: Path) -> MakeSite:
         ) as writer:
             writer.begin()
             for case, names in enumerate(has):
-                label = case % 2
+                label, source = case % 2, source_of(case)
+                known = None if source in NO_LABEL else label
                 add(
                     writer,
                     pseudonym=pseudonym(key, f"case-{case}"),
                     split=split_of(case),
                     clinical=(50.0 + case, None, 2.0, 1.0, 0.0) if clinical else (None,) * 5,
-                    labels={"reference": label, "biopsy": label, "surgical": None, "pcr": None},
+                    labels={"reference": known, "biopsy": label, "surgical": None, "pcr": None},
+                    sources={"reference": source},
                     levels={"reference": "positive" if label else level_of(case)},
                     images={
                         m: (
@@ -96,7 +100,7 @@ def make_site(tmp_path: Path) -> MakeSite:
                         for m in names
                     },
                 )
-            writer.publish()
+            writer.publish(in_table)
         lines = ["case_id", *(f"case-{case}" for case in range(len(has)))]
         (folder / "cases.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
         return config

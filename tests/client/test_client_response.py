@@ -62,15 +62,17 @@ def scores(config: SiteConfig, *cases: str) -> dict[str, np.ndarray]:
 
 def test_rows_are_what_the_table_says_of_the_scored_cases(config: SiteConfig) -> None:
     rows = patients_of(config, scores(config, "three", "one", "two"))
-    columns = {name: rows.column(name).tolist() for name in ("biopsy", "therapy", "hr", "score")}
-    assert columns == {
-        "biopsy": [1, 1, 0],
-        "therapy": [1, 1, 0],
-        "hr": [1, 1, 0],
-        "score": [0, 0.5, 1],
-    }
+    columns = {name: rows.column(name).tolist() for name in ("biopsy", "therapy", "score")}
+    assert columns == {"biopsy": [1, 1, 0], "therapy": [1, 1, 0], "score": [0, 0.5, 1]}
+    # ER 0 with PR blank is unknown
+    np.testing.assert_array_equal(rows.column("hr"), [1, 1, np.nan])
     np.testing.assert_array_equal(rows.column("pcr"), [np.nan, 1, 0])  # nat 0: no response
     np.testing.assert_array_equal(rows.column("modalities"), [np.nan, 5, 4])
+    table = config.data.cases
+    table.write_text(table.read_text().replace("1,0,0,1,a.dcm", "1,is,0,1,a.dcm"))
+    for definition, expected in (("ypT0/is ypN0", 1), ("ypT0 ypN0", 0)):
+        rows = patients_of(config, scores(config, "one"), definition)  # type: ignore[arg-type]
+        assert rows.column("pcr").tolist() == [expected]
 
 
 def test_the_cases_of_one_patient_are_one_row(config: SiteConfig) -> None:

@@ -53,6 +53,11 @@ def test_an_ordinary_order_is_allowed() -> None:
         ({"min_cell": 11}, {}, r"policy\.min_cell: .* no group of fewer than 11, got .* 10"),
         ({"max_rounds": 4}, {}, r"policy\.max_rounds: expected at most 4 rounds, got 5"),
         ({"max_rounds": 5}, {"round": 6}, r"policy\.max_rounds: expected at most 5 rounds, got 6"),
+        (
+            {"allowed_tasks": ("response",)},
+            {"task": "response", "split": "test", "plan": RunConfig(rounds=5, label="surgical")},
+            "label: surgical: that label holds the outcome",
+        ),
     ],
 )
 def test_each_rule_refuses_by_its_name(

@@ -14,6 +14,7 @@ from her2_client import site as site_module
 from her2_client.site import Answer, Site, select_device
 from her2_common import __version__
 from her2_common.broadcast import fingerprint
+from her2_common.cases import Modality
 from her2_common.config import RunConfig, SiteConfig
 from her2_common.errors import (
     CacheError,
@@ -88,6 +89,37 @@ def test_a_modality_below_min_cases_is_neither_trained_nor_told(make_site: MakeS
     assert isinstance(answer.document, SiteReply)
     assert set(answer.update) == {"us", "clinical", "head"}
     assert answer.document.counts == {"us": 15, "clinical": 15, "head": 15}
+
+
+SOURCES = (
+    ("biopsy",) * 20 + ("excised_untreated",) * 12 + ("treated_only",) * 11 + ("equivocal",) * 3
+)
+
+
+def test_describe_counts_labels_by_source_and_rows_left_out_by_reason(make_site: MakeSite) -> None:
+    has: list[tuple[Modality, ...]] = [("us",)] * len(SOURCES) + [("mri",)] * 2
+    config = make_site(
+        has,
+        source_of=lambda i: (*SOURCES, "biopsy", "biopsy")[i],
+        in_table=60,
+        min_cases=5,
+        min_cell=1,
+    )
+    told = describe(config)
+    assert told.label_sources == {"biopsy": 20, "excised_untreated": 12}
+    assert told.left_out_for == {
+        "no_image": 12, "few_cases": 2, "treated_only": 11, "equivocal": 3,
+    }  # fmt: skip
+    flow = told.flow
+    assert flow.accepted == sum(n or 0 for n in told.label_sources.values())
+    assert flow.left_out == sum(n or 0 for n in told.left_out_for.values())
+    # Three of IHC 2+ and two with MRI alone are too few to be told, and so is what shows them.
+    config = config.model_copy(update={"policy": config.policy.model_copy(update={"min_cell": 10})})
+    told = describe(config)
+    assert told.label_sources == {"biopsy": 20, "excised_untreated": 12}
+    assert told.left_out_for == {
+        "no_image": 12, "few_cases": None, "treated_only": None, "equivocal": None,
+    }  # fmt: skip
 
 
 def test_with_a_lower_limit_it_is_trained(make_site: MakeSite) -> None:

@@ -69,6 +69,18 @@ def test_references_come_back_bit_for_bit_with_their_limits(folder: Path) -> Non
         np.testing.assert_array_equal(made.factor, REFERENCES[modality].factor)  # not transposed
 
 
+def test_a_release_states_the_labels_of_the_runs_that_made_it(folder: Path) -> None:
+    assert read_release(folder)[0].trained_on == ["reference"]
+    with pytest.raises(ValueError, match="expected reference last"):
+        manifest(trained_on=["reference", "surgical"])
+    path = folder / "manifest.json"
+    document = json.loads(path.read_text())
+    del document["trained_on"]
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match="does not state the labels"):
+        read_release(folder)
+
+
 def test_a_release_without_references_has_none_of_an_earlier_one(folder: Path) -> None:
     write_release(folder, manifest(), get_groups(build_model("compact", 4), GROUPS))
     stated, _ = read_release(folder)

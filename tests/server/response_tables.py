@@ -26,7 +26,7 @@ def rows_of(prefix: str, seed: int, n: int = 160) -> list[Row]:
             "us": "x/us.dcm" if int(found["modalities"][i]) & 2 else "",
             "mri": "x/mri" if int(found["modalities"][i]) & 4 else "",
             "er": int(found["hr"][i]),
-            "pr": "",
+            "pr": int(found["hr"][i]),
             "clinical_t": int(found["t"][i]),
             "clinical_n": int(found["n"][i]),
             "biopsy_ihc": 3 if found["biopsy"][i] else 1,

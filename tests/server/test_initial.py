@@ -79,6 +79,7 @@ def test_with_the_same_label_every_group_is_taken(
     assert initial.record == {
         "run": "first",
         "label": "reference",
+        "trained_on": ["reference"],
         "sha256": hashlib.sha256(content).hexdigest(),
         "groups": list(GROUPS),
         "afresh": [],

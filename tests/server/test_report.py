@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from PIL import Image
 from tests.browser import chromium, console_messages
 
+from her2_common.cases import LABEL_SOURCES, LABELS
 from her2_common.errors import RunError
+from her2_common.wire import LeftOut
 from her2_server.evaluation import evaluate
 from her2_server.report import text, write_report
 from her2_server.report.svg import INK, add_axes, new_figure, to_svg
@@ -85,6 +87,26 @@ def page_of(run: Path) -> Page:
     page = Page(write_report(run).read_text(encoding="utf-8"))
     assert page.open == []
     return page
+
+
+def test_the_report_says_where_labels_come_from(simulated_run: Path, tmp_path: Path) -> None:
+    def edit(summary: dict[str, Any]) -> None:
+        for index, site in enumerate(summary["sites"]):
+            site["label_sources"] = {"biopsy": 200 + index, "excised_untreated": None}
+            site["left_out_for"] = {"no_image": 30, "treated_only": 41 + index}
+
+    summary = json.loads((simulated_run / "summary.json").read_text(encoding="utf-8"))
+    shown = page_of(change(simulated_run, tmp_path / "run", edit)).text
+    for index in range(len(summary["sites"])):
+        assert f"biopsy {200 + index}; " in shown
+        assert f"{text.SOURCE_NAMES['treated_only']} {41 + index}" in shown
+    assert text.SOURCE_NAMES["excised_untreated"] in shown
+
+
+def test_every_source_and_reason_has_a_name() -> None:
+    reasons = {name for part in get_args(LeftOut) for name in get_args(part) or (part,)}
+    assert set(text.SOURCE_NAMES) == {*LABEL_SOURCES, *reasons}
+    assert set(text.LABEL_SOURCES) == set(text.OUTCOMES) == set(LABELS)
 
 
 def test_the_page_says_what_the_summary_says(simulated_run: Path, tmp_path: Path) -> None:

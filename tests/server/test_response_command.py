@@ -15,7 +15,10 @@ import yaml
 from tests.common.response.cohorts import cohort
 from tests.server.response_tables import PLAN, four
 
-from her2_common.errors import Her2Error, TableError
+from her2_common.cases import Label
+from her2_common.errors import DataError, Her2Error, TableError
+from her2_common.model import build_model, get_groups
+from her2_common.release import Manifest, write_release
 from her2_common.response.analysis import analyse
 from her2_common.response.patients import Patients
 from her2_common.response.plan import Plan
@@ -24,7 +27,7 @@ from her2_common.response.queries import Source
 from her2_server.cli import main
 from her2_server.report.response import render_response
 from her2_server.response import csv_rows, text
-from her2_server.response.command import Threshold, head, over_tables
+from her2_server.response.command import LABEL_UNKNOWN, Threshold, head, over_tables
 
 ESTIMATE = ("estimate", "low", "high")
 
@@ -93,6 +96,44 @@ def test_a_wrong_path_is_told_before_anything_is_computed(
     monkeypatch.setattr("her2_server.response.command.analyse", lambda *_: pytest.fail("computed"))
     assert run(monkeypatch, *given(tables), "--threshold", "0.5", *more) != 0
     assert message in capsys.readouterr().err
+
+
+def a_release(folder: Path, label: Label, trained_on: list[Label]) -> Path:
+    manifest = Manifest(
+        run="a-run", preset="compact", label=label, image_size=32, volume_size=16, threshold=0.5,
+        groups=["us", "head"], trained_on=trained_on,
+    )  # fmt: skip
+    groups = get_groups(build_model("compact", 4, image_size=32, volume_size=16), ["us", "head"])
+    write_release(folder, manifest, groups)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("label", "trained_on"),
+    [
+        ("surgical", ["surgical"]),
+        ("reference", ["surgical", "reference"]),
+        ("reference", ["pcr", "reference"]),
+        ("pcr", ["surgical", "pcr"]),
+    ],
+)
+def test_a_release_that_learnt_from_the_outcome_is_no_evidence(
+    tables: list[Path], tmp_path: Path, label: Label, trained_on: list[Label]
+) -> None:
+    release = a_release(tmp_path / "release", label, trained_on)
+    with pytest.raises(DataError, match=r"trained on .*, which hold the outcome: no evidence"):
+        over_tables(tables, PLAN, None, release)
+
+
+@pytest.mark.parametrize(
+    ("label", "trained_on"), [("reference", ["reference"]), ("pcr", ["biopsy", "pcr"])]
+)
+def test_a_release_that_did_not_is_taken(
+    tables: list[Path], tmp_path: Path, label: Label, trained_on: list[Label]
+) -> None:
+    found = over_tables(tables, PLAN, None, a_release(tmp_path / "release", label, trained_on))
+    assert found["threshold_from"] == "release"
+    assert LABEL_UNKNOWN not in found["warnings"]
 
 
 def test_a_table_is_no_run_and_a_plan_can_be_printed(

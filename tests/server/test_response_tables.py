@@ -16,11 +16,18 @@ from statsmodels.stats.contingency_tables import StratifiedTable
 from tests.common.response.cohorts import assert_same, cohort
 from tests.server.response_tables import PLAN, Row, four, rows_of, write
 
+from her2_common.clinical import PCR_DEFINITIONS, PcrDefinition
 from her2_common.errors import ConfigError, TableError
 from her2_common.response.plan import Model, Plan
 from her2_server.report.response import render_response
 from her2_server.response import csv_rows, text
-from her2_server.response.command import freeze, over_tables, read_plan, write_plan
+from her2_server.response.command import (
+    LABEL_UNKNOWN,
+    freeze,
+    over_tables,
+    read_plan,
+    write_plan,
+)
 from her2_server.response.tables import read_tables
 
 ISPY2 = Path(__file__).parents[3] / "shared" / "data" / "ispy2_metadata.csv"
@@ -71,7 +78,8 @@ FAULTS: list[tuple[Callable[[list[Row]], list[Row]], str]] = [
     (change("score", 1.5), r"row 5, column score: expected a number from 0 to 1, got '1\.5'"),
     (change("score", "high"), "row 5, column score: expected a number from 0 to 1, got 'high'"),
     (change("score", "nan"), "row 5, column score: expected a number from 0 to 1"),
-    (change("clinical_t", 7), "column clinical_t: expected a whole number from 0 to 4, got '7'"),
+    (change("clinical_t", 7),
+     "column clinical_t: expected a clinical stage: one of 0, 1mi, 1, 2, 3, 4, X, got '7'"),
     (without("score"), "expected one column of score and her2_imaging, got none"),
     (added(her2_imaging=1), "expected one column of score and her2_imaging, got both"),
     (without("ypt", "ypn"), r"column 'pcr' \(or ypt and ypn\) is missing"),
@@ -133,6 +141,82 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     for part in ("50 rows of the train", "4 rows without neoadjuvant", "1 rows are of a patient",
                  "no column clinical_n: N is unknown"):  # fmt: skip
         assert part in told
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "message"),
+    [
+        ("surgical", "expected HER2 labels from before therapy"),
+        ("surgical+reference", "expected HER2 labels from before therapy"),
+        ("pcr+biopsy", "expected HER2 labels from before therapy"),
+        ("surgical+pcr", "expected HER2 labels from before therapy"),
+        ("excised", "expected reference, biopsy, surgical, pcr, pcr_strict, joined by"),
+    ],
+)
+def test_scores_of_a_model_that_learnt_from_the_outcome_are_refused(
+    tmp_path: Path, trained_on: str, message: str
+) -> None:
+    path = write(tmp_path / "north.csv", added(trained_on=trained_on)(rows_of("north", 0, 40)))
+    with pytest.raises(TableError, match=rf"row 2, column trained_on: {message}"):
+        read_tables([path])
+
+
+@pytest.mark.parametrize("trained_on", ["reference", "biopsy+reference", "reference+pcr", "pcr"])
+def test_scores_of_other_models_are_taken(tmp_path: Path, trained_on: str) -> None:
+    path = write(tmp_path / "north.csv", added(trained_on=trained_on)(rows_of("north", 0, 40)))
+    assert read_tables([path]).trained_on
+
+
+def test_without_a_word_on_the_label_the_result_warns(tmp_path: Path) -> None:
+    silent = write(tmp_path / "north.csv", rows_of("north", 0, 40))
+    assert LABEL_UNKNOWN in over_tables([silent], PLAN, 0.5, None)["warnings"]
+    told = write(tmp_path / "east.csv", added(trained_on="reference")(rows_of("east", 1, 40)))
+    assert LABEL_UNKNOWN not in over_tables([told], PLAN, 0.5, None)["warnings"]
+    assert LABEL_UNKNOWN in over_tables([silent, told], PLAN, 0.5, None)["warnings"]
+
+
+def test_hr_and_response_are_derived_as_in_the_case_table(tmp_path: Path) -> None:
+    rows = rows_of("north", 0, 8)
+    cells = [
+        {"er": "0", "pr": "", "ypt": "is", "ypn": "0"},
+        {"er": "", "pr": "80%", "ypt": "ypT0", "ypn": "ypN0(i+)"},
+        {"er": "0", "pr": "0", "ypt": "X", "ypn": "X"},
+        {"er": "neg", "pr": "<1%", "ypt": "", "ypn": "", "no_surgery": "progression"},
+        {"er": "0", "pr": "1", "ypt": "", "ypn": "", "nat": 0, "no_surgery": "declined"},
+    ]
+    rows = [{**row, "no_surgery": "", **more} for row, more in zip(rows, cells, strict=False)]
+    path = write(tmp_path / "north.csv", rows)
+    nan = np.nan
+    expected: dict[PcrDefinition, list[float]] = {
+        "ypT0/is ypN0": [1, 0, nan, 0, nan],
+        "ypT0 ypN0": [0, 0, nan, 0, nan],
+    }
+    for definition, pcr in expected.items():
+        (north,) = read_tables([path], definition=definition).centres
+        np.testing.assert_array_equal(north.column("hr"), [nan, 1, 0, 0, 1])
+        np.testing.assert_array_equal(north.column("pcr"), pcr)
+
+
+def test_pictures_taken_after_therapy_began_do_not_count(tmp_path: Path) -> None:
+    rows = [{**row, "us": "u", "mri": "m", "mg_cc": ""} for row in rows_of("north", 0, 4)]
+    for row, days in zip(rows, ("", "0", "-2", "30"), strict=True):
+        row["mri_days"] = days
+    (north,) = read_tables([write(tmp_path / "north.csv", rows)]).centres
+    assert north.column("modalities").tolist() == [6, 6, 2, 6]
+
+
+def test_the_plan_chooses_the_definition_and_the_result_says_it(tmp_path: Path) -> None:
+    """With disease in situ left in every responder, nobody has a pCR by the strict definition."""
+    rows = [{**row, "ypt": row["ypt"].replace("0", "is")} for row in rows_of("north", 0, 40)]
+    paths = [write(tmp_path / "north.csv", rows), write(tmp_path / "east.csv", rows_of("east", 1))]
+    strict = PLAN.model_copy(update={"pcr": "ypT0 ypN0", "one_class_centres": "keep"})
+    assert strict.sha256 != PLAN.sha256
+    found = over_tables(paths, strict, 0.5, None)
+    assert found["pcr"] == PCR_DEFINITIONS["ypT0 ypN0"]
+    assert "ypT0 ypN0" in found["primary"]["quote"]
+    assert "ypT0/is" not in found["primary"]["quote"]
+    assert any("north (without)" in warning for warning in found["warnings"])
+    assert over_tables(paths, PLAN, 0.5, None)["pcr"] == PCR_DEFINITIONS["ypT0/is ypN0"]
 
 
 def test_calls_of_0_and_1_need_no_threshold(tables: list[Path], tmp_path: Path) -> None:
@@ -220,7 +304,7 @@ def test_small_cells_are_not_shown_and_are_listed(tables: list[Path]) -> None:
     assert_same(closed["primary"]["odds_ratio"], open_["primary"]["odds_ratio"])
     told = "take out the centres that are too small"
     assert any(told in warning for warning in closed["warnings"])
-    assert open_["warnings"] == []
+    assert open_["warnings"] == [LABEL_UNKNOWN]
 
 
 @pytest.mark.skipif(not ISPY2.exists(), reason="the real outcomes are not here")

@@ -103,6 +103,7 @@ def test_a_release_is_what_a_site_can_load(tmp_path: Path) -> None:
     assert reference is not None
     settled = Settled(groups, LogitMap(0.5), {"us": reference}, {})
     summary = {
+        "initial": {"trained_on": ["biopsy", "surgical"]},
         "threshold": {"value": 0.25},
         "temperature": {"temperature": 2.0, "slope": 0.5, "bins": [1, 2]},
         "novelty": {"us": {"limit": 0.75}, "mg": {"limit": None}},
@@ -120,6 +121,8 @@ def test_a_release_is_what_a_site_can_load(tmp_path: Path) -> None:
     assert (loaded.image_size, loaded.volume_size, loaded.threshold) == (64, 48, 0.25)
     assert loaded.calibration == {"temperature": 2.0, "slope": 0.5}
     assert loaded.limits == {"us": 0.75}
+    # the labels of the runs that it began from are not forgotten
+    assert loaded.trained_on == ["biopsy", "surgical", "reference"]
     references = read_references(folder.release, loaded)
     assert references["us"].mean.tobytes() == reference.mean.tobytes()
 

@@ -15,9 +15,10 @@ from rich.console import Console
 
 import her2_client.ingest.run as run_module
 from her2_client import image_file
-from her2_client.cache import open_cache, verify_cache
+from her2_client.cache import SOURCES, open_cache, verify_cache
 from her2_client.cache_writer import CacheWriter
 from her2_client.ingest import case, workers
+from her2_client.ingest.case import AFTER_THERAPY
 from her2_client.ingest.privacy.review import decisions_file, merge_decisions
 from her2_client.ingest.run import ingest, quarantined_pictures
 from her2_client.ingest.summary import IngestSummary, summary_table
@@ -37,7 +38,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_whole_site(site: Any) -> None:
-    site.add("a", age=50, biopsy_ihc=3, surgical_ihc=1, split="train", pcr=0)
+    site.add("a", age=50, biopsy_ihc=3, surgical_ihc=1, nat=1, split="train", pcr=0)
     site.add("b", "us", biopsy_her2=0, split="test")
     site.add("c", "mg mri", split="val", menopausal=1)
     site.add("d", "")
@@ -54,7 +55,9 @@ def test_a_whole_site(site: Any) -> None:
         "under 40": 0, "40 to 49": 0, "50 to 59": 1, "60 to 69": 0, "70 and over": 0, "unknown": 2,
     }  # fmt: skip
     assert clinical["menopausal"] == {"no": 0, "yes": 1, "unknown": 2}
-    assert clinical["biopsy_ihc"] == {"0": 0, "1": 0, "2": 0, "3": 1, "unknown": 2}
+    assert clinical["biopsy_ihc"] == {
+        "0": 0, "ultralow": 0, "1": 0, "2": 0, "3": 1, "unknown": 2,
+    }  # fmt: skip
     assert clinical["pcr"] == {"no": 1, "yes": 0, "unknown": 2}
     accepted = {"accepted": 2, "set aside": 0, "quarantined": 0, "refused": 0}
     assert figures == {
@@ -70,11 +73,14 @@ def test_a_whole_site(site: Any) -> None:
         "modalities": {"mg": 2, "us": 2, "mri": 2},
         "combinations": {"mg+mri": 1, "mg+us+mri": 1, "us": 1},
         "splits": {
-            "train": {"cases": 1, "positive": 0, "negative": 1, "unknown": 0},
+            "train": {"cases": 1, "positive": 1, "negative": 0, "unknown": 0},
             "val": {"cases": 1, "positive": 0, "negative": 0, "unknown": 1},
             "test": {"cases": 1, "positive": 0, "negative": 1, "unknown": 0},
         },
-    }
+        "label_sources": {
+            "biopsy": 2, "excised_untreated": 0, "treated_only": 0, "equivocal": 0, "not_tested": 1,
+        },
+    }  # fmt: skip
 
     cache = open_cache(site.folder / "cache")
     verify_cache(site.folder / "cache")
@@ -82,13 +88,15 @@ def test_a_whole_site(site: Any) -> None:
     assert [SPLITS[i] for i in cache.split] == ["train", "test", "val"]
     assert cache.labels["biopsy"].tolist() == [1, 0, -1]
     assert cache.labels["surgical"].tolist() == [0, -1, -1]
-    assert cache.labels["reference"].tolist() == [0, 0, -1]
+    assert cache.labels["reference"].tolist() == [1, 0, -1]
+    assert [SOURCES[i] for i in cache.sources["reference"]] == ["biopsy", "biopsy", "not_tested"]
+    assert [SOURCES[i] for i in cache.sources["surgical"]][:1] == ["excised_treated"]
     assert cache.labels["pcr"].tolist() == [0, -1, -1]
     # case a: biopsy 3+, surgical 1+; case b: HER2 stated without its IHC
     assert {kind: cache.levels[kind].tolist() for kind in ("biopsy", "surgical", "reference")} == {
         "biopsy": [HER2_LEVELS.index("positive"), -1, -1],
         "surgical": [HER2_LEVELS.index("low"), -1, -1],
-        "reference": [HER2_LEVELS.index("low"), -1, -1],
+        "reference": [HER2_LEVELS.index("positive"), -1, -1],
     }
     np.testing.assert_array_equal(cache.clinical[:, 0], np.float32([50, np.nan, np.nan]))
     np.testing.assert_array_equal(cache.clinical[:, 1], np.float32([np.nan, np.nan, 1]))
@@ -96,6 +104,23 @@ def test_a_whole_site(site: Any) -> None:
     assert cache.rows["mri"].tolist() == [0, -1, 1]
     for array in cache.arrays.values():
         assert np.abs(array).max() <= 5
+
+
+def test_a_picture_taken_after_therapy_began_is_set_aside(site: Any) -> None:
+    site.add("a", "us mri", mri_days=-12, us_days=3)
+    site.add("b", "mg", mg_days=-1)
+    site.add("c", "mri", mri_days=0)
+    summary = ingest(site.config(), workers=1)
+    assert summary.as_dict()["cases"] == {
+        "in_table": 3, "accepted": 2, "left_out": {"no usable image": 1},
+    }  # fmt: skip
+    assert summary.combinations == {"us": 1, "mri": 1}
+    assert summary.reasons["set aside"] == {AFTER_THERAPY: 3}
+    assert [(note.row, note.note.column) for note in summary.notes] == [
+        (2, "mri"), (3, "mg_cc"), (3, "mg_mlo"),
+    ]  # fmt: skip
+    cache = open_cache(site.folder / "cache")
+    assert cache.rows["mri"].tolist() == [-1, 0]
 
 
 def test_lesion_boxes_reach_their_images(site: Any) -> None:
