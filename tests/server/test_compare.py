@@ -135,16 +135,19 @@ def test_the_mean_over_centres_is_the_textbooks() -> None:
             if f.covariance is not None
         ]
     )
-    # DerSimonian and Laird, then Hartung and Knapp, as in their papers
+    # DerSimonian and Laird, then Hartung and Knapp with q of at least 1, as in their papers
     w = 1 / variances
     q = w @ (gaps - w @ gaps / w.sum()) ** 2
     tau2 = max(0.0, (q - 3) / (w.sum() - w @ w / w.sum()))
     w = 1 / (variances + tau2)
     mean = w @ gaps / w.sum()
-    margin = t.ppf(0.975, 3) * math.sqrt(w @ (gaps - mean) ** 2 / (3 * w.sum()))
+    margin = t.ppf(0.975, 3) * math.sqrt(max(1.0, w @ (gaps - mean) ** 2 / 3) / w.sum())
     assert result["estimate"] == pytest.approx(mean, abs=1e-4)
     assert result["high"] == pytest.approx(mean + margin, abs=1e-4)
     assert (result["centres"], result["left_out"]) == (4, [])
+    alike = overall(dict.fromkeys("abcd", found["centre-0"]))["federated - local"]
+    fixed = 1.96 * math.sqrt(variances[0] / 4)
+    assert alike["high"] - alike["estimate"] > fixed
 
 
 def test_a_centre_whose_models_rank_alike_is_left_out_of_the_mean_by_name() -> None:

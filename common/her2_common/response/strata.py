@@ -226,7 +226,7 @@ def risk_difference(strata: Strata, level: float = 0.95) -> Estimate | None:
     0 is no effect. The interval of Miettinen and Nurminen, stratified, holds every difference that
     its score test does not reject: the variance is that under the difference in question, not the
     observed one, so that it also exists where all patients of a group are alike. Over centres of
-    eight patients it covers 94 to 96 % where Sato's and Wald's cover 84 to 91 %
+    eight patients it covers 93 to 97 % where Sato's covers 85 to 93 %
     (tests/benchmarks/response_simulation.py). ``risk_score`` is a sum over strata: sites that are
     sent a difference can answer with their part of it.
 

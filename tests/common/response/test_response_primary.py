@@ -112,7 +112,7 @@ some_tables = st.lists(st.tuples(counts, counts, counts, counts), min_size=0, ma
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(some_tables, st.sampled_from([1.2, 2.0, 4.0]))
 def test_every_table_has_exactly_one_verdict_and_it_is_true(
     tables: Strata, relevant: float
