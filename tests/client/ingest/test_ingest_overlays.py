@@ -118,7 +118,7 @@ def test_coloured_marks_take_the_grey_beside_them(
 
 def test_many_lines_are_no_marks(tmp_path: Path, dicoms: Any, pictures: Any) -> None:
     lines = _flow(pictures.echo(120, 140), np.s_[10:110:10], np.s_[10:130])
-    with pytest.raises(ImageError, match="overlay upon it: 9% of its pixels") as caught:
+    with pytest.raises(ImageError, match=r"overlay upon it: .* are coloured") as caught:
         read(dicoms.us(tmp_path / "us", lines))
     assert caught.value.reason == "colour overlay"
 
