@@ -98,7 +98,10 @@ def tissue_of(image: Array) -> Tissue:
     marks = _white_in_air(image, threshold) | _film_edges(image, threshold)
     if marks.any():
         image = np.where(marks, image.dtype.type(level), image)
-        _, threshold = _air(image, ~marks) or air
+        try:
+            _, threshold = _air(image, ~marks) or air
+        except ImageError:  # there was nothing but marks
+            return Tissue(image, threshold)
     frame = _frame(image > threshold)
     if frame is not None and (within := _air(image, ~frame)) is not None:
         level, threshold = within
