@@ -93,7 +93,7 @@ def _explained(note: Note, paths: tuple[Path, ...]) -> Note:
         note,
         message="expected a path with / between folders, got one of Windows, with backslashes or "
         "a drive letter",
-        hint="write paths in the case table as data/a.dcm, from the table's own folder",
+        hint="write / between folders, and paths from the folder of the case table",
     )
 
 

@@ -481,17 +481,15 @@ def _is_ybr(stored: Array, *, labelled: bool) -> bool:
     """Whether three samples of 8 bits are luma and chroma; ``labelled``: what the header says.
 
     The label is often wrong. A picture that is grey all but everywhere has equal samples in RGB and
-    both chroma samples at 128 in YBR; where neither holds, the label counts.
+    both chroma samples at 128 in YBR; where neither or both hold, the label counts.
     """
     if stored.dtype != np.uint8:
         return labelled
     step = max(1, int(np.ceil(np.sqrt(stored.size / COMPARED))))
     first, second, third = (stored[::step, ::step, k].astype(np.int16) for k in range(3))
-    near = (abs(first - second) <= TINGE) & (abs(first - third) <= TINGE)
-    neutral = (abs(second - 128) <= TINGE) & (abs(third - 128) <= TINGE)
-    if labelled and (near & ~neutral).mean() >= MOSTLY:
-        return False
-    return labelled or bool((neutral & ~near).mean() >= MOSTLY)
+    equal = ((abs(first - second) <= TINGE) & (abs(first - third) <= TINGE)).mean() >= MOSTLY
+    neutral = ((abs(second - 128) <= TINGE) & (abs(third - 128) <= TINGE)).mean() >= MOSTLY
+    return labelled if equal == neutral else bool(neutral)
 
 
 def _compressed(syntax: uid.UID) -> bool:

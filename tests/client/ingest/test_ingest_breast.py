@@ -76,7 +76,7 @@ def beside(picture: Phantom, what: str, seed: int) -> Array:
     """The image with something white in its air."""
     white = np.zeros(picture.image.shape, dtype=bool)
     if what == "dots":
-        air = np.flatnonzero(~picture.breast)
+        air = np.flatnonzero(~ndimage.binary_dilation(picture.breast, iterations=2))
         dots = np.random.default_rng(seed).choice(air, len(air) // 100, replace=False)
         white.ravel()[dots] = True
     elif what == "marker":

@@ -251,6 +251,14 @@ def crowd(at: Path) -> Path:
     return at
 
 
+def short_table() -> Any:
+    """A LUT with fewer entries than its descriptor says."""
+    item = pydicom.Dataset()
+    item.LUTDescriptor, item.LUTData = [9, 0, 12], [1, 2]
+    item["LUTDescriptor"].VR = item["LUTData"].VR = "US"
+    return pydicom.Sequence([item])
+
+
 # fmt: off
 FAULTS: dict[str, Fault] = {
     # the file itself
@@ -310,7 +318,8 @@ FAULTS: dict[str, Fault] = {
     "unknown photometric": Fault("mg_cc", mg(PhotometricInterpretation="CANARY"), "refused",
                                  "damaged", "", like="12 bits allocated"),
     "no photometric": Fault("mg_cc", mg(PhotometricInterpretation=None), "refused", "damaged",
-                            "damaged pixel data: it cannot be decoded"),
+                            "damaged pixel data: it cannot be decoded",
+            like="12 bits allocated"),
     "float pixels": Fault("mg_cc", mg(PixelData=None, FloatPixelData=bytes(19200)), "refused",
                           "float pixels", "expected pixels in whole numbers"),
     # compressed
@@ -319,13 +328,14 @@ FAULTS: dict[str, Fault] = {
     "private syntax": Fault("us", edited(us(), renamed("1.2.3.4.5")), "refused", "no decoder",
                             "got one that is not in the standard", hint=True),
     "JPEG without tables": Fault("us", compressed(uid.JPEGLosslessSV1, no_tables), "refused",
-                                 "damaged", "damaged pixel data: it cannot be decoded"),
+                                 "damaged", "damaged pixel data: it cannot be decoded",
+            like="12 bits allocated"),
     "JPEG-LS cut": Fault("us", compressed(uid.JPEGLSLossless, lambda b: b[:-2]), "refused",
                          "truncated", "the codestream does not end"),
     "JPEG 2000 zeroed": Fault("us", compressed(uid.JPEG2000Lossless, tail_zeroed), "refused",
-                              "damaged", "", like="JPEG without tables"),
+                              "damaged", "", like="12 bits allocated"),
     "RLE cut": Fault("us", compressed(uid.RLELossless, half), "refused", "damaged", "",
-                     like="JPEG without tables"),
+                     like="12 bits allocated"),
     "no codestream": Fault("us", compressed(uid.JPEG2000Lossless, lambda b: b"CANARY" * 20),
                            "refused", "damaged", "the codestream has no size"),
     "codestream of another size": Fault("us", compressed(uid.JPEG2000Lossless, resized),
@@ -390,9 +400,11 @@ FAULTS: dict[str, Fault] = {
     "padding alone": Fault("mg_cc", mg(PixelPaddingValue=0, PixelPaddingRangeLimit=4095),
                            "refused", "blank image", "got nothing but padding"),
     "rescaled to infinity": Fault("mg_cc", mg(RescaleSlope="1e300", RescaleIntercept=0),
-                                  "refused", "blank image", "", like="one value"),
-    "window of no width": Fault("mg_cc", mg(WindowCenter=1000, WindowWidth=0), "refused",
-                                "damaged", "damaged grey-scale LUT"),
+                                  "refused", "rescale", "after rescaling, got larger", hint=True),
+    "slope of zero": Fault("mg_cc", mg(RescaleSlope=0, RescaleIntercept=0), "refused", "rescale",
+                           "expected a finite RescaleSlope other than 0", hint=True),
+    "modality LUT too short": Fault("mg_cc", mg(ModalityLUTSequence=short_table()), "refused",
+                                    "unusable grey scale", "expected 9 entries", hint=True),
     "annotated": Fault("mg_cc", mg(BurnedInAnnotation="YES"), "quarantined",
                        "burned-in annotation", "got BurnedInAnnotation YES", hint=True),
     "box outside": Fault("mg_cc", mg(), "refused", "box outside",
@@ -435,9 +447,11 @@ FAULTS: dict[str, Fault] = {
     "JPEG cut": Fault("us", changed(picture(ECHO, "x.jpg", "JPEG"), half), "refused", "damaged",
                       "", like="PNG cut"),
     "PNG zeroed": Fault("us", changed(picture(ECHO), middle_zeroed), "refused", "damaged",
-                        "damaged picture: it cannot be decoded"),
+                        "damaged picture: it cannot be decoded",
+            like="PNG cut"),
     "PNG signature alone": Fault("us", raw(b"\x89PNG\r\n\x1a\n", "x.png"), "refused", "damaged",
-                                 "it cannot be decoded"),
+                                 "it cannot be decoded",
+            like="PNG cut"),
     "CMYK": Fault("us", picture(Image.new("CMYK", (40, 40)), "x.jpg", "JPEG"), "refused",
                   "colour space", "expected a picture in grey or RGB, got CMYK"),
     "see-through": Fault("us", picture(np.full((40, 40, 4), 90, np.uint8)), "refused", "alpha",

@@ -231,7 +231,7 @@ FAULTS: dict[str, Fault] = {
     "missing": refused(lambda at: at / "none", "missing file", "expected a folder or file"),
     "pipe": refused(pipe, "not a file", "expected a file, got something else"),
     "empty folder": refused(lambda at: at, "not DICOM", "expected DICOM slices, got none"),
-    "text alone": refused(text_alone, "not DICOM", "", like="empty folder"),
+    "text alone": refused(text_alone, "not DICOM", "got another format"),
     "folder of NIfTI": refused(folder_of_nifti, "not DICOM", "got NIfTI", hint=True),
     "zip file": refused(zipped, "not DICOM", "got a zip file", hint=True),
     "too many files": refused(series(), "too many files", "expected at most 3 files in a folder",

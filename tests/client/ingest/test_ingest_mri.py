@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -207,18 +208,18 @@ def test_one_header_a_file_and_pixels_of_the_phases_asked_for(
 
     folder = written(pictures.dynamic(5))
     headers, opened = [], []
-    read_header, dcmread = scan.read_header, dce.pydicom.dcmread
+    read_header, whole = scan.read_header, dce.dicom.whole
 
     def header(path: Path) -> Any:
         headers.append(path.name)
         return read_header(path)
 
-    def pixels(path: Path, **options: Any) -> Any:
+    def pixels(path: Path) -> Any:
         opened.append(path.name)
-        return dcmread(path, **options)
+        return whole(path)
 
     monkeypatch.setattr(scan, "read_header", header)
-    monkeypatch.setattr(dce.pydicom, "dcmread", pixels)
+    monkeypatch.setattr(dce.dicom, "whole", pixels)
     cube(folder, phases=(3,))
     assert sorted(headers) == sorted(path.name for path in folder.iterdir())
     assert len(headers) == 50
@@ -322,7 +323,9 @@ def test_an_incomplete_last_phase_is_set_aside_unless_asked_for(written: Any) ->
 
 def test_a_second_copy_of_a_slice_is_a_duplicate(written: Any) -> None:
     folder = written()
-    (folder / "copy.dcm").write_bytes((folder / "1-004.dcm").read_bytes())
+    dataset = pydicom.dcmread(folder / "1-004.dcm")
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    dataset.save_as(folder / "copy.dcm")
     assert reason_of(folder) == "duplicate slice"
 
 

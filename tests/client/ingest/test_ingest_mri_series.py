@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,50 @@ def test_a_series_without_geometry_is_set_aside(exam: Examination, phases: Any, 
     image = exam.read((0, 1, 2))
     np.testing.assert_array_equal(image.values, plain)
     assert [str(note) for note in image.set_aside] == ["no geometry: 2 images not used"]
+
+
+@pytest.mark.parametrize("key", ["TemporalPositionIdentifier", "AcquisitionTime", "words"])
+def test_slices_with_a_series_each_are_the_phases_that_they_are(
+    exam: Examination, phases: Any, plain: Any, key: str
+) -> None:
+    def each(phase: int, z: int, tags: dict[str, Any]) -> dict[str, Any]:
+        own = {"SeriesInstanceUID": f"1.2.9.{phase}.{z}"}
+        if key == "words":
+            own["SeriesDescription"] = ("dyn pre", "dyn 1st pass", "dyn 2nd pass")[phase]
+        else:
+            own[key] = str(phase + 1 if key.startswith("T") else 100000 + 100 * phase)
+        return tags | own
+
+    exam.add(phases, each=each)
+    np.testing.assert_array_equal(exam.read((0, 1, 2)).values, plain)
+
+
+def test_of_files_that_were_copied_twice_one_is_used(
+    exam: Examination, phases: Any, plain: Any
+) -> None:
+    folder = exam.add(phases, each=_temporal)
+    shutil.copytree(folder, exam.folder / "copy")
+    np.testing.assert_array_equal(exam.read((0, 1, 2)).values, plain)
+
+
+def test_one_instance_uid_for_all_images_hides_none(
+    exam: Examination, phases: Any, plain: Any
+) -> None:
+    """As careless pseudonymisation leaves it."""
+    exam.add(phases, each=_temporal, SOPInstanceUID="1.2.3")
+    np.testing.assert_array_equal(exam.read((0, 1, 2)).values, plain)
+
+
+@pytest.mark.parametrize("meta", [True, False])
+def test_files_without_a_preamble_are_read(
+    exam: Examination, phases: Any, plain: Any, meta: bool
+) -> None:
+    folder = exam.add(phases, each=_temporal)
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        after = 144 + int.from_bytes(content[140:144], "little")
+        path.write_bytes(content[132:] if meta else content[after:])
+    np.testing.assert_array_equal(exam.read((0, 1, 2)).values, plain)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,49 @@ def test_colour_in_what_is_used_sets_it_aside(
     assert (caught.value.disposition, caught.value.reason) == ("set aside", "colour overlay")
 
 
+CALLIPERS = [(190, 90), (190, 154), (173, 122), (207, 122)]
+"""Rows and columns of four crosses round a box of 64 x 34 pixels."""
+
+
+def crosses(picture: Any, arm: int, width: int) -> Any:
+    """The picture in RGB with four yellow crosses."""
+    colour = np.repeat(picture.astype(np.uint8)[..., np.newaxis], 3, axis=2)
+    for row, column in CALLIPERS:
+        thick = slice(-(width // 2), width - width // 2)
+        down, across = (slice(k + thick.start, k + thick.stop) for k in (row, column))
+        colour[down, column - arm : column + arm + 1] = 255, 255, 0
+        colour[row - arm : row + arm + 1, across] = 255, 255, 0
+    return colour
+
+
+@pytest.mark.parametrize(("arm", "width"), [(5, 1), (7, 3), (9, 4)])
+@pytest.mark.parametrize("approved", [False, True])
+def test_coloured_marks_take_the_grey_beside_them(
+    tmp_path: Path, dicoms: Any, pictures: Any, arm: int, width: int, approved: bool
+) -> None:
+    stored, box = pictures.echo(360, 400), Box(90, 173, 154, 207)
+    marked = crosses(stored, arm, width)
+    if approved:
+        path = dicoms.us(tmp_path / "us", marked, region=None)
+        decided = Guard(KEY, {digest(KEY, [path]): Decision(approved=True)})
+        result = standardised(path, box, guard=decided)
+    else:
+        result = standardised(dicoms.us(tmp_path / "us", marked), box)
+    plain = standardised(dicoms.us(tmp_path / "plain", stored), box)
+    assert result.remarks == ("coloured marks filled",)
+    assert plain.remarks == ()
+    difference = np.abs(result.values.astype(float) - plain.values.astype(float))
+    assert difference.mean() < 0.1
+    assert difference.max() < 2  # a cross left in place gives more than 3
+
+
+def test_many_lines_are_no_marks(tmp_path: Path, dicoms: Any, pictures: Any) -> None:
+    lines = _flow(pictures.echo(120, 140), np.s_[10:110:10], np.s_[10:130])
+    with pytest.raises(ImageError, match=r"overlay upon it: .* are coloured") as caught:
+        read(dicoms.us(tmp_path / "us", lines))
+    assert caught.value.reason == "colour overlay"
+
+
 def test_colour_that_is_text_waits_for_a_person_first(
     tmp_path: Path, dicoms: Any, pictures: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,7 +98,10 @@ def tissue_of(image: Array) -> Tissue:
     marks = _white_in_air(image, threshold) | _film_edges(image, threshold)
     if marks.any():
         image = np.where(marks, image.dtype.type(level), image)
-        _, threshold = _air(image, ~marks) or air
+        try:
+            _, threshold = _air(image, ~marks) or air
+        except ImageError:  # there was nothing but marks
+            return Tissue(image, threshold)
     frame = _frame(image > threshold)
     if frame is not None and (within := _air(image, ~frame)) is not None:
         level, threshold = within
@@ -196,26 +199,19 @@ def _white_in_air(image: Array, threshold: float) -> Array:
     """Parts of the greatest value of which at least half of the outline is air."""
     white = image == image.max()
     parts, count = ndimage.label(white)
-    if not count:
-        return white
+    y, x = np.nonzero(white)
     in_air, in_tissue = np.zeros(count + 1), np.zeros(count + 1)
-    for here, there in _neighbours():
-        part, beyond = parts[here], image[there]
-        outline = (part > 0) & ~white[there]
-        dark = beyond[outline] <= threshold
-        in_air += np.bincount(part[outline][dark], minlength=count + 1)
-        in_tissue += np.bincount(part[outline][~dark], minlength=count + 1)
-    marks = (in_air > 0) & (in_air >= in_tissue)
-    result: Array = marks[parts]
+    for down, across in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+        beside = y + down, x + across
+        within = (beside[0] >= 0) & (beside[0] < image.shape[0])
+        within &= (beside[1] >= 0) & (beside[1] < image.shape[1])
+        here, there = (y[within], x[within]), (beside[0][within], beside[1][within])
+        outline = ~white[there]
+        dark = image[there] <= threshold
+        in_air += np.bincount(parts[here][outline & dark], minlength=count + 1)
+        in_tissue += np.bincount(parts[here][outline & ~dark], minlength=count + 1)
+    result: Array = ((in_air > 0) & (in_air >= in_tissue))[parts]
     return result
-
-
-def _neighbours() -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Pairs of views of one image: each pixel and the next one, in the four directions."""
-    every, but_first, but_last = slice(None), slice(1, None), slice(None, -1)
-    down = (but_last, every), (but_first, every)
-    across = (every, but_last), (every, but_first)
-    return [down, down[::-1], across, across[::-1]]
 
 
 def _film_edges(image: Array, threshold: float) -> Array:

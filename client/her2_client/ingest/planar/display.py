@@ -60,9 +60,7 @@ def readable(stored: Array, header: Dataset) -> tuple[Array, tuple[str, ...]]:
     try:
         shown = display(stored, header)
         hidden = _hides(shown, plain)
-    except ImageError as error:
-        if error.reason != "unusable grey scale":
-            raise
+    except ImageError:  # without its window the picture is sound
         hidden = True
     return (plain, (WINDOW_NOT_USED,)) if hidden else (shown, ())
 
@@ -73,23 +71,20 @@ def _has_voi(settings: Dataset) -> bool:
 
 def _hides(shown: Array, plain: Array) -> bool:
     """Whether much of the tissue in ``plain`` is black or white in ``shown``, and not in itself."""
+    step = max(1, int(np.ceil(np.sqrt(plain.size / COMPARED))))
+    shown, plain = shown[::step, ::step], plain[::step, ::step]
     try:
         tissue = tissue_of(plain)
     except ImageError:  # nothing to see, or inverted: said of what is shown
         return False
-    step = max(1, int(np.ceil(np.sqrt(plain.size / COMPARED))))
-    every = (slice(None, None, step),) * 2
-    inside = tissue.image[every] > tissue.threshold
-    if not inside.any():
-        return False
-    ends = _at_an_end(shown, every) & ~_at_an_end(plain, every)
-    return bool(ends[inside].mean() > MOST_SATURATED)
+    ends = (_at_an_end(shown) & ~_at_an_end(plain))[tissue.image > tissue.threshold]
+    return bool(ends.size and ends.mean() > MOST_SATURATED)
 
 
-def _at_an_end(picture: Array, every: tuple[slice, ...]) -> Array:
+def _at_an_end(picture: Array) -> Array:
     low, high = float(picture.min()), float(picture.max())
     near = END * (high - low)
-    result: Array = (picture[every] <= low + near) | (picture[every] >= high - near)
+    result: Array = (picture <= low + near) | (picture >= high - near)
     return result
 
 

@@ -306,12 +306,9 @@ def _without_marks(
     stated = header is not None and overlaid(header, used)
     rest = coloured & ~marks
     if stated or rest.mean() > MOST_COLOURED or marks.mean() > MOST_MARKED:
+        share = f": {coloured.mean():.1%} of its pixels are coloured" if coloured.any() else ""
         raise aside(
-            f"expected a B-mode picture, got one with an overlay upon it: {coloured.mean():.0%} of "
-            "its pixels are coloured"
-            if coloured.any()
-            else "expected a B-mode picture, got one with another region upon it",
-            "colour overlay",
+            f"expected a B-mode picture, got one with an overlay upon it{share}", "colour overlay"
         )
     if not marks.any():
         return bright, ()
