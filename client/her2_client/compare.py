@@ -2,8 +2,10 @@
 
 1. A site whose test cases are too few to be told of says so at once and trains nothing.
 2. Train alone: from the weights that the run began with, by the run's own plan, on this site's
-   training cases and no others. After each round the weights are saved under ``compare/`` in the
-   site's state folder, so that a killed site goes on where it was and ends with the same bits.
+   training cases and no others. Where the run has ``patience``, the site's validation cases end
+   this training and choose its round, by the rule that ends the run's. After each round the weights
+   are saved under ``compare/`` in the site's state folder, so that a killed site goes on where it
+   was and ends with the same bits.
 3. Score the test cases with each model. They choose nothing: every model is finished before.
 4. Work out the AUCs and DeLong's covariance here, for a paired comparison needs single cases, and
    single cases stay here.
@@ -17,7 +19,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -29,17 +33,25 @@ from her2_client.scoring import score
 from her2_common import __version__
 from her2_common.config import RunConfig
 from her2_common.errors import CheckpointError
+from her2_common.metrics import ScoreHistogram, auc
 from her2_common.model import MapModel
 from her2_common.response import delong
 from her2_common.response.delong import Discrimination
 from her2_common.wire import ComparedModel, Comparison, TaskOrder
 
 Notify = Callable[[str], None]
+Validate = Callable[[Weights], float | None]
+"""Weights to their AUC on the site's validation cases; None where it has none."""
+
+_AREAS: Final = "validation"
+_BEST: Final = "best:"
+"""What is saved beside the newest weights: every round's AUC, and the weights of the best round."""
 
 
 def compare(
     order: TaskOrder,
     test: Cohort,
+    val: Cohort,
     *,
     site: str,
     min_cell: int,
@@ -57,6 +69,7 @@ def compare(
     Args:
         order: of the task compare.
         test: this site's test cases.
+        val: its validation cases.
         site: its name.
         min_cell: the fewest cases of a class that are told of.
         first: the weights that the run began with.
@@ -79,7 +92,15 @@ def compare(
         notify("compare: too few test cases of a class; no model is trained alone")
         return Comparison(site=site, round=order.round)
     key = key_of(order.plan, site, cases, first)
-    local = train_alone(order.plan, first, train, state=state, key=key, notify=notify)
+    local = train_alone(
+        order.plan,
+        first,
+        train,
+        validate=lambda weights: _validation_auc(ready(weights), val),
+        state=state,
+        key=key,
+        notify=notify,
+    )
     named: dict[ComparedModel, Weights] = {"local": local, "federated": federated}
     own = personal_weights(order.plan, federated, memory, train)
     if own is not None:
@@ -115,40 +136,113 @@ def train_alone(
     first: Weights,
     train: Train,
     *,
+    validate: Validate,
     state: Path,
     key: str,
     notify: Notify = lambda _: None,
 ) -> dict[str, np.ndarray]:
-    """The groups ``first`` after all rounds of ``plan``, going on from what is saved.
+    """The groups ``first`` after training by ``plan``, going on from what is saved.
 
-    A saved round that is damaged is passed over: training from the one before gives its bits again.
+    Without ``plan.patience`` they are those of the last round. With it they are those of the round
+    with the best validation AUC, of equal ones the earlier, and training ends as the run's does:
+    when the weights of so many rounds were scored without a better one, the round that is trained
+    meanwhile is the last. Where validation holds one class only, all rounds are trained and the
+    last one counts. A saved round that is damaged is passed over: training from the one before
+    gives its bits again.
 
     Raises:
         CheckpointError: a round cannot be saved.
         TrainingError: training broke down.
     """
     folder, rounds = state / "compare", plan.rounds
-    done, weights = _newest(folder, key, dict(first), notify)
-    if done:
-        notify(f"compare: going on after round {done}/{rounds} of training alone")
-    for number in range(done + 1, rounds + 1):
-        weights, result = train(weights, plan, number, OWN_LOSS)
-        site_memory.save(folder, key, number, weights, base=number - 1)
+    alone = _newest(folder, key, dict(first), notify)
+    if alone.done:
+        notify(f"compare: going on after round {alone.done}/{rounds} of training alone")
+    for number in range(alone.done + 1, rounds + 1):
+        if plan.patience is not None and alone.waited >= plan.patience:
+            break
+        weights, result = train(alone.weights, plan, number, OWN_LOSS)
+        area = None if plan.patience is None else validate(weights)
+        alone = alone.after(weights, area)
+        site_memory.save(folder, key, number, alone.as_arrays(), base=number - 1)
         loss = "" if result.loss is None else f", loss {result.loss:.3f}"
-        notify(f"compare: round {number}/{rounds} alone in {result.seconds:.1f} s{loss}")
-    return weights
+        said = "" if area is None else f", validation AUC {area:.3f}"
+        notify(f"compare: round {number}/{rounds} alone in {result.seconds:.1f} s{loss}{said}")
+    if alone.best:
+        notify(f"compare: round {alone.best} of {alone.done} was the best alone on validation")
+    return alone.chosen
 
 
-def _newest(
-    folder: Path, key: str, first: dict[str, np.ndarray], notify: Notify
-) -> tuple[int, dict[str, np.ndarray]]:
-    """The newest sound round that is saved, and its weights; 0 and ``first`` if there is none."""
+@dataclass(frozen=True)
+class _Alone:
+    """Training alone so far: the newest weights, the validation AUC of every round (NaN where none
+    was worked out), and the weights of the best round, if there is one."""
+
+    weights: dict[str, np.ndarray]
+    areas: tuple[float, ...] = ()
+    chosen_before: dict[str, np.ndarray] | None = None
+
+    @property
+    def done(self) -> int:
+        return len(self.areas)
+
+    @property
+    def best(self) -> int:
+        """The best of the rounds that were scored, of equal ones the earlier; 0: none was."""
+        return self._best_of(self.done)
+
+    def _best_of(self, rounds: int) -> int:
+        known = [-1.0 if np.isnan(area) else area for area in self.areas[:rounds]]
+        return known.index(max(known)) + 1 if max(known, default=-1.0) >= 0 else 0
+
+    @property
+    def waited(self) -> int:
+        """How many rounds after the best one were scored when the newest had been trained.
+
+        A run scores the weights of a round in the next one, and so the newest do not count yet.
+        """
+        best = self._best_of(self.done - 1)
+        return self.done - 1 - best if best else 0
+
+    @property
+    def chosen(self) -> dict[str, np.ndarray]:
+        return self.weights if self.chosen_before is None else self.chosen_before
+
+    def after(self, weights: dict[str, np.ndarray], area: float | None) -> _Alone:
+        """With another round."""
+        new = _Alone(weights, (*self.areas, float("nan") if area is None else area))
+        if new.best and new.best != new.done:
+            return replace(new, chosen_before=self.chosen)
+        return new
+
+    def as_arrays(self) -> dict[str, np.ndarray]:
+        kept = {f"{_BEST}{g}": v for g, v in (self.chosen_before or {}).items()}
+        return {**self.weights, **kept, _AREAS: np.array(self.areas)}
+
+    @classmethod
+    def of_arrays(cls, arrays: dict[str, np.ndarray]) -> _Alone:
+        areas = arrays.pop(_AREAS)
+        best = {g.removeprefix(_BEST): v for g, v in arrays.items() if g.startswith(_BEST)}
+        weights = {g: v for g, v in arrays.items() if not g.startswith(_BEST)}
+        return cls(weights, tuple(areas.tolist()), best or None)
+
+
+def _newest(folder: Path, key: str, first: dict[str, np.ndarray], notify: Notify) -> _Alone:
+    """What the newest sound round that is saved holds; ``first`` if there is none."""
     for number in reversed(site_memory.rounds(folder, key)):
         try:
-            return number, site_memory.load(folder, key, number)
+            return _Alone.of_arrays(site_memory.load(folder, key, number))
         except CheckpointError as error:
             notify(f"compare: passed over: {error}")
-    return 0, first
+    return _Alone(first)
+
+
+def _validation_auc(model: MapModel, val: Cohort) -> float | None:
+    """How the model ranks the validation cases; None without both classes."""
+    labels = val.labels.cpu().numpy()
+    if len(np.unique(labels)) < 2:
+        return None
+    return auc(ScoreHistogram.from_scores(score(model, val).fused, labels))
 
 
 def _told(found: Discrimination) -> str:

@@ -371,6 +371,7 @@ class Site:
             compare(
                 order,
                 self._cohorts["test"],
+                self._cohorts["val"],
                 site=self.config.name,
                 min_cell=max(self.config.policy.min_cell, order.plan.min_cell),
                 first=get_groups(ready_model(order.plan, given, self.device), self._groups()),

@@ -20,8 +20,9 @@ from her2_client.training import TrainResult
 from her2_common import __version__
 from her2_common.config import Policy, RunConfig
 from her2_common.errors import PolicyError
-from her2_common.metrics import GRID
+from her2_common.metrics import GRID, Estimate
 from her2_common.wire import TaskOrder
+from her2_server.progress import best_rounds, out_of_patience
 
 PLAN = RunConfig(rounds=4, min_cell=3)
 FIRST = {"head": np.array([1.0, -2.0], np.float32), "us": np.zeros(3, np.float32)}
@@ -48,6 +49,10 @@ def trainer(rounds: list[int], dies_in: int | None = None) -> Callable[..., Any]
     return train
 
 
+def unused(_: Weights) -> float | None:
+    raise AssertionError("without patience nothing is validated")
+
+
 def same(one: Weights, other: Weights) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[g], other[g]) for g in one)
 
@@ -57,20 +62,30 @@ def test_training_alone_runs_all_rounds_from_the_first_weights(tmp_path: Path) -
     for number in range(1, 5):
         expected = {g: (v * 1.5 + number).astype(np.float32) for g, v in expected.items()}
     rounds: list[int] = []
-    found = train_alone(PLAN, FIRST, trainer(rounds), state=tmp_path, key="k")
+    found = train_alone(PLAN, FIRST, trainer(rounds), validate=unused, state=tmp_path, key="k")
     assert rounds == [1, 2, 3, 4]
     assert same(found, expected)
 
 
 @pytest.mark.parametrize("dies_in", [1, 2, 3, 4])
 def test_a_killed_site_goes_on_with_the_same_bits(tmp_path: Path, dies_in: int) -> None:
-    undisturbed = train_alone(PLAN, FIRST, trainer([]), state=tmp_path / "a", key="k")
+    undisturbed = train_alone(
+        PLAN, FIRST, trainer([]), validate=unused, state=tmp_path / "a", key="k"
+    )
     with pytest.raises(KilledError):
-        train_alone(PLAN, FIRST, trainer([], dies_in), state=tmp_path / "b", key="k")
+        train_alone(
+            PLAN, FIRST, trainer([], dies_in), validate=unused, state=tmp_path / "b", key="k"
+        )
     rounds: list[int] = []
     log: list[str] = []
     found = train_alone(
-        PLAN, FIRST, trainer(rounds), state=tmp_path / "b", key="k", notify=log.append
+        PLAN,
+        FIRST,
+        trainer(rounds),
+        validate=unused,
+        state=tmp_path / "b",
+        key="k",
+        notify=log.append,
     )
     assert same(found, undisturbed)
     assert rounds == list(range(dies_in, 5))
@@ -78,31 +93,115 @@ def test_a_killed_site_goes_on_with_the_same_bits(tmp_path: Path, dies_in: int) 
 
 
 def test_an_order_that_comes_again_trains_nothing(tmp_path: Path) -> None:
-    once = train_alone(PLAN, FIRST, trainer([]), state=tmp_path, key="k")
+    once = train_alone(PLAN, FIRST, trainer([]), validate=unused, state=tmp_path, key="k")
     rounds: list[int] = []
-    assert same(train_alone(PLAN, FIRST, trainer(rounds), state=tmp_path, key="k"), once)
+    assert same(
+        train_alone(PLAN, FIRST, trainer(rounds), validate=unused, state=tmp_path, key="k"), once
+    )
     assert not rounds
 
 
 def test_a_damaged_round_is_passed_over(tmp_path: Path) -> None:
-    once = train_alone(PLAN, FIRST, trainer([]), state=tmp_path, key="k")
+    once = train_alone(PLAN, FIRST, trainer([]), validate=unused, state=tmp_path, key="k")
     newest = tmp_path / "compare" / "memory" / "k" / "00004.safetensors"
     content = bytearray(newest.read_bytes())
     content[-1] ^= 1
     newest.write_bytes(content)
     rounds: list[int] = []
     log: list[str] = []
-    found = train_alone(PLAN, FIRST, trainer(rounds), state=tmp_path, key="k", notify=log.append)
+    found = train_alone(
+        PLAN, FIRST, trainer(rounds), validate=unused, state=tmp_path, key="k", notify=log.append
+    )
     assert same(found, once)
     assert rounds == [4]
     assert any("passed over" in line for line in log)
+
+
+# --- patience -----------------------------------------------------------------------------------
+
+
+def judge(areas: dict[int, float | None]) -> Callable[[Weights], float | None]:
+    """The AUC of the weights of each round, as ``trainer`` makes them."""
+    known, weights = {}, FIRST["head"]
+    for number in range(1, 13):
+        weights = (weights * 1.5 + np.float32(number)).astype(np.float32)
+        known[weights.tobytes()] = areas.get(number)
+    return lambda given: known[given["head"].tobytes()]
+
+
+def round_of(weights: Weights) -> int:
+    """Which round made the weights."""
+    vector = FIRST["head"]
+    for number in range(1, 13):
+        vector = (vector * 1.5 + np.float32(number)).astype(np.float32)
+        if np.array_equal(vector, weights["head"]):
+            return number
+    raise AssertionError
+
+
+CURVES: list[tuple[int, list[float], int, int]] = [
+    # patience, AUC by round, rounds trained, the round that counts
+    (1, [0.6, 0.7, 0.65, 0.9], 4, 4),  # round 3 is scored while round 4 is trained, and that counts
+    (1, [0.6, 0.7, 0.65, 0.6, 0.9], 4, 2),
+    (2, [0.8, 0.7, 0.7, 0.6, 0.9, 0.9], 4, 1),
+    (2, [0.7, 0.7, 0.7, 0.7, 0.7], 4, 1),  # of equal ones the first
+    (3, [0.5, 0.6, 0.7, 0.8, 0.9, 0.95], 6, 6),
+    (9, [0.9, 0.6, 0.6, 0.6, 0.6, 0.6], 6, 1),
+]
+
+
+@pytest.mark.parametrize(("patience", "areas", "trained", "chosen"), CURVES)
+def test_a_model_alone_has_the_patience_of_the_run(
+    tmp_path: Path, patience: int, areas: list[float], trained: int, chosen: int
+) -> None:
+    plan = RunConfig(rounds=6, min_cell=3, patience=patience)
+    validate = judge(dict(enumerate(areas, start=1)))
+    rounds: list[int] = []
+    given: dict[str, Any] = {"validate": validate, "state": tmp_path, "key": "k"}
+    found = train_alone(plan, FIRST, trainer(rounds), **given)
+    assert rounds == list(range(1, trained + 1))
+    assert round_of(found) == chosen
+    assert same(train_alone(plan, FIRST, trainer(rounds), **given), found)
+    assert len(rounds) == trained  # nothing is trained again
+
+    # The rule is that of the run: its lines score the weights of the round before
+    lines: list[dict[str, Any]] = []
+    for number in range(1, plan.rounds + 1):
+        estimate = 0.5 if number == 1 else areas[number - 2]
+        lines.append({"round": number, "validation": {"auc": {"estimate": estimate}}})
+        if out_of_patience(lines, patience):
+            break
+    assert len(lines) == trained
+    last = Estimate(areas[trained - 1], 0.0, 1.0)
+    assert best_rounds(lines, last)[0] == chosen
+
+
+@pytest.mark.parametrize("dies_in", [2, 3, 4])
+def test_a_killed_site_remembers_the_best_round(tmp_path: Path, dies_in: int) -> None:
+    plan = RunConfig(rounds=6, min_cell=3, patience=2)
+    given: dict[str, Any] = {
+        "validate": judge({1: 0.8, 2: 0.7, 3: 0.6, 4: 0.5}), "state": tmp_path, "key": "k"
+    }  # fmt: skip
+    with pytest.raises(KilledError):
+        train_alone(plan, FIRST, trainer([], dies_in), **given)
+    rounds: list[int] = []
+    assert round_of(train_alone(plan, FIRST, trainer(rounds), **given)) == 1
+    assert rounds == list(range(dies_in, 5))
+
+
+def test_without_both_classes_in_validation_the_last_round_counts(tmp_path: Path) -> None:
+    plan = RunConfig(rounds=6, min_cell=3, patience=1)
+    rounds: list[int] = []
+    found = train_alone(plan, FIRST, trainer(rounds), validate=judge({}), state=tmp_path, key="k")
+    assert rounds == [1, 2, 3, 4, 5, 6]
+    assert round_of(found) == 6
 
 
 def test_what_is_saved_is_apart_from_the_runs_own_memory(tmp_path: Path) -> None:
     for run in ("one", "two", "three"):
         site_memory.save(tmp_path, run, 1, FIRST, base=0)
     for key in ("a", "b", "c", "d"):
-        train_alone(PLAN, FIRST, trainer([]), state=tmp_path, key=key)
+        train_alone(PLAN, FIRST, trainer([]), validate=unused, state=tmp_path, key=key)
     assert all(site_memory.rounds(tmp_path, run) == [1] for run in ("one", "two", "three"))
 
 
@@ -177,6 +276,7 @@ def answer(
     reply = compare(
         order,
         Cases(labels),  # type: ignore[arg-type]
+        Cases(labels),  # type: ignore[arg-type]
         site="centre-a",
         min_cell=min_cell,
         first=FIRST,
@@ -201,6 +301,19 @@ def test_the_answer_is_what_sklearn_says(monkeypatch: pytest.MonkeyPatch, tmp_pa
         (roc_auc_score(labels, local), roc_auc_score(labels, federated)), abs=1e-12
     )
     assert not np.array_equal(local, federated)
+
+
+def test_validation_cases_choose_the_round_of_the_model_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The scores of a round rank the cases at random; the best of the rounds is compared."""
+    labels = (np.random.default_rng(3).random(90) < 0.4).astype(np.int64)
+    plan = RunConfig(rounds=4, min_cell=3, patience=3)
+    reply, rounds, seen = answer(monkeypatch, tmp_path, labels, plan=plan)
+    alone = [roc_auc_score(labels, values) for head, values in seen.items() if head != "7.0"]
+    assert rounds == [1, 2, 3, 4]
+    assert len(alone) == 4
+    assert reply.auc[0] == pytest.approx(max(alone), abs=1e-12)
 
 
 @pytest.mark.parametrize(("positives", "leaves"), [(2, False), (3, True), (57, True), (58, False)])
