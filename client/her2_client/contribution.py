@@ -219,9 +219,7 @@ def keep(memory: Memory, order: TaskOrder, kept: Weights) -> None:
         CheckpointError: it cannot be written.
     """
     if keeps_memory(order.plan):
-        memory.save(
-            _run(order), order.round, kept, base=order.base, kept=order.plan.kept_rounds
-        )
+        memory.save(_run(order), order.round, kept, base=order.base, kept=order.plan.kept_rounds)
 
 
 # --- a model of the site's own --------------------------------------------------------------------

@@ -13,9 +13,7 @@ def printable(text: str) -> str:
     'a?[31mb?\\nc'
     """
     return "".join(
-        character
-        if character == "\n" or unicodedata.category(character) not in _UNSEEN
-        else "?"
+        character if character == "\n" or unicodedata.category(character) not in _UNSEEN else "?"
         for character in text
     )
 

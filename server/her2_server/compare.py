@@ -291,9 +291,7 @@ def _ask(
     return outcomes, replies
 
 
-def _check(
-    site: str, reply: Comparison, number: int, cases: int | None, limit: int
-) -> None:
+def _check(site: str, reply: Comparison, number: int, cases: int | None, limit: int) -> None:
     """Is this the answer of ``site``, on the test cases (None: not told) that it described, at most
     ``limit``?
 

@@ -117,7 +117,9 @@ def _spoil_records(content: Content, name: str, chance: Random) -> None:
 def _spoiled_text(text: Any, chance: Random) -> Any:
     what = chance.random()
     if what < 0.05:
-        return chance.choice((b"bytes", 7, "", "null", "[]", "[" * 100_000, "{", "9" * 6000, "nul\0"))
+        return chance.choice(
+            (b"bytes", 7, "", "null", "[]", "[" * 100_000, "{", "9" * 6000, "nul\0")
+        )
     try:
         document = json.loads(text)
     except (ValueError, TypeError):

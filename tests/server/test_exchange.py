@@ -152,7 +152,11 @@ def test_an_error_that_nobody_foresaw_refuses_one_reply_and_is_logged() -> None:
     exchange = Ear().exchange(make_grid())
     exchange.log = logged.append
     outcomes = ask(exchange, on_reply)
-    assert {site: o.reason for site, o in outcomes.items()} == {"a": None, "b": "internal", "c": None}
+    assert {site: o.reason for site, o in outcomes.items()} == {
+        "a": None,
+        "b": "internal",
+        "c": None,
+    }
     assert len(logged) == 1
     assert "KeyError: 'unforeseen'" in logged[0]
 

@@ -408,9 +408,7 @@ _LARGEST: Final = 1e15
 are all but collinear is below 1e10."""
 
 
-def _array(
-    query: Query, name: str, shape: tuple[int, ...], largest: float = _LARGEST
-) -> Vector:
+def _array(query: Query, name: str, shape: tuple[int, ...], largest: float = _LARGEST) -> Vector:
     value = query.arrays.get(name)
     # NaN is not below the bound
     if value is None or value.shape != shape or not np.all(np.abs(value) <= largest):

@@ -1,4 +1,4 @@
-"""What one site may answer, within its bounds or not: the analysis ends with numbers or a reason."""
+"""Whatever one site answers, the analysis ends with numbers or a reason."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def spoilt(arrays: dict[str, np.ndarray], chance: Random) -> dict[str, np.ndarra
         elif what < 0.15:
             result[name] = array.astype(np.float32)
         elif what < 0.35:
-            result[name] = array * chance.choice((0.0, -1.0, 0.1, 0.5, 0.9, 1.1, 2.0, 1e-12, 1e12, 1e300))
+            result[name] = array * chance.choice(
+                (0.0, -1.0, 0.1, 0.5, 0.9, 1.1, 2.0, 1e-12, 1e12, 1e300)
+            )
         elif what < 0.5:
             flat = result[name].reshape(-1)
             flat[:] = flat[[chance.randrange(flat.size) for _ in range(flat.size)]]
