@@ -18,6 +18,8 @@ from her2_common.errors import PolicyError
 from her2_common.files import replace_privately
 from her2_common.wire import TaskOrder
 
+Key = TypeVar("Key", bound=str)
+
 TESTED: Final = "tested.json"
 """Under a site's ``state``: {run: {group: fingerprint}}, the weights that scored its test cases."""
 
@@ -108,7 +110,7 @@ def check_tested(state: Path, order: TaskOrder) -> None:
         replace_privately(path, content.encode())
 
 
-def check_update(policy: Policy, counts: Mapping[str, int]) -> None:
+def check_update(policy: Policy, counts: Mapping[Key, int]) -> None:
     """May an update made from these many cases a group leave?
 
     Raises:
@@ -125,9 +127,6 @@ def check_update(policy: Policy, counts: Mapping[str, int]) -> None:
 def tell(policy: Policy, cases: int) -> int | None:
     """A count as it may leave: None below policy.min_cell, 0 as it is."""
     return cases if cases == 0 or cases >= policy.min_cell else None
-
-
-Key = TypeVar("Key", bound=str)
 
 
 def tell_parts(policy: Policy, parts: Mapping[Key, int]) -> dict[Key, int | None]:
