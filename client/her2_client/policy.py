@@ -116,7 +116,7 @@ def check_tested(state: Path, order: TaskOrder) -> None:
         replace_privately(path, content.encode())
 
 
-def check_update(policy: Policy, counts: Mapping[str, int]) -> None:
+def check_update(policy: Policy, counts: Mapping[Key, int]) -> None:
     """May an update made from these many cases a group leave?
 
     Raises:

@@ -261,7 +261,7 @@ class Site:
         """Score the weights as they came on the validation cases, then train on from them."""
         first = self._model(order.plan, start)
         scores, _, seconds = self._score(first, "val")
-        counts: dict[str, int] = {
+        counts: dict[Group, int] = {
             group: self._cohorts["train"].counts()[group] for group in self._groups()
         }
         check_update(self.config.policy, counts)
@@ -315,7 +315,7 @@ class Site:
         started = time.perf_counter()
         model, cohort = self._model(order.plan, weights), self._cohorts["train"]
         scores, _, _ = self._score(model, order.split)
-        counts: dict[str, int] = {group: cohort.counts()[group] for group in self._groups()}
+        counts: dict[Group, int] = {group: cohort.counts()[group] for group in self._groups()}
         private = order.plan.strategy.private_groups  # its features are of no use to others
         sums = {
             m: total

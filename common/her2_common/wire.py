@@ -283,16 +283,17 @@ def read_document(record: RecordDict, key: str, schema: type[D]) -> D:
     Raises:
         UpdateError: "missing", or "misshapen": it breaks the schema.
     """
+    content: Any = record.get(key)  # not by config_records: see her2_common.arrays.arrays_of
+    if content is None or "json" not in content:
+        raise UpdateError(f"expected a document {key!r}, got none", reason="missing")
+    text = content["json"]
+    if set(content) != {"json"} or not isinstance(text, str) or len(text) > _DOCUMENT_CHARACTERS:
+        raise UpdateError(
+            f"document {key!r}: expected one text of at most {_DOCUMENT_CHARACTERS} characters",
+            reason="misshapen",
+        )
     try:
-        content: Any = record[key]  # not by config_records: see her2_common.arrays.arrays_of
-        text: Any = content["json"]
-        if set(content) != {"json"} or not isinstance(text, str):
-            raise TypeError
-        if len(text) > _DOCUMENT_CHARACTERS:
-            raise ValueError(f"more than {_DOCUMENT_CHARACTERS} characters")
         return schema.model_validate(parse_json(text))
-    except KeyError:
-        raise UpdateError(f"expected a document {key!r}, got none", reason="missing") from None
     except (ValueError, TypeError, RecursionError) as error:
         where = _field_of(schema, error) if isinstance(error, ValidationError) else "not JSON"
         raise UpdateError(

@@ -72,7 +72,9 @@ class Profile:
         histograms = read_scores(content, reply.score_keys)
         check_scores(self.sites[site], "val", histograms, self._limits[site])
         private = self.config.run.strategy.private_groups
-        shared = {group: n for group, n in reply.counts.items() if group not in private}
+        shared: dict[str, int] = {
+            group: n for group, n in reply.counts.items() if group not in private
+        }
         self._moments.add(read_moments(content, self._features, shared))
         self._scores[site] = histograms
 

@@ -111,7 +111,7 @@ class Round:
         self._check_norms(site, update)
         histograms = read_scores(content, reply.score_keys)
         check_scores(self.sites[site], "val", histograms, self._limits[site])
-        of_group: Mapping[str, int] = reply.counts
+        of_group: dict[str, int] = {group: cases for group, cases in reply.counts.items()}  # noqa: C416
         counts = {name: of_group[name.removesuffix(CONTROL)] for name in update}
         if self._spool is None:
             self._sums.add(update, counts)

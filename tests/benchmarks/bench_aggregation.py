@@ -136,7 +136,7 @@ def description(name: str) -> SiteDescription:
     """A site that trains all groups and has no validation cases."""
     return SiteDescription(
         site=name,
-        version="",
+        version="0",
         groups=GROUPS,
         flow=Flow(in_table=CASES, accepted=CASES, left_out=0),
         cases=Counts(train=CASES, val=0, test=0),

@@ -317,7 +317,7 @@ def weights_of(site: Site, run: RunFolder, last: checkpoint.Checkpoint) -> dict[
         task="compare",
         run=config.name,
         run_id=last.state["run_id"],
-        version="",
+        version="0",
         round=last.round,
         base=last.state["bases"].get(site.config.name, 0),
         split="test",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from her2_common.config import RunConfig
+from her2_common.config import MAX_SITE_CASES, RunConfig
 from her2_common.errors import UpdateError
 from her2_common.metrics import GRID, ScoreHistogram
+from her2_common.model import GROUPS
 from her2_common.novelty import moments, reference_of
+from her2_common.response_wire import ResponseQuery, ResponseReply
 from her2_common.vectors import vectors_record
 from her2_common.wire import (
+    Comparison,
     SiteDescription,
     SiteReply,
     TaskOrder,
@@ -83,8 +86,8 @@ def test_documents_come_back() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(
-    counts=st.dictionaries(st.text(max_size=5), st.integers(-(2**40), 2**40), max_size=4),
-    loss=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    counts=st.dictionaries(st.sampled_from(GROUPS), st.integers(0, MAX_SITE_CASES)),
+    loss=st.none() | st.floats(0, 1e6),
     keys=st.lists(st.sampled_from(KEYS), unique=True),
 )
 def test_any_sound_reply_comes_back(
@@ -109,6 +112,14 @@ BAD_DOCUMENTS: dict[str, tuple[type[Any], Any]] = {
     "loss is NaN": (SiteReply, changed(REPLY_DOCUMENT, loss=float("nan"))),
     "loss is infinite": (SiteReply, changed(REPLY_DOCUMENT, loss=float("inf"))),
     "endless seconds": (SiteReply, changed(REPLY_DOCUMENT, seconds={"train": float("inf")})),
+    "a loss of 1e308": (SiteReply, changed(REPLY_DOCUMENT, loss=1e308)),
+    "more than a month": (SiteReply, changed(REPLY_DOCUMENT, seconds={"train": 1e308})),
+    "seconds of no phase": (SiteReply, changed(REPLY_DOCUMENT, seconds={"idle": 1.0})),
+    "cases of no group": (SiteReply, changed(REPLY_DOCUMENT, counts={"tail": 1})),
+    "a whole number of 400 digits": (SiteReply, changed(REPLY_DOCUMENT, steps=10**400)),
+    "a version of lines": (SiteDescription, changed(DESCRIPTION, version="1\n2")),
+    "a version of escapes": (SiteDescription, changed(DESCRIPTION, version="\x1b[31m1")),
+    "a version of a million letters": (SiteDescription, changed(DESCRIPTION, version="1" * 10**6)),
     "site with a path": (SiteReply, changed(REPLY_DOCUMENT, site="../a")),
     "unknown task": (SiteReply, changed(REPLY_DOCUMENT, task="copy")),
     "unknown score": (SiteReply, changed(REPLY_DOCUMENT, score_keys=["fused|us+mg"])),
@@ -127,6 +138,48 @@ def test_bad_documents_are_misshapen(name: str) -> None:
     with pytest.raises(UpdateError) as caught:
         text_of(*BAD_DOCUMENTS[name])
     assert caught.value.reason == "misshapen"
+
+
+_KEYED = {"properties", "patternProperties", "propertyNames"}
+
+
+def faults_of(schema: Any, at: str = "") -> Iterator[str]:
+    """Where a JSON schema leaves a number without bounds or a text without a form."""
+    if isinstance(schema, list):
+        for part in schema:
+            yield from faults_of(part, at)
+    if not isinstance(schema, dict):
+        return
+    kind = schema.get("type")
+    if kind in ("number", "integer"):
+        for bound in ("inimum", "aximum"):
+            if not {f"m{bound}", f"exclusiveM{bound}", "const", "enum"} & schema.keys():
+                yield f"{at}: no m{bound}"
+    if kind == "string" and not {"pattern", "enum", "const"} & schema.keys():
+        yield f"{at}: any text"
+    if kind == "object" and not _KEYED & schema.keys():
+        yield f"{at}: any key"
+    for key, part in schema.items():
+        if key in ("properties", "$defs", "patternProperties"):
+            for name, inner in part.items():
+                yield from faults_of(inner, f"{at}.{name}")
+        elif key not in ("propertyNames", "default", "examples"):
+            yield from faults_of(part, at)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [TaskOrder, SiteDescription, SiteReply, Comparison, ResponseQuery, ResponseReply],
+    ids=lambda schema: schema.__name__,
+)
+def test_every_number_that_crosses_has_bounds_and_every_text_a_form(schema: type[Any]) -> None:
+    checked_otherwise = (".terms", ".tested", ".propensity")  # lists of columns, by a validator
+    faults = [
+        fault
+        for fault in faults_of(schema.model_json_schema())
+        if not any(f"{name}:" in fault for name in checked_otherwise)
+    ]
+    assert faults == []
 
 
 def test_the_fault_is_told_without_the_document() -> None:

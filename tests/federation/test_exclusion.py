@@ -123,7 +123,7 @@ def test_how_far_a_run_goes_back_is_what_it_keeps(make_federation: MakeFederatio
     stopped(short, 4)
     with pytest.raises(RunError) as caught:
         exclude(short.folder, OUT, 1)
-    assert "expected one of 3, 4;" in (caught.value.hint or "")
+    assert "expected one of 3, 4, 5;" in (caught.value.hint or "")
     long = make_federation("long", quorum=2, kept_rounds=5, **OPTIONS)
     stopped(long, 4)
     assert exclude(long.folder, OUT, 1) == 1

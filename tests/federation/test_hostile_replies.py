@@ -22,6 +22,7 @@ from her2_common.errors import RunError
 from her2_common.vectors import vectors_record
 from her2_deploy.simulation import LocalGrid, LocalNode
 from her2_server import checkpoint, closing, rounds
+from her2_server import summary as summary_module
 from her2_server.coordinator import Coordinator
 from her2_server.exchange import INTERNAL
 from her2_server.run_folder import RunFolder
@@ -264,19 +265,16 @@ def test_answers_that_cannot_be_used_together_end_the_step_and_the_run_resumes_w
 # --- any field of any reply ---------------------------------------------------------------------
 
 
-def test_whatever_a_site_answers_the_run_ends_with_the_others(
-    make_federation: MakeFederation,
-) -> None:
-    federation = make_federation(centres=THREE, rounds=2, quorum=2, min_cell=3)
+def spoilt_runs(federation: Any, examples: int) -> None:
+    """So many runs over recorded answers, of which one site's are spoilt."""
     answers = record(federation)
+    honest = checkpoint.latest(federation.folder.rounds)
     same = fresh(federation, "same")
     Coordinator(playing_grid(federation, answers), same).run()
-    honest = checkpoint.latest(federation.folder.rounds)
     assert weights_hash(checkpoint.latest(same.rounds).groups) == weights_hash(honest.groups)
-
     numbers = itertools.count()
 
-    @settings(max_examples=25, deadline=None, derandomize=True)
+    @settings(max_examples=examples, deadline=None, derandomize=True)
     @given(st.integers(0, 2**32))
     def run(seed: int) -> None:
         folder = fresh(federation, f"out-{next(numbers)}")
@@ -289,6 +287,20 @@ def test_whatever_a_site_answers_the_run_ends_with_the_others(
             assert moved <= 20 * np.linalg.norm(honest.groups[name]), name
 
     run()
+
+
+def test_whatever_a_site_answers_the_run_ends_with_the_others(
+    make_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the drawing of the report, which the slow test beside it has."""
+    monkeypatch.setattr(summary_module, "write_report", lambda _: None)
+    spoilt_runs(make_federation(centres=THREE, rounds=1, quorum=2, min_cell=3), examples=12)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_whatever_a_site_answers_the_report_is_drawn(make_federation: MakeFederation) -> None:
+    spoilt_runs(make_federation(centres=THREE, rounds=2, quorum=2, min_cell=3), examples=60)
 
 
 def test_a_run_folder_holds_no_control_character(tmp_path: Path) -> None:

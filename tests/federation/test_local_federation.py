@@ -154,10 +154,10 @@ FAULTS = {
     "not finite": altered(set_update(spoil)),
     "misshapen": altered(set_update(lambda v: v[:-1])),
     "wrong type": altered(set_update(lambda v: v.astype(np.float64))),
-    "out of range": altered(set_update(lambda v: v + 1e6)),
+    "norm out of bounds": altered(set_update(lambda v: v + 1e6)),
     "stale round": altered(set_reply(round=0)),
     "wrong reply": altered(set_reply(site="centre-a")),
-    "wrong count": altered(set_reply(counts={"head": -5, "us": 10, "clinical": 9})),
+    "wrong count": altered(set_reply(counts={"head": 5, "us": 10, "clinical": 9})),
     "missing": altered(lambda content: content.pop("update")),
 }
 

@@ -19,6 +19,7 @@ from her2_common.errors import ConfigError, RunError
 from her2_common.model import GROUPS, build_model, get_groups
 from her2_common.release import Manifest, read_release, write_release
 from her2_common.response.plan import Model, Plan
+from her2_common.response_wire import read_statistics, statistics_record
 from her2_server.response.command import over_tables
 from her2_server.response.federation import over_sites
 
@@ -287,3 +288,23 @@ def test_an_unfinished_run_and_a_contradicting_threshold(
     fixed = PLAN.model_copy(update={"threshold": 0.25})
     with pytest.raises(ConfigError, match=r"expected 0\.25, which the plan fixes, got 0\.5"):
         over_sites(finished.grid(), finished.folder, fixed, 0.5)
+
+
+@pytest.mark.parametrize(("factor", "reason"), [(1e300, "out of range"), (-1.0, "misshapen")])
+def test_sums_that_no_patients_give_end_the_analysis_by_the_sites_name(
+    finished: LocalFederation, factor: float, reason: str
+) -> None:
+    grid = finished.grid()
+
+    def lies(order: Any, answer: Callable[[], Any]) -> list[Any]:
+        reply = answer()
+        if json.loads(order.content["query"]["json"])["kind"] == "logistic":
+            arrays = read_statistics(reply.content)
+            arrays["hessian"] = arrays["hessian"] * factor
+            reply.content["arrays"] = statistics_record(arrays)
+        return [reply]
+
+    finished.node(grid, "centre-b").fault = lies
+    with pytest.raises(RunError, match=rf"logistic small.*centre-b refused: {reason}"):
+        over_sites(grid, finished.folder, PLAN)
+    assert f"centre-b refused: {reason}" in finished.folder.log_file.read_text(encoding="utf-8")
