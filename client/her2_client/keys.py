@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 from her2_common.config import SiteConfig, parse
 from her2_common.errors import ConfigError, DataError
 from her2_common.files import write_private
+from her2_common.network import key_fingerprint
 
 KEY_BYTES = 32
 
@@ -61,6 +62,11 @@ def public_key(private_key: Path) -> str:
 
 def _public_half(key: ec.EllipticCurvePrivateKey) -> str:
     return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+def fingerprint(private_key: Path) -> str:
+    """The public half's fingerprint, as ``ssh-keygen -lf`` prints it."""
+    return key_fingerprint(public_key(private_key))
 
 
 def read_pseudonym_key(path: Path) -> bytes:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import Final
 
 import httpx
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -31,12 +32,19 @@ from flwr.superlink.grid import HttpGrid
 from her2_common.bundle import build_bundle, bundle_hash
 from her2_common.config import FederationConfig
 from her2_common.errors import ConnectionFailedError, RunError
-from her2_common.network import bypass_proxy_for_loopback, check_tls
+from her2_common.network import (
+    bypass_proxy_for_loopback,
+    check_tls,
+    failure,
+    key_fingerprint,
+)
 from her2_common.runtime import (
+    RETRY_SECONDS,
     Endpoint,
     TaskSource,
     end_server_task,
     open_task,
+    own_answer,
     read_secret,
     retry_invoker,
     take_server_task,
@@ -109,7 +117,9 @@ def conduct(
     run_id = 0
     try:
         register_sites(control, config)
-        notify(f"registered {len(config.sites)} sites at {superlink.address}")
+        notify(f"registered {len(config.sites)} sites at {superlink.address}, by their keys:")
+        for site in config.sites:
+            notify(f"  {site.name} {key_fingerprint(site.public_key)}")
         if previous is not None:
             _stop(control, previous)
         bundle = build_bundle()
@@ -130,36 +140,54 @@ def conduct(
             try:
                 yield Conduct(grid, task.run.run_id)
                 completed, details = True, ""
-            except httpx.TransportError:
+            except httpx.HTTPError as error:
                 run_id = 0  # nobody is there to be told
-                raise RunError(
-                    f"{superlink.address}: the SuperLink no longer answers",
-                    hint=f"start it again, then go on: {again}",
-                ) from None
-            except httpx.HTTPStatusError as error:
-                run_id = 0  # it does not know the run, or no longer believes that we conduct it
-                raise RunError(
-                    f"{superlink.address}: the SuperLink has given this run up "
-                    f"(HTTP {error.response.status_code})",
-                    hint=f"was it started anew, or away for long? go on: {again}",
-                ) from None
+                raise _broken_off(superlink.address, error, again) from None
             finally:
                 if run_id:
                     # After an error, it must not be hidden by a SuperLink that has gone, too.
-                    with nullcontext() if completed else suppress(httpx.TransportError):
+                    with nullcontext() if completed else suppress(httpx.HTTPError):
                         end_server_task(client, completed=completed, details=details)
                     run_id = 0
                 grid.close()
     except httpx.HTTPError as error:
+        own = isinstance(error, httpx.HTTPStatusError) and own_answer(error)
         raise ConnectionFailedError(
-            f"{superlink.address}: the SuperLink refused or dropped the connection "
-            f"({type(error).__name__})",
-            hint="is it a flower-superlink 1.41 with --isolation process and the same secret?",
+            f"{superlink.address}: the SuperLink "
+            + (f"refuses the request ({failure(error)})" if own else _unanswered(error)),
+            hint="is it a flower-superlink 1.41 with --isolation process and the same secret?"
+            if own
+            else LOG_HINT,
         ) from None
     finally:
         if run_id:
-            _stop(control, run_id)
+            with suppress(httpx.HTTPError):  # it must not hide why the run ended
+                _stop(control, run_id)
         control.close()
+
+
+LOG_HINT: Final = "the reason stands in the SuperLink's log, what flower-superlink printed"
+
+
+def _unanswered(error: httpx.HTTPError) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"answers with an error ({failure(error)})"
+    return f"does not answer ({failure(error)})"
+
+
+def _broken_off(address: str, error: httpx.HTTPError, again: str) -> RunError:
+    """Why a run at work cannot go on: it was given up, or RETRY_SECONDS passed in vain."""
+    if isinstance(error, httpx.HTTPStatusError) and own_answer(error):
+        # it does not know the run, or no longer believes that we conduct it
+        return RunError(
+            f"{address}: the SuperLink has given this run up ({failure(error)})",
+            hint=f"was it started anew, or away for long? go on: {again}",
+        )
+    remedy = LOG_HINT if isinstance(error, httpx.HTTPStatusError) else "start it again"
+    return RunError(
+        f"{address}: for {RETRY_SECONDS:.0f} s the SuperLink {_unanswered(error)}",
+        hint=f"{remedy}; then go on: {again}",
+    )
 
 
 def _stop(control: ControlHttpClient, run_id: int) -> None:
@@ -181,13 +209,16 @@ def _acquire(endpoint: Endpoint, secret: bytes) -> str:
         while time.monotonic() < deadline:
             try:
                 token = source.acquire()
-            except httpx.HTTPStatusError as error:
-                if error.response.status_code in {401, 403}:
+            except httpx.HTTPError as error:
+                own = isinstance(error, httpx.HTTPStatusError) and own_answer(error)
+                if own and failure(error) in {"HTTP 401", "HTTP 403"}:
                     raise ConnectionFailedError(
                         f"{endpoint.address}: the SuperLink does not accept the secret",
                         hint="use the file given to it as --superexec-auth-secret-file",
                     ) from None
-                raise
+                if own or time.monotonic() >= deadline:
+                    raise
+                continue  # a bad moment; the source has waited
             if token is not None:
                 return token
             time.sleep(0.2)

@@ -117,7 +117,9 @@ def authority(tmp_path: Path) -> Authority:
 
 def test_a_trusted_server_is_greeted(authority: Authority) -> None:
     with serving(authority.server()) as address:
-        assert check_tls(address, authority.path).startswith("TLSv1.")
+        shaken = check_tls(address, authority.path)
+        assert shaken.tls.startswith("TLSv1.")
+        assert shaken.proxy is None
 
 
 def test_each_reason_to_distrust_has_its_own_words(authority: Authority, tmp_path: Path) -> None:
