@@ -127,10 +127,14 @@ def reverse_proxy(upstream: str, paths: dict[str, Path]) -> Iterator[ReverseProx
 
 
 class ConnectProxy:
-    """A proxy for CONNECT, with Basic authentication if ``user`` (name:password) is given."""
+    """A proxy for CONNECT, with Basic authentication if ``user`` (name:password) is given.
 
-    def __init__(self, user: str | None = None) -> None:
+    It alone knows the names of ``hosts`` and their addresses.
+    """
+
+    def __init__(self, user: str | None, hosts: dict[str, str]) -> None:
         self.user = user
+        self.hosts = hosts
         self.asked: list[tuple[str, int]] = []
         """The target of each CONNECT, and the status that it got."""
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -168,7 +172,8 @@ class ConnectProxy:
                 )
                 return
             host, _, port = target.rpartition(":")
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=10) as upstream:
+            address = (self.hosts.get(host, host.strip("[]")), int(port))
+            with socket.create_connection(address, timeout=10) as upstream:
                 connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 _join(connection, upstream)
 
@@ -185,9 +190,11 @@ def _join(one: socket.socket, other: socket.socket) -> None:
 
 
 @contextmanager
-def connect_proxy(user: str | None = None) -> Iterator[ConnectProxy]:
+def connect_proxy(
+    user: str | None = None, hosts: dict[str, str] | None = None
+) -> Iterator[ConnectProxy]:
     """A CONNECT proxy that runs while the block does."""
-    proxy = ConnectProxy(user)
+    proxy = ConnectProxy(user, hosts or {})
     thread = threading.Thread(target=proxy.serve)
     thread.start()
     try:

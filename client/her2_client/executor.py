@@ -39,7 +39,7 @@ from her2_client.site import Site
 from her2_common.children import interrupted_by_sigterm
 from her2_common.config import SiteConfig
 from her2_common.errors import PolicyError
-from her2_common.files import write_private
+from her2_common.files import naming, write_private
 from her2_common.network import bypass_proxy_for_loopback, check_tls
 from her2_common.runtime import (
     ClientTask,
@@ -68,7 +68,8 @@ def run_site(config: SiteConfig, *, notify: Callable[[str], None]) -> None:
     config.state.mkdir(parents=True, exist_ok=True)
     lock = FileLock(config.state / "start.lock")
     try:
-        lock.acquire(timeout=0)
+        with naming(config.state / "start.lock"):
+            lock.acquire(timeout=0)
     except Timeout:
         raise PolicyError(
             f"site {config.name!r} is running already", hint=f"its state is in {config.state}"

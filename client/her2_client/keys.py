@@ -162,7 +162,7 @@ def init_site(
         name=_quoted(name),
         cases=_quoted(cases),
         lesions_line=f"  lesions: {_quoted(lesions)}" if lesions else "  # lesions: lesions.csv",
-        address=address,
+        address=_quoted(address),
         root_certificates=_quoted(root_certificates),
         image_size=image_size,
         volume_size=volume_size,
@@ -179,5 +179,5 @@ def init_site(
 
 def _quoted(text: str) -> str:
     """A text as a YAML string, quoted only where it must be: 007 and yes mean something else."""
-    plain = all(c.isalnum() or c in "./_-" for c in text)
+    plain = all(c.isalnum() or c in "./_-:" for c in text)
     return text if plain and yaml.safe_load(text) == text else json.dumps(text)

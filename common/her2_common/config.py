@@ -69,9 +69,14 @@ Name = Annotated[
 ]
 """Lower-case letters, digits and hyphens, at most 40: names appear in file names and reports."""
 
+ADDRESS_FORM = "host:port, no https://, an IPv6 host in brackets, [::1]:8000"
+
 Address = Annotated[
     str,
-    Field(pattern=r"^[A-Za-z0-9.\-\[\]:]+:[0-9]{1,5}$", description="host:port, no https://"),
+    Field(
+        pattern=r"^([A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]):[0-9]{1,5}$",
+        description=ADDRESS_FORM,
+    ),
 ]
 """host:port, without a scheme."""
 

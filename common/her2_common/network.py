@@ -47,11 +47,12 @@ def free_port() -> int:
 def bypass_proxy_for_loopback() -> None:
     """Keep this process and its children from sending loopback traffic to a hospital's proxy.
 
-    Flower's HTTP client obeys HTTP_PROXY even for 127.0.0.1.
+    Flower's HTTP client obeys HTTP_PROXY even for 127.0.0.1. Of the two spellings it reads
+    ``no_proxy`` alone, if there is one.
     """
+    present = [host for host in getproxies().get("no", "").split(",") if host]
+    wanted = [host for host in LOOPBACK if host not in present]
     for name in ("NO_PROXY", "no_proxy"):
-        present = [host for host in os.environ.get(name, "").split(",") if host]
-        wanted = [host for host in LOOPBACK if host not in present]
         os.environ[name] = ",".join([*present, *wanted])
 
 

@@ -37,7 +37,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from her2_common.config import FederationConfig, Task
-from her2_common.errors import PolicyError, RunError, StaleBaseError, UpdateError
+from her2_common.errors import PolicyError, RunError, StaleBaseError, StorageError, UpdateError
 from her2_common.wire import MESSAGE_TYPES, payload_bytes
 
 POLL_SECONDS: Final = 0.1
@@ -369,6 +369,9 @@ class _Ask:
                 seat.ask_at = 0.0 if tries <= self.post.config.run.retries else math.inf
         elif reason == StaleBaseError.code and not seat.whole:
             seat.working, seat.whole, seat.ask_at = False, True, 0.0
+        elif reason == StorageError.code:
+            # Its engineer may make room: as after silence, it is asked again while there is time.
+            self._end(seat, "refused", f"site error: {reason}")
         else:
             seat.done = self.may_decline and reason == PolicyError.code
             # The site's error code; anything longer than a code is not repeated.

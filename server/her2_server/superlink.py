@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import httpx
@@ -31,7 +32,7 @@ from flwr.superlink.grid import HttpGrid
 
 from her2_common.bundle import build_bundle, bundle_hash
 from her2_common.config import FederationConfig
-from her2_common.errors import ConnectionFailedError, RunError
+from her2_common.errors import ConfigError, ConnectionFailedError, RunError
 from her2_common.network import (
     bypass_proxy_for_loopback,
     check_tls,
@@ -82,20 +83,24 @@ def conduct(
     *,
     previous: int | None = None,
     again: str = "her2-server resume",
+    frozen: Path | None = None,
 ) -> Iterator[Conduct]:
     """Start a run at the SuperLink and hold its ServerApp task while the block runs.
 
     A resumed run gives the number of the one that was killed as ``previous``: while the SuperLink
     believes that it goes on (a minute, and three for a message that was half sent), its sites wait
     for the rest of that message and for nothing else; stopped, it frees them at once. ``again`` is
-    the command that goes on after an interruption, for the hints.
+    the command that goes on after an interruption, for the hints; ``frozen`` the configuration in
+    the run's folder, if it is there already.
 
     Raises:
+        ConfigError: a file that the configuration names is not there; says what to edit.
         ConnectionFailedError: the SuperLink does not answer, its certificate is foreign, or it
             does not accept the secret.
         RunError: the SuperLink does not start the run.
     """
     superlink = config.superlink
+    _require_files(config, frozen)
     bypass_proxy_for_loopback()
     check_tls(superlink.address, superlink.root_certificates)
     certificates = superlink.root_certificates.read_bytes()
@@ -188,6 +193,27 @@ def _broken_off(address: str, error: httpx.HTTPError, again: str) -> RunError:
         f"{address}: for {RETRY_SECONDS:.0f} s the SuperLink {_unanswered(error)}",
         hint=f"{remedy}; then go on: {again}",
     )
+
+
+def _require_files(config: FederationConfig, frozen: Path | None) -> None:
+    moved = frozen is not None and frozen.exists()
+    for key, path, what in (
+        ("root_certificates", config.superlink.root_certificates, "her2-deploy provision makes it"),
+        (
+            "superexec_secret_file",
+            config.superlink.superexec_secret_file,
+            "it is the file given to flower-superlink as --superexec-auth-secret-file",
+        ),
+    ):
+        if not path.exists():
+            where = f"{frozen}: superlink.{key}" if moved else f"superlink.{key}"
+            raise ConfigError(
+                f"{where}: {path}: no such file",
+                hint=f"was it or the run's folder moved? edit superlink.{key} in {frozen}, which "
+                "is no part of what is trained"
+                if moved
+                else what,
+            )
 
 
 def _stop(control: ControlHttpClient, run_id: int) -> None:
