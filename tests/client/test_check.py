@@ -296,8 +296,9 @@ def test_an_expired_root_beside_a_valid_one_is_in_order(
 def test_the_proxy_on_the_way_is_named(
     folder: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("NO_PROXY", "no_proxy", "https_proxy"):
-        monkeypatch.setenv(name, "")
+    for name in ("NO_PROXY", "no_proxy", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "restored at the end")
+        monkeypatch.delenv(name)
     with (
         serving(authority.server("flower.example")) as server,
         connect_proxy("anna:s3cret", {"flower.example": "127.0.0.1"}) as proxy,

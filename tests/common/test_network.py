@@ -76,8 +76,9 @@ HOST = "flower.example"
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ReverseProxy]:
     """A server for TLS whose name only a proxy knows; the environment names no proxy yet."""
     for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
+        for spelling in (name, name.lower()):
+            monkeypatch.setenv(spelling, "restored at the end, whatever the test makes of it")
+            monkeypatch.delenv(spelling)
     paths = provision(tmp_path, [HOST, "::1"])
     with reverse_proxy("localhost:1", paths) as server:
         yield server
