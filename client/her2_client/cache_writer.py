@@ -67,8 +67,10 @@ def writing(folder: Path) -> Iterator[None]:
         full = error.errno in FULL
         told = "the disk is full" if full else f"cannot be written: {error.strerror}"
         known = storage_error(error)
-        hint = "free some space and run it again: it goes on where it was" if full else None
-        raise CacheError(f"{folder}: {told}", hint=hint or (known and known.hint)) from None
+        hint = known.hint if known is not None else None
+        if full:
+            hint = "free some space and run it again: it goes on where it was"
+        raise CacheError(f"{folder}: {told}", hint=hint) from None
 
 
 class CacheWriter:

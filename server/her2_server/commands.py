@@ -186,10 +186,10 @@ def _interruptible(folder: RunFolder, again: str) -> Iterator[None]:
     try:
         with interrupted_by_sigterm():
             yield
-    except OSError as error:
-        if (known := storage_error(error)) is None or not folder.config.exists():
+    except OSError as fault:
+        if (known := storage_error(fault)) is None or not folder.config.exists():
             raise
-        raise RunError(str(known), hint=f"{known.hint}: {again}") from error
+        raise RunError(str(known), hint=f"{known.hint}: {again}") from fault
     except KeyboardInterrupt:
         if not folder.config.exists():
             raise

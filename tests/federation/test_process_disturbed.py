@@ -159,7 +159,7 @@ def test_a_run_goes_on_with_a_site_after_its_bad_moments(
         server = stack.enter_context(child("server", command, tmp_path / "server.log"))
         for number, fault in ((1, 500), (2, "drop"), (3, 404)):
             folder = out / "rounds" / f"{number:04d}"
-            wait_for(lambda f=folder: f.exists() or server.process.poll() is not None, 200)
+            wait_for(lambda f=folder: f.exists() or server.process.poll() is not None, 300)
             proxy.fault = fault  # type: ignore[assignment]
             time.sleep(3)
             proxy.fault = None
