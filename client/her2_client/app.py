@@ -21,6 +21,7 @@ from flwr.common.constant import ErrorCode
 from her2_client.site import Site
 from her2_common.config import SiteConfig, load
 from her2_common.errors import Her2Error, PolicyError
+from her2_common.files import storage_error
 from her2_common.model import preset
 from her2_common.response_wire import (
     ResponseQuery,
@@ -81,6 +82,12 @@ def answer_or_code(message: Message, work: Callable[[], Message]) -> Message:
         text = printable(f"{error}{hint}")
         log.error("%s: refused: %s: %s", order_name(message), error.code, text)  # noqa: TRY400
         return error_reply(message, error.code)
+    except OSError as error:
+        if (known := storage_error(error)) is None:
+            log.exception("internal error")
+            return error_reply(message, "internal")
+        log.error("%s: %s (hint: %s)", known.code, known, known.hint)  # noqa: TRY400 (as above)
+        return error_reply(message, known.code)
     except Exception:
         log.exception("%s: refused: internal", order_name(message))
         return error_reply(message, "internal")

@@ -18,7 +18,6 @@ power cut left behind that line, or did not bring to the disk before it, is cut 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -59,7 +58,7 @@ from her2_common.clinical import HER2_LEVELS, Her2Level
 from her2_common.config import FIRST_POST_CONTRAST
 from her2_common.documents import parse_json
 from her2_common.errors import CacheError
-from her2_common.files import sync_folder
+from her2_common.files import FULL, storage_error, sync_folder
 
 WRITING_NAME: Final = ".writing"
 FORMER_NAME: Final = ".former"
@@ -76,12 +75,13 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in FULL
         told = "the disk is full" if full else f"cannot be written: {error.strerror}"
-        raise CacheError(
-            f"{folder}: {told}",
-            hint="free some space and run it again: it goes on where it was" if full else None,
-        ) from None
+        known = storage_error(error)
+        hint = known.hint if known is not None else None
+        if full:
+            hint = "free some space and run it again: it goes on where it was"
+        raise CacheError(f"{folder}: {told}", hint=hint) from None
 
 
 class CacheWriter:

@@ -29,7 +29,7 @@ from her2_common.cases import CaseTable, read_cases
 from her2_common.config import SiteConfig, load
 from her2_common.console import console, print_json
 from her2_common.errors import ConnectionFailedError, DataError, Her2Error
-from her2_common.network import check_tls
+from her2_common.network import bypass_proxy_for_loopback, check_tls
 
 SIGNATURE_LIFE_S: Final = 300
 """How long a signed message of a site is accepted, by Flower's SuperLink; hence clocks matter."""
@@ -192,17 +192,18 @@ def _roots(path: Path) -> str:
     except ValueError:
         raise ConnectionFailedError(f"{path}: expected certificates in PEM form") from None
     now = datetime.now(UTC)
-    for certificate in certificates:
-        end = certificate.not_valid_after_utc
-        if end <= now:
-            raise ConnectionFailedError(
-                f"expired on {end:%Y-%m-%d}", hint="ask the coordinator for the new ca.crt"
-            )
-    first = min(certificate.not_valid_after_utc for certificate in certificates)
-    days = (first - now).days
+    ends = [certificate.not_valid_after_utc for certificate in certificates]
+    valid = [end for end in ends if end > now]
+    if not valid:
+        raise ConnectionFailedError(
+            f"expired on {max(ends):%Y-%m-%d}", hint="ask the coordinator for the new ca.crt"
+        )
+    days = (max(valid) - now).days
     left = f" (only {days} days left)" if days < EXPIRY_WARNING_DAYS else ""
-    count = "1 certificate" if len(certificates) == 1 else f"{len(certificates)} certificates"
-    return f"{count}, valid until {first:%Y-%m-%d}{left}"
+    count = "1 certificate" if len(valid) == 1 else f"{len(valid)} certificates"
+    expired = len(ends) - len(valid)
+    beside = f", beside {expired} expired" if expired else ""
+    return f"{count}, valid until {max(valid):%Y-%m-%d}{left}{beside}"
 
 
 # --- the coordinator ----------------------------------------------------------------------------
@@ -210,8 +211,9 @@ def _roots(path: Path) -> str:
 
 def _superlink(config: SiteConfig) -> str:
     address = config.superlink.address
-    version = check_tls(address, config.superlink.root_certificates)
-    return f"{address} answers, {version}, certificate signed by our root"
+    bypass_proxy_for_loopback()  # as `start` does
+    shaken = check_tls(address, config.superlink.root_certificates)
+    return f"{address} answers{shaken.way}, {shaken.tls}, certificate signed by our root"
 
 
 # --- command ------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from her2_common.console import MOMENT, console, main_for, new_app
+from her2_common.console import DATE_FORMAT, console, main_for, new_app
 from her2_common.late import late
 
 if TYPE_CHECKING:
@@ -40,14 +40,14 @@ def init(
     from pydantic import TypeAdapter, ValidationError
 
     from her2_client.keys import init_site
-    from her2_common.config import Address, Name
+    from her2_common.config import ADDRESS_FORM, Address, Name
     from her2_common.errors import ConfigError
 
     for option, kind, value in (("--name", Name, name), ("--superlink", Address, superlink)):
         try:
             TypeAdapter(kind).validate_python(value)
         except ValidationError:
-            form = "a-z, 0-9 and hyphens" if option == "--name" else "host:port"
+            form = "a-z, 0-9 and hyphens" if option == "--name" else ADDRESS_FORM
             raise ConfigError(f"{option}: expected {form}, got {value!r}") from None
     public = init_site(
         folder,
@@ -90,7 +90,7 @@ def start(site: SiteOption = Path("site.yaml")) -> None:
     logging.getLogger("her2_client").setLevel(logging.INFO)  # each order, and what leaves
 
     def notify(text: str) -> None:
-        console.print(f"[dim]{time.strftime(MOMENT)}[/]  {escape(text)}", soft_wrap=True)
+        console.print(f"[dim]{time.strftime(DATE_FORMAT)}[/]  {escape(text)}", soft_wrap=True)
 
     run_site(config, notify=notify)
 

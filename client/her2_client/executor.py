@@ -2,9 +2,9 @@
 
 1. See that the SuperLink answers and is ours; take the site's lock, so that a second `start` is
    refused.
-2. Start ``flower-supernode --isolation process`` (by way of her2_client.supernode) with a fresh
-   secret; restart it with back-off when it ends. Its connection, keys and certificates are
-   Flower's business, its log is ours.
+2. Start ``flower-supernode --isolation process`` with a fresh secret; restart it with back-off when
+   it ends (her2_client.connection). Its connection, keys and certificates are Flower's business,
+   its log is ours.
 3. Acquire a task, check the bundle's hash against the policy, hand the message to the installed
    ClientApp, push the reply. The bundle is never unpacked or imported. An order that comes twice
    (the coordinator sends one again that was silent for long, or was itself restarted) is answered
@@ -18,16 +18,12 @@ process a message (tests/benchmarks/bench_round.py prints both).
 from __future__ import annotations
 
 import logging
-import os
 import secrets
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import httpx
@@ -36,15 +32,15 @@ from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from her2_client.app import answer_or_code, log_leaving, make_app, order_name
+from her2_client.connection import SuperNode
 from her2_client.policy import check_bundle
 from her2_client.site import Site
-from her2_common.children import end_with_parent, interrupted_by_sigterm, stop_process
+from her2_common.children import interrupted_by_sigterm
 from her2_common.config import SiteConfig
 from her2_common.errors import PolicyError
-from her2_common.files import write_private
-from her2_common.network import bypass_proxy_for_loopback, check_tls, free_port
+from her2_common.files import naming, write_private
+from her2_common.network import bypass_proxy_for_loopback, check_tls
 from her2_common.runtime import (
-    FLOWER_ENVIRONMENT,
     ClientTask,
     Endpoint,
     TaskSource,
@@ -58,117 +54,6 @@ log = logging.getLogger("her2_client")
 POLL_SECONDS: Final = 0.2
 """How often the executor asks its own SuperNode (loopback) for a task."""
 
-BACKOFF_SECONDS: Final = (1.0, 2.0, 5.0, 10.0)
-"""Waits between restarts of a SuperNode, the last one without limit."""
-
-SESSION_SECONDS: Final = 75.0
-"""A killed SuperNode's session lives on at the SuperLink for up to 60 s, in which a new one is
-refused just like an unknown key. Refused for longer than this, it is the key."""
-
-REFUSED: Final = "[code: 2004]"  # flwr ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED, in its log
-ACCEPTED: Final = "SuperNode ID:"
-
-LOG_BYTES: Final = 10_000_000
-"""A SuperNode's log of more than this is put aside when the next one starts, in place of the one
-that was put aside before: a site that is refused for weeks fills no disk."""
-
-
-class SuperNode:
-    """The ``flower-supernode`` child process of a site."""
-
-    def __init__(self, config: SiteConfig, secret_file: Path) -> None:
-        self.config = config
-        self.secret_file = secret_file
-        self.log_path = config.state / "supernode.log"
-        self.port = 0
-        self.process: subprocess.Popen[bytes] | None = None
-        self._restarts = 0
-        self._started = 0.0
-        self._log_start = 0
-        self._refused_since: float | None = None
-        self._said: str | None = None
-        self.accepted = False
-
-    def start(self) -> None:
-        """Start the child on a free port."""
-        self.port = free_port()
-        superlink = self.config.superlink
-        command = [
-            *(sys.executable, "-P", "-m", "her2_client.supernode"),  # -P: no code from here
-            *("--superlink", superlink.address),
-            *("--root-certificates", str(superlink.root_certificates)),
-            *("--auth-supernode-private-key", str(superlink.private_key)),
-            *("--isolation", "process"),
-            *("--superexec-auth-secret-file", str(self.secret_file)),
-            *("--host", "127.0.0.1"),
-            *("--port", str(self.port)),
-        ]
-        environment = os.environ | FLOWER_ENVIRONMENT | {"FLWR_HOME": str(self.config.state)}
-        if self.log_path.exists() and self.log_path.stat().st_size > LOG_BYTES:
-            self.log_path.replace(self.log_path.with_suffix(".log.1"))
-        with self.log_path.open("ab") as output:
-            self._log_start = output.tell()
-            self.process = subprocess.Popen(  # noqa: S603 (our own interpreter's script)
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                preexec_fn=end_with_parent,  # noqa: PLW1509 (one system call)
-            )
-        self._started = time.monotonic()
-
-    def watch(self) -> str | None:
-        """None while the child runs and is accepted; else what there is to say about it.
-
-        An ended child is started again once its back-off is over, without limit: the SuperLink
-        may be down for a while, and a key may be registered later than its site starts.
-        """
-        if self.process is None:
-            self.start()
-        if self.process is not None and self.process.poll() is None:
-            if self.accepted:
-                return None
-            if ACCEPTED in self._log():
-                self.accepted, self._restarts, self._refused_since = True, 0, None
-                return None
-            return self._said or ""
-        self.accepted = False
-        self._said = self._explain()
-        wait = BACKOFF_SECONDS[min(self._restarts, len(BACKOFF_SECONDS) - 1)]
-        if time.monotonic() - self._started >= wait:
-            self._restarts += 1
-            self.start()
-        return self._said
-
-    def _log(self) -> str:
-        with self.log_path.open("rb") as file:
-            file.seek(self._log_start)
-            return file.read()[-20_000:].decode(errors="replace")
-
-    def _explain(self) -> str:
-        """Why the child ended, in words for the site's engineer."""
-        address = self.config.superlink.address
-        if REFUSED not in self._log():
-            self._refused_since = None
-            return f"the connection to {address} ended; trying again"
-        now = time.monotonic()
-        self._refused_since = self._refused_since or now
-        if now - self._refused_since < SESSION_SECONDS:
-            return (
-                f"{address} does not accept this site yet: its key is not registered, or an "
-                "earlier session is still open (60 s at most); trying again"
-            )
-        return (
-            f"{address} does not know the key of site {self.config.name!r}: send "
-            f"{self.config.superlink.private_key.name}.pub to the coordinator; trying again"
-        )
-
-    def stop(self) -> None:
-        """End the child by its own process id."""
-        if self.process is not None:
-            stop_process(self.process)
-
 
 def run_site(config: SiteConfig, *, notify: Callable[[str], None]) -> None:
     """Serve orders until SIGTERM or Ctrl-C.
@@ -178,11 +63,12 @@ def run_site(config: SiteConfig, *, notify: Callable[[str], None]) -> None:
         PolicyError: another `her2-client start` of this site is running.
     """
     bypass_proxy_for_loopback()
-    check_tls(config.superlink.address, config.superlink.root_certificates)
+    shaken = check_tls(config.superlink.address, config.superlink.root_certificates)
     config.state.mkdir(parents=True, exist_ok=True)
     lock = FileLock(config.state / "start.lock")
     try:
-        lock.acquire(timeout=0)
+        with naming(config.state / "start.lock"):
+            lock.acquire(timeout=0)
     except Timeout:
         raise PolicyError(
             f"site {config.name!r} is running already", hint=f"its state is in {config.state}"
@@ -191,12 +77,12 @@ def run_site(config: SiteConfig, *, notify: Callable[[str], None]) -> None:
     secret_file = config.state / "superexec.secret"
     secret_file.unlink(missing_ok=True)
     write_private(secret_file, secret)
-    node = SuperNode(config, secret_file)
+    node = SuperNode(config, secret_file, notify)
     try:
         node.start()  # it connects while torch and the cohort load
         site = Site(config, notify)
         with interrupted_by_sigterm():
-            _serve(node, secret, Answers(make_app(lambda _: site), config), notify)
+            _serve(node, secret, Answers(make_app(lambda _: site), config), notify, shaken.way)
     except KeyboardInterrupt:
         notify("stopped")
     finally:
@@ -245,6 +131,7 @@ def _serve(
     secret: bytes,
     answers: Answers,
     notify: Callable[[str], None],
+    way: str,
 ) -> None:
     config = answers.config
     source: TaskSource | None = None
@@ -259,7 +146,7 @@ def _serve(
             continue
         if said != "up":
             said = "up"
-            notify(f"site {config.name} is up, SuperLink {config.superlink.address}")
+            notify(f"site {config.name} is up, SuperLink {config.superlink.address}{way}")
         endpoint = Endpoint(f"127.0.0.1:{node.port}", None)
         if source is None or source.endpoint != endpoint:
             source = TaskSource(endpoint, secret, "flwr-clientapp")

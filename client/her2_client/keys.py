@@ -28,6 +28,7 @@ from her2_common.config import SiteConfig, parse
 from her2_common.documents import parse_yaml
 from her2_common.errors import ConfigError, DataError
 from her2_common.files import write_private
+from her2_common.network import key_fingerprint
 
 KEY_BYTES = 32
 
@@ -61,6 +62,11 @@ def public_key(private_key: Path) -> str:
 
 def _public_half(key: ec.EllipticCurvePrivateKey) -> str:
     return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+def fingerprint(private_key: Path) -> str:
+    """The public half's fingerprint, as ``ssh-keygen -lf`` prints it."""
+    return key_fingerprint(public_key(private_key))
 
 
 def read_pseudonym_key(path: Path) -> bytes:
@@ -172,7 +178,7 @@ def init_site(
         name=_quoted(name),
         cases=_quoted(cases),
         lesions_line=f"  lesions: {_quoted(lesions)}" if lesions else "  # lesions: lesions.csv",
-        address=address,
+        address=_quoted(address),
         root_certificates=_quoted(root_certificates),
         image_size=image_size,
         volume_size=volume_size,
@@ -189,5 +195,5 @@ def init_site(
 
 def _quoted(text: str) -> str:
     """A text as a YAML string, quoted only where it must be: 007 and yes mean something else."""
-    plain = all(c.isalnum() or c in "./_-" for c in text)
+    plain = all(c.isalnum() or c in "./_-:" for c in text)
     return text if plain and parse_yaml(text) == text else json.dumps(text)

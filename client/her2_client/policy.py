@@ -92,8 +92,12 @@ def check_tested(state: Path, order: TaskOrder) -> None:
     nothing can be chosen by them. The site itself keeps the fingerprints, in ``state``/tested.json,
     before it scores; the coordinator's word is not needed for it.
 
+    The fingerprints are on the disk before the first case is scored. If they cannot be written,
+    nothing is scored and nothing is kept: the same order may come again once there is room.
+
     Raises:
         PolicyError: they have, or tested.json cannot be read.
+        OSError: the fingerprints cannot be written.
     """
     path = state / TESTED
     run = f"{order.run} {sha256(order.plan.model_dump_json().encode()).hexdigest()[:16]}"

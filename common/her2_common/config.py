@@ -73,9 +73,14 @@ Wait = Annotated[float, Field(ge=0, le=31 * 86_400)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
 """The weight of a term of the loss."""
 
+ADDRESS_FORM = "host:port, no https://, an IPv6 host in brackets, [::1]:8000"
+
 Address = Annotated[
     str,
-    Field(pattern=r"^[A-Za-z0-9.\-\[\]:]+:[0-9]{1,5}$", description="host:port, no https://"),
+    Field(
+        pattern=r"^([A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]):[0-9]{1,5}$",
+        description=ADDRESS_FORM,
+    ),
 ]
 """host:port, without a scheme."""
 

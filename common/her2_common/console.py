@@ -22,13 +22,14 @@ import typer
 from rich.console import Console
 
 from her2_common.errors import Her2Error
+from her2_common.files import storage_error
 
 console: Final = Console(stderr=True, highlight=False)
 """For people: progress, tables, errors."""
 
 
-MOMENT: Final = "%Y-%m-%d %H:%M:%S"
-"""How a line of a log begins (strftime), local time."""
+DATE_FORMAT: Final = "%Y-%m-%d %H:%M:%S"
+"""Of log lines, which are read weeks later; local time."""
 
 _INTERRUPTED: Final = 130
 
@@ -50,7 +51,9 @@ def new_app(purpose: str) -> typer.Typer:
     @app.callback()
     def _settings() -> None:
         logging.basicConfig(
-            level=logging.WARNING, format="%(asctime)s  %(name)s: %(message)s", datefmt=MOMENT
+            level=logging.WARNING,
+            format="%(asctime)s %(name)s: %(message)s",
+            datefmt=DATE_FORMAT,
         )
 
     return app
@@ -83,6 +86,8 @@ def main_for(app: typer.Typer, program: str) -> Callable[[], None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except OSError as error:
+            if (known := storage_error(error)) is not None:
+                _fail(program, str(known), known.hint, known.exit_code)
             where = f"{error.filename}: " if error.filename else ""
             _fail(program, f"{where}{error.strerror or type(error).__name__}", None, 1)
         if result == _INTERRUPTED:  # typer turns Ctrl-C into this code

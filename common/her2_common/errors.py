@@ -7,6 +7,7 @@
     │   └── ImageError            one image file: what was expected, what was found
     ├── CacheError                the cache is missing, foreign, damaged or too small      (exit 1)
     ├── ConnectionFailedError     an address, certificate or key is refused                (exit 1)
+    ├── StorageError              a file cannot be written: full disk, no locks            (exit 1)
     ├── PolicyError               the site's own policy says no                            (exit 1)
     ├── TrainingError             local training broke down                                (exit 1)
     ├── StaleBaseError            an order builds on weights that this site does not hold  (exit 1)
@@ -90,6 +91,12 @@ class ConnectionFailedError(Her2Error):
     """The SuperLink does not answer, or one side does not trust the other."""
 
     code = "connection"
+
+
+class StorageError(Her2Error):
+    """A file cannot be written or locked; once that is mended, the same may be tried again."""
+
+    code = "storage"
 
 
 class PolicyError(Her2Error):

@@ -34,6 +34,7 @@ from flwr.proto.runtime_pb2 import (
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
+from flwr.supercore.error import FlowerError
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
@@ -66,17 +67,33 @@ FLOWER_ENVIRONMENT: Final = {
 """Set for every Flower process that her2-map starts."""
 
 
-def retry_invoker(max_seconds: float = 60.0) -> RetryInvoker:
-    """Retries lost connections and busy servers for ``max_seconds``, then lets the error out.
+RETRY_SECONDS: Final = 60.0
+"""How long a request is repeated that has no answer: as long as Flower holds a task whose heartbeat
+stays away."""
 
-    Flower's own invoker retries for ever and ends the process on a refused token; a long-lived
-    process must decide for itself.
+
+def own_answer(error: httpx.HTTPStatusError) -> bool:
+    """Is an HTTP error the answer of Flower's own application to this request?
+
+    It numbers its errors and refuses a token with 401 or 403. All else is a bad moment, of its
+    database (500) or of what lies between (404 or 502 of a proxy that is being edited).
+    """
+    answer = error.response
+    if answer.is_server_error:
+        return False
+    return FlowerError.from_json(answer.text) is not None or answer.status_code in {401, 403, 413}
+
+
+def retry_invoker(max_seconds: float = RETRY_SECONDS) -> RetryInvoker:
+    """Retries lost connections and errors that are not Flower's own answer for ``max_seconds``,
+    then lets the error out.
+
+    Flower's own invoker retries for ever, but ends the process on a refused token and gives up at
+    once on a 500; a long-lived process must decide for itself.
     """
 
     def give_up(error: Exception) -> bool:
-        if isinstance(error, httpx.HTTPStatusError):
-            return error.response.status_code not in {429, 502, 503, 504}
-        return False
+        return isinstance(error, httpx.HTTPStatusError) and own_answer(error)
 
     return RetryInvoker(
         wait_gen_factory=lambda: exponential(base_delay=0.2, max_delay=5),
@@ -94,7 +111,7 @@ class Endpoint:
     address: str
     root_certificates: bytes | None
 
-    def client(self, *interceptors: Any, max_seconds: float = 60.0) -> RuntimeHttpClient:
+    def client(self, *interceptors: Any, max_seconds: float = RETRY_SECONDS) -> RuntimeHttpClient:
         """A client of the Runtime API at this endpoint."""
         return RuntimeHttpClient.from_server_address(
             server_address=self.address,
@@ -146,7 +163,7 @@ def open_task(endpoint: Endpoint, token: str, task_type: TaskType) -> Iterator[R
         while not stop.wait(HEARTBEAT_SECONDS):
             try:
                 client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
-            except httpx.HTTPError:
+            except (httpx.HTTPError, ValueError):  # the latter: a page in place of an answer
                 continue  # the task's own calls report a connection that stays down
 
     thread = threading.Thread(target=beat, name="task-heartbeat", daemon=True)

@@ -94,7 +94,7 @@ def provision(folder: Path, hosts: list[str], *, days: int = VALID_DAYS) -> dict
 
 def _san(host: str) -> x509.GeneralName:
     try:
-        return x509.IPAddress(ipaddress.ip_address(host))
+        return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
     except ValueError:
         try:
             return x509.DNSName(host)

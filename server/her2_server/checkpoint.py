@@ -36,7 +36,7 @@ from safetensors import SafetensorError, safe_open
 from her2_common.broadcast import fingerprint
 from her2_common.documents import parse_json
 from her2_common.errors import CheckpointError
-from her2_common.files import sync_folder, write_durably
+from her2_common.files import naming, sync_folder, write_durably
 from her2_common.tensors import write_tensors
 from her2_server.strategies.step import Sliced, parts
 
@@ -143,7 +143,7 @@ class Draft:
         """Write the tensors of a group; "weights" and "control" are what the sites will hold."""
         began = time.perf_counter()
         path = self.temporary / f"{group}.safetensors"
-        with path.open("wb") as file:
+        with naming(path), path.open("wb") as file:
             self._files[path.name] = write_tensors(file, tensors)
             file.flush()
             self._syncing.append(self._thread.submit(_sync_and_close, os.dup(file.fileno())))
@@ -156,8 +156,9 @@ class Draft:
         """Write state.json: nothing more is added, and what was is durable."""
         began = time.perf_counter()
         try:
-            for file in self._syncing:
-                file.result()
+            with naming(self.temporary):
+                for file in self._syncing:
+                    file.result()
         finally:
             self._thread.shutdown()
         self._state = dict(state) | {

@@ -21,6 +21,7 @@ from her2_common.children import interrupted_by_sigterm
 from her2_common.config import FederationConfig, load
 from her2_common.console import console
 from her2_common.errors import RunError
+from her2_common.files import storage_error
 from her2_common.model import preset
 from her2_server import leave_one_out as leave
 from her2_server.compare import conduct_comparison, require_finished, tell
@@ -178,11 +179,13 @@ def _conduct(
             previous = folder.flower_run()
             with (
                 _interruptible(folder, again),
-                conduct(config, notify, previous=previous, again=again) as held,
+                conduct(
+                    config, notify, previous=previous, again=again, frozen=folder.config
+                ) as held,
             ):
                 if number == 0:
-                    prepare()
                     stack.enter_context(folder.held())
+                    prepare()
                 folder.set_flower_run(held.run_id)
                 work(held.grid, notify)
     notify(f"report  {folder.path / 'report.html'}")
@@ -190,7 +193,8 @@ def _conduct(
 
 @contextmanager
 def _interruptible(folder: RunFolder, again: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the block in order, with the command that goes on as a hint.
+    """Ctrl-C, SIGTERM and a full disk end the block in order, with the command that goes on as a
+    hint.
 
     Raises:
         RunError: the block was interrupted, and ``folder`` holds a run to go on with.
@@ -198,6 +202,10 @@ def _interruptible(folder: RunFolder, again: str) -> Iterator[None]:
     try:
         with interrupted_by_sigterm():
             yield
+    except OSError as fault:
+        if (known := storage_error(fault)) is None or not folder.config.exists():
+            raise
+        raise RunError(str(known), hint=f"{known.hint}: {again}") from fault
     except KeyboardInterrupt:
         if not folder.config.exists():
             raise

@@ -49,6 +49,7 @@ from her2_common.errors import (
     PolicyError,
     RunError,
     StaleBaseError,
+    StorageError,
     UpdateError,
 )
 from her2_common.wire import MESSAGE_TYPES, REPLY_RECORDS, check_records, payload_bytes
@@ -429,6 +430,9 @@ class _Ask:
                 seat.ask_at = 0.0 if tries <= self.post.config.run.retries else math.inf
         elif reason == StaleBaseError.code and not seat.whole:
             seat.working, seat.whole, seat.ask_at = False, True, 0.0
+        elif reason == StorageError.code:
+            # Its engineer may make room: as after silence, it is asked again while there is time.
+            self._end(seat, "refused", f"site error: {reason}")
         else:
             seat.done = self.may_decline and reason == PolicyError.code
             # A code of the list is repeated, and no other word of the site.

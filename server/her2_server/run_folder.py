@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 from her2_common.config import FederationConfig, load
 from her2_common.documents import DocumentError, parse_json
 from her2_common.errors import RunError
-from her2_common.files import replace_durably
+from her2_common.files import NO_LOCKS, naming, replace_durably
 from her2_common.text import printable
 
 _ENTRY_CHARACTERS: Final = 20_000
@@ -142,12 +142,18 @@ class RunFolder:
         Raises:
             RunError: another one is at work here.
         """
+        self.path.mkdir(parents=True, exist_ok=True)
+        # A moment's patience: whoever watches the run looks whether the lock is taken.
+        lock = FileLock(self.path / ".lock", timeout=1)
         try:
-            # A moment's patience: whoever watches the run looks whether the lock is taken.
-            with FileLock(self.path / ".lock", timeout=1):
-                yield
+            with naming(self.path / ".lock"):
+                lock.acquire()
         except Timeout:
             raise RunError(f"{self.path}: another coordinator conducts this run") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def is_held(self) -> bool:
         """Is a coordinator at work here? The system frees the lock of a killed one."""
@@ -159,6 +165,10 @@ class RunFolder:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            return False  # where there are no locks, no run is conducted
         finally:
             os.close(handle)
         return False

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 import httpx
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -30,13 +32,20 @@ from flwr.superlink.grid import HttpGrid
 
 from her2_common.bundle import build_bundle, bundle_hash
 from her2_common.config import FederationConfig
-from her2_common.errors import ConnectionFailedError, RunError
-from her2_common.network import bypass_proxy_for_loopback, check_tls
+from her2_common.errors import ConfigError, ConnectionFailedError, RunError
+from her2_common.network import (
+    bypass_proxy_for_loopback,
+    check_tls,
+    failure,
+    key_fingerprint,
+)
 from her2_common.runtime import (
+    RETRY_SECONDS,
     Endpoint,
     TaskSource,
     end_server_task,
     open_task,
+    own_answer,
     read_secret,
     retry_invoker,
     take_server_task,
@@ -74,23 +83,27 @@ def conduct(
     *,
     previous: int | None = None,
     again: str = "her2-server resume",
+    frozen: Path | None = None,
 ) -> Iterator[Conduct]:
     """Start a run at the SuperLink and hold its ServerApp task while the block runs.
 
     A resumed run gives the number of the one that was killed as ``previous``: while the SuperLink
     believes that it goes on (a minute, and three for a message that was half sent), its sites wait
     for the rest of that message and for nothing else; stopped, it frees them at once. ``again`` is
-    the command that goes on after an interruption, for the hints.
+    the command that goes on after an interruption, for the hints; ``frozen`` the configuration in
+    the run's folder, if it is there already.
 
     The SuperLink hands out the task of whichever run has waited longest. That of another run is not
     touched: without heartbeats the SuperLink ends it within a minute.
 
     Raises:
+        ConfigError: a file that the configuration names is not there; says what to edit.
         ConnectionFailedError: the SuperLink does not answer, its certificate is foreign, or it
             does not accept the secret.
         RunError: the SuperLink does not start the run, or hands out another one.
     """
     superlink = config.superlink
+    _require_files(config, frozen)
     bypass_proxy_for_loopback()
     check_tls(superlink.address, superlink.root_certificates)
     certificates = superlink.root_certificates.read_bytes()
@@ -112,7 +125,9 @@ def conduct(
     run_id = 0
     try:
         register_sites(control, config)
-        notify(f"registered {len(config.sites)} sites at {superlink.address}")
+        notify(f"registered {len(config.sites)} sites at {superlink.address}, by their keys:")
+        for site in config.sites:
+            notify(f"  {site.name} {key_fingerprint(site.public_key)}")
         if previous is not None:
             _stop(control, previous)
         bundle = build_bundle()
@@ -140,36 +155,75 @@ def conduct(
             try:
                 yield Conduct(grid, task.run.run_id)
                 completed, details = True, ""
-            except httpx.TransportError:
+            except httpx.HTTPError as error:
                 run_id = 0  # nobody is there to be told
-                raise RunError(
-                    f"{superlink.address}: the SuperLink no longer answers",
-                    hint=f"start it again, then go on: {again}",
-                ) from None
-            except httpx.HTTPStatusError as error:
-                run_id = 0  # it does not know the run, or no longer believes that we conduct it
-                raise RunError(
-                    f"{superlink.address}: the SuperLink has given this run up "
-                    f"(HTTP {error.response.status_code})",
-                    hint=f"was it started anew, or away for long? go on: {again}",
-                ) from None
+                raise _broken_off(superlink.address, error, again) from None
             finally:
                 if run_id:
                     # After an error, it must not be hidden by a SuperLink that has gone, too.
-                    with nullcontext() if completed else suppress(httpx.TransportError):
+                    with nullcontext() if completed else suppress(httpx.HTTPError):
                         end_server_task(client, completed=completed, details=details)
                     run_id = 0
                 grid.close()
     except httpx.HTTPError as error:
+        own = isinstance(error, httpx.HTTPStatusError) and own_answer(error)
         raise ConnectionFailedError(
-            f"{superlink.address}: the SuperLink refused or dropped the connection "
-            f"({type(error).__name__})",
-            hint="is it a flower-superlink 1.41 with --isolation process and the same secret?",
+            f"{superlink.address}: the SuperLink "
+            + (f"refuses the request ({failure(error)})" if own else _unanswered(error)),
+            hint="is it a flower-superlink 1.41 with --isolation process and the same secret?"
+            if own
+            else LOG_HINT,
         ) from None
     finally:
         if run_id:
-            _stop(control, run_id)
+            with suppress(httpx.HTTPError):  # it must not hide why the run ended
+                _stop(control, run_id)
         control.close()
+
+
+LOG_HINT: Final = "the reason stands in the SuperLink's log, what flower-superlink printed"
+
+
+def _unanswered(error: httpx.HTTPError) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"answers with an error ({failure(error)})"
+    return f"does not answer ({failure(error)})"
+
+
+def _broken_off(address: str, error: httpx.HTTPError, again: str) -> RunError:
+    """Why a run at work cannot go on: it was given up, or RETRY_SECONDS passed in vain."""
+    if isinstance(error, httpx.HTTPStatusError) and own_answer(error):
+        # it does not know the run, or no longer believes that we conduct it
+        return RunError(
+            f"{address}: the SuperLink has given this run up ({failure(error)})",
+            hint=f"was it started anew, or away for long? go on: {again}",
+        )
+    remedy = LOG_HINT if isinstance(error, httpx.HTTPStatusError) else "start it again"
+    return RunError(
+        f"{address}: for {RETRY_SECONDS:.0f} s the SuperLink {_unanswered(error)}",
+        hint=f"{remedy}; then go on: {again}",
+    )
+
+
+def _require_files(config: FederationConfig, frozen: Path | None) -> None:
+    moved = frozen is not None and frozen.exists()
+    for key, path, what in (
+        ("root_certificates", config.superlink.root_certificates, "her2-deploy provision makes it"),
+        (
+            "superexec_secret_file",
+            config.superlink.superexec_secret_file,
+            "it is the file given to flower-superlink as --superexec-auth-secret-file",
+        ),
+    ):
+        if not path.exists():
+            where = f"{frozen}: superlink.{key}" if moved else f"superlink.{key}"
+            raise ConfigError(
+                f"{where}: {path}: no such file",
+                hint=f"was it or the run's folder moved? edit superlink.{key} in {frozen}, which "
+                "is no part of what is trained"
+                if moved
+                else what,
+            )
 
 
 def _stop(control: ControlHttpClient, run_id: int) -> None:
@@ -191,13 +245,16 @@ def _acquire(endpoint: Endpoint, secret: bytes) -> str:
         while time.monotonic() < deadline:
             try:
                 token = source.acquire()
-            except httpx.HTTPStatusError as error:
-                if error.response.status_code in {401, 403}:
+            except httpx.HTTPError as error:
+                own = isinstance(error, httpx.HTTPStatusError) and own_answer(error)
+                if own and failure(error) in {"HTTP 401", "HTTP 403"}:
                     raise ConnectionFailedError(
                         f"{endpoint.address}: the SuperLink does not accept the secret",
                         hint="use the file given to it as --superexec-auth-secret-file",
                     ) from None
-                raise
+                if own or time.monotonic() >= deadline:
+                    raise
+                continue  # a bad moment; the source has waited
             if token is not None:
                 return token
             time.sleep(0.2)

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from rich.console import Console
+from tests.proxies import connect_proxy
 from typer.testing import CliRunner
 
 from her2_client.cache_writer import CacheWriter
@@ -117,7 +118,9 @@ def authority(tmp_path: Path) -> Authority:
 
 def test_a_trusted_server_is_greeted(authority: Authority) -> None:
     with serving(authority.server()) as address:
-        assert check_tls(address, authority.path).startswith("TLSv1.")
+        shaken = check_tls(address, authority.path)
+        assert shaken.tls.startswith("TLSv1.")
+        assert shaken.proxy is None
 
 
 def test_each_reason_to_distrust_has_its_own_words(authority: Authority, tmp_path: Path) -> None:
@@ -287,3 +290,37 @@ def test_the_engine_settings_are_checked_before_any_order(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     gpu = by_name(check(config.model_copy(update={"device": "cuda"})))["device"]
     assert (gpu.ok, gpu.hint) == (False, "set device: auto")
+
+
+def test_an_expired_root_beside_a_valid_one_is_in_order(
+    folder: Path, authority: Authority, tmp_path: Path
+) -> None:
+    """As in a renewal: the file holds both, and the server's certificate is signed by one."""
+    expired = Authority(tmp_path, "expired", days=-1)
+    both = expired.path.read_bytes() + authority.path.read_bytes()
+    authority.path.write_bytes(both)
+    with serving(authority.server()) as address:
+        results = by_name(check(write_config(folder, address)))
+    assert results["root certificates"].ok
+    assert "beside 1 expired" in results["root certificates"].message
+    assert results["SuperLink"].ok
+    authority.path.write_bytes(expired.path.read_bytes())
+    assert not by_name(check(write_config(folder, "127.0.0.1:1")))["root certificates"].ok
+
+
+def test_the_proxy_on_the_way_is_named(
+    folder: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "restored at the end")
+        monkeypatch.delenv(name)
+    with (
+        serving(authority.server("flower.example")) as server,
+        connect_proxy("anna:s3cret", {"flower.example": "127.0.0.1"}) as proxy,
+    ):
+        monkeypatch.setenv("HTTPS_PROXY", f"http://anna:s3cret@{proxy.address}")
+        address = f"flower.example:{server.split(':')[1]}"
+        result = by_name(check(write_config(folder, address)))["SuperLink"]
+    assert result.ok
+    assert f"through the proxy {proxy.address}" in result.message
+    assert "s3cret" not in result.message

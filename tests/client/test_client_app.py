@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Callable
@@ -161,6 +162,7 @@ def test_references_of_another_width_do_not_reach_the_site() -> None:
         ImageError(CANARY, reason=CANARY),
         ValueError(CANARY),
         MemoryError(CANARY),
+        OSError(errno.EIO, "Input/output error", CANARY),
     ],
     ids=lambda e: type(e).__name__,
 )
@@ -224,3 +226,15 @@ def test_a_site_that_cannot_be_made_is_an_error_too() -> None:
 
 def test_groups_of_the_wire_are_those_of_the_model() -> None:
     assert tuple(SIZES) == GROUPS
+
+
+def test_a_full_disk_leaves_as_a_code_that_is_asked_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail() -> Answer:
+        raise OSError(errno.ENOSPC, "No space left on device", "state/tested.json")
+
+    with caplog.at_level(logging.ERROR):
+        assert ask(FakeSite(fail), order()).error.reason == "storage"
+    assert "state/tested.json: No space left on device (hint: make room" in caplog.text
+    assert "Traceback" not in caplog.text

@@ -137,3 +137,19 @@ def test_a_path_with_a_colon_or_a_hash_survives(tmp_path: Path) -> None:
     init_site(tmp_path, name="centre-t", address="localhost:1", cases="a: b #c/cases.csv")
     assert load(SiteConfig, tmp_path / "site.yaml").data.cases.name == "cases.csv"
     assert load(SiteConfig, tmp_path / "site.yaml").data.cases.parent.name == "a: b #c"
+
+
+@pytest.mark.parametrize(
+    "address", ["[::1]:8000", "[2001:db8::17]:443", "fl.example.org:443", "10.0.0.1:8000"]
+)
+def test_an_address_survives(address: str, tmp_path: Path) -> None:
+    init_site(tmp_path, name="centre-a", address=address)
+    config = load(SiteConfig, tmp_path / "site.yaml")
+    assert config.superlink.address == address
+    assert f"address: {address}" in (tmp_path / "site.yaml").read_text().replace('"', "")
+
+
+@pytest.mark.parametrize("address", ["::1:8000", "[fl.example.org]:443", "[]:443", "https://a:443"])
+def test_what_is_no_address_is_refused(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="host:port"):
+        init_site(tmp_path, name="centre-a", address=address)

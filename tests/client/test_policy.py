@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -306,3 +308,23 @@ def test_a_site_may_leave_the_profile_out() -> None:
     policy = Policy(allowed_tasks=("describe", "train", "evaluate"))
     with pytest.raises(PolicyError, match=r"policy\.allowed_tasks: 'profile' is not among"):
         check_order(policy, order(task="profile", split="val", round=5))
+
+
+def test_a_full_disk_keeps_the_test_for_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The account is written before the first case is scored, or nothing is scored."""
+    check_tested(tmp_path, scoring(run="earlier", head="e"))
+
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space") as caught:
+            check_tested(tmp_path, scoring(head="a", us="b"))
+    assert caught.value.filename == str(tmp_path / TESTED)
+    check_tested(tmp_path, scoring(head="a", us="b"))
+    for run, weights in (("demo", {"head": "c"}), ("earlier", {"head": "f"})):
+        with pytest.raises(PolicyError):
+            check_tested(tmp_path, scoring(run=run, **weights))

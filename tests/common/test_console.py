@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +34,7 @@ def make_app() -> typer.Typer:
             "data": DataError("case [red]x[/red] is bad", hint="mend it"),
             "config": ConfigError("site.yaml: name: missing"),
             "interrupt": KeyboardInterrupt(),
+            "full": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a/metrics.jsonl"),
         }
         raise errors[kind]
 
@@ -138,7 +142,7 @@ def test_every_error_has_a_code_that_may_leave() -> None:
 
     kinds = [kind for kind in tree(Her2Error) if kind.__module__ == "her2_common.errors"]
     codes = [kind.code for kind in kinds]
-    assert len(set(codes)) == len(codes) == 14
+    assert len(set(codes)) == len(codes) == 15
     assert all(code.isidentifier() for code in codes)
     assert {kind.exit_code for kind in kinds} == {1, 2}
     assert [kind for kind in kinds if kind.exit_code == 2] == [ConfigError]
@@ -150,3 +154,26 @@ def test_what_a_command_writes_is_for_its_user_alone(
     assert call("make", str(tmp_path), monkeypatch=monkeypatch) == 0
     modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("new", "new/file")]
     assert modes == [0o700, 0o600]
+
+
+def test_a_log_line_carries_the_date() -> None:
+    code = (
+        "import logging\n"
+        "from her2_common.console import main_for, new_app\n"
+        "app = new_app('A test.')\n"
+        "@app.command()\n"
+        "def warn(): logging.getLogger('her2_client').warning('something')\n"
+        "main_for(app, 'her2-test')()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "warn"], capture_output=True, text=True, check=True
+    )
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d her2_client: something\n", done.stderr)
+
+
+def test_a_full_disk_names_the_file_and_the_way_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("fail", "full", monkeypatch=monkeypatch) == 1
+    text = capsys.readouterr().err
+    assert "error: runs/a/metrics.jsonl: No space left on device\nhint: make room" in text

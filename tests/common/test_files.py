@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import stat
 from pathlib import Path
 
 import pytest
 
 from her2_common.errors import ConfigError
-from her2_common.files import replace_durably, write_durably, write_private
+from her2_common.files import (
+    naming,
+    replace_durably,
+    storage_error,
+    write_durably,
+    write_private,
+)
 
 
 def test_a_secret_is_its_owners_alone(tmp_path: Path) -> None:
@@ -71,3 +79,32 @@ def test_content_is_on_disk_before_the_file_is_closed(
     )
     write_durably(tmp_path / "file", b"12345")
     assert sizes == [5]
+
+
+def test_a_full_disk_is_an_error_with_the_files_name_and_a_way_on() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(OSError, match="No space") as caught:
+        write_durably(full, b"x" * 100)
+    error = storage_error(caught.value)
+    assert error is not None
+    assert str(full) in str(error)
+    assert "make room" in str(error.hint)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(number: int, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))) as caught, naming(tmp_path):
+        raise OSError(number, os.strerror(number))
+    error = storage_error(caught.value)
+    assert error is not None
+    assert str(tmp_path) in str(error)
+    assert "no locks" in str(error.hint)
+
+
+def test_other_errors_and_names_stay_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, naming(tmp_path):
+        (tmp_path / "nowhere").read_bytes()
+    assert caught.value.filename == str(tmp_path / "nowhere")
+    assert storage_error(caught.value) is None

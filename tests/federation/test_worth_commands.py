@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ import pytest
 
 from her2_common.errors import RunError
 from her2_server import cli, commands
+from her2_server.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable as MakeFederation
@@ -183,3 +186,29 @@ def test_a_site_left_out_alone_is_gone_on_with_alone(
     words = ("leave-one-out", federation.folder.config, "--out", tmp_path, "--without", "centre-c")
     error = command.broken_off("_train", interrupted, federation, *words)
     assert error.hint == f"go on with it: her2-server {' '.join(map(str, words))}"
+
+
+def test_a_run_takes_its_lock_before_it_freezes_its_configuration(
+    make_federation: MakeFederation, command: Command, tmp_path: Path
+) -> None:
+    federation = make_federation(centres=CENTRES, rounds=1)
+    out = tmp_path / "runs"
+    with RunFolder(out).held(), pytest.raises(RunError, match="another coordinator"):
+        command(federation, "run", federation.folder.config, "--out", out)
+    assert not RunFolder(out).config.exists()
+
+
+def test_a_full_disk_ends_a_run_with_the_command_that_goes_on(
+    make_federation: MakeFederation, command: Command, tmp_path: Path
+) -> None:
+    federation = make_federation(centres=CENTRES, rounds=1)
+    out = tmp_path / "runs"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / "metrics.jsonl"))
+
+    error = command.broken_off(
+        "_train", full, federation, "run", federation.folder.config, "--out", out
+    )
+    assert f"{out / 'metrics.jsonl'}: No space" in str(error)
+    assert f"her2-server resume {out}" in str(error.hint)

@@ -22,6 +22,7 @@ from tests.server.exchange_ground import (
 )
 
 from her2_common.config import Task
+from her2_common.errors import StorageError
 from her2_deploy.simulation import LocalGrid
 from her2_server.exchange import LOST
 
@@ -211,3 +212,23 @@ def test_a_first_question_that_is_lost_is_sent_again_retries_times_at_most(retri
     outcomes = ask(Ear().exchange(grid, retries=retries), make=make, timeout=1.5)
     assert (outcomes["b"].status, outcomes["b"].reason) == ("missing", "the site was lost")
     assert made.count("b") == 1 + retries
+
+
+def test_a_site_whose_disk_was_full_is_asked_again_in_its_time() -> None:
+    """Its test cases are scored in one exchange of a run, which must not pass it over."""
+    began = time.monotonic()
+    ear = Ear()
+    outcomes = ask(
+        ear.exchange(make_grid(b=failing(2, StorageError.code, times=1))), quorum=2, timeout=1.5
+    )
+    assert outcomes["b"].status == "accepted"
+    assert 0.5 <= time.monotonic() - began < 1.5
+    assert any("b refused: site error: storage" in text for text in ear.said)
+
+
+def test_a_disk_that_stays_full_ends_with_the_time() -> None:
+    outcomes = ask(
+        Ear().exchange(make_grid(b=failing(2, StorageError.code))), quorum=2, timeout=0.9
+    )
+    assert (outcomes["b"].status, outcomes["b"].reason) == ("refused", "site error: storage")
+    assert outcomes["b"].bytes_to_site == 3 * 7

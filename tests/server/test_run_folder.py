@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -174,3 +177,17 @@ def test_flowers_number_is_remembered(tmp_path: Path) -> None:
     assert run.flower_run() == 2**63 + 5
     (run.path / "flower-run").write_text("torn")
     assert run.flower_run() is None
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_coordinator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(_handle: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(OSError, match="locks") as caught, folder.held():
+        pass
+    assert caught.value.filename == str(tmp_path / "run" / ".lock")
+    assert not folder.is_held()
