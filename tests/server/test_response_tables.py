@@ -18,6 +18,8 @@ from tests.server.response_tables import PLAN, Row, four, rows_of, write
 
 from her2_common.errors import ConfigError, TableError
 from her2_common.response.plan import Model, Plan
+from her2_server.report.response import render_response
+from her2_server.response import text
 from her2_server.response.command import freeze, over_tables, read_plan, write_plan
 from her2_server.response.tables import read_tables
 
@@ -81,6 +83,8 @@ FAULTS: list[tuple[Callable[[list[Row]], list[Row]], str]] = [
     (added(biopsy_her2=0), r"biopsy_her2 is 0, but biopsy_ihc 3 with biopsy_ish blank means 1"),
     (change("case_id", "north-0"), "row 5: case_id is the same as in row 2"),
     (change("case_id", ""), "row 5: case_id is blank"),
+    (change("split", ""), "row 5, column split: expected test, train or val, got a blank"),
+    (without("split"), "row 2, column split: expected test, train or val, got no such column"),
     (added(split="train"), "expected held-out cases, got those of the train and val splits alone"),
     (added(centre=""), "row 2, column centre: expected a name"),
     (added(modalities="ct"), "column modalities: expected mg, us, mri, joined by [+], got 'ct'"),
@@ -130,6 +134,51 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     for part in ("50 rows of the train", "4 rows without neoadjuvant", "1 rows are of a patient",
                  "no column clinical_n: N is unknown"):  # fmt: skip
         assert part in told
+
+
+def test_a_patient_with_another_picture_in_training_is_refused(tmp_path: Path) -> None:
+    rows = rows_of("north", 0)
+    rows[4] |= {"split": "val", "patient_id": rows[9]["patient_id"]}
+    with pytest.raises(TableError, match="row 11: expected a held-out patient.* in row 6"):
+        read_tables([write(tmp_path / "north.csv", rows)], out_of_fold=True)
+
+
+def test_training_patients_never_change_the_verdict(tmp_path: Path) -> None:
+    """A score that has learnt the response of its training patients by heart: among those held
+    out it tells nothing, and with the column split lost, the table is not evaluated."""
+    rng = np.random.default_rng(3)
+    rows = rows_of("north", 0, 600)
+    for index, row in enumerate(rows):
+        row["split"] = "test" if index % 5 == 0 else ("val" if index % 5 == 1 else "train")
+        learnt = rng.random() < 0.8 and row["split"] == "train"
+        right = 0.9 if row["ypt"] == "0" else 0.1
+        row["score"] = right if learnt else round(float(rng.random()), 3)
+    told = over_tables([write(tmp_path / "north.csv", rows)], PLAN, 0.5, None)
+    assert told["n"] == 120
+    assert told["primary"]["odds_ratio"]["low"] < 1
+    lost = write(tmp_path / "lost.csv", without("split")(rows))
+    with pytest.raises(TableError, match="column split"):
+        over_tables([lost], PLAN, 0.5, None)
+    stated = over_tables([lost], PLAN, 0.5, None, out_of_fold=True)
+    assert stated["primary"]["odds_ratio"]["low"] > 1  # what the refusal prevents
+    assert stated["source"]["without_split"] == 600
+
+
+def test_scores_out_of_fold_are_by_statement_and_the_result_says_so(
+    tables: list[Path], tmp_path: Path
+) -> None:
+    rows = rows_of("north", 0)
+    for row in rows[:30]:
+        row["split"] = ""
+    path = write(tmp_path / "some.csv", rows)
+    found = over_tables([path], PLAN, 0.5, None, out_of_fold=True)
+    assert (found["n"], found["source"]["without_split"]) == (160, 30)
+    assert found["source"]["out_of_fold"] is True
+    for shown in (text.summary(found), render_response(found)):
+        assert "30 rows have no split" in " ".join(shown.split())
+    split = over_tables(tables[:1], PLAN, 0.5, None, out_of_fold=True)
+    assert split["source"]["without_split"] == 0
+    assert "no split" not in text.summary(split) + render_response(split)
 
 
 def test_calls_of_0_and_1_need_no_threshold(tables: list[Path], tmp_path: Path) -> None:
@@ -232,7 +281,7 @@ def test_real_outcomes_give_what_statsmodels_gives(tmp_path: Path, rule: str) ->
     }[rule]
     rows = [
         {"case_id": str(i), "pcr": row["pCR"], "er": row["HR"], "biopsy_her2": row["HER2pos"],
-         "anti_her2": row["HER2pos"], "score": row["HER2pos"], "centre": centre(i, row)}
+         "split": "test", "anti_her2": row["HER2pos"], "score": row["HER2pos"], "centre": centre(i, row)}
         for i, row in enumerate(read)
     ]  # fmt: skip
     path = write(tmp_path / "ispy2.csv", rows)

@@ -44,6 +44,14 @@ def response(
     release: Annotated[
         Path | None, typer.Option(help="The release that scored the tables.")
     ] = None,
+    out_of_fold: Annotated[
+        bool,
+        typer.Option(
+            "--out-of-fold",
+            help="State that rows of the tables without a split have scores of a model that has "
+            "not seen the patient.",
+        ),
+    ] = False,
     json: Annotated[
         Path | None, typer.Option(help="Write the numbers as JSON; - for stdout.")
     ] = None,
@@ -73,11 +81,13 @@ def response(
         )
     if run is not None and run.is_file():
         raise ConfigError(f"{run}: expected a run's folder, got a file", hint="is it a --table?")
+    if run is not None and out_of_fold:
+        raise ConfigError("--out-of-fold: sites score their test cases, expected it with --table")
     files = {"--json": None if json == _STDOUT else json, "--csv": csv}
     check_destinations(files, out)
     chosen = read_plan(plan)
     if table:
-        document = over_tables(table, chosen, threshold, release)
+        document = over_tables(table, chosen, threshold, release, out_of_fold=out_of_fold)
     else:
         folder = RunFolder(run or Path())
         document = _asked(folder, chosen, threshold, release)

@@ -105,9 +105,14 @@ def freeze(
 
 
 def over_tables(
-    paths: Sequence[Path], plan: Plan, option: float | None, release: Path | None
+    paths: Sequence[Path],
+    plan: Plan,
+    option: float | None,
+    release: Path | None,
+    *,
+    out_of_fold: bool = False,
 ) -> dict[str, Any]:
-    """The result over tables.
+    """The result over tables; ``out_of_fold`` as in ``read_tables``.
 
     Raises:
         ConfigError, TableError, DataError: plan, threshold, release or a table cannot be used.
@@ -115,7 +120,7 @@ def over_tables(
     manifest = None if release is None else read_release(release)[0]
     if plan.threshold != "release" or option is not None or manifest is not None:
         freeze(plan, option, manifest)  # its faults before those of the tables
-    tables = read_tables(paths)
+    tables = read_tables(paths, out_of_fold=out_of_fold)
     threshold = freeze(plan, option, manifest, binary=tables.binary)
     warnings = [*tables.warnings, *check_outcomes(tables, plan)]
     if len(tables.centres) < plan.min_centres:
@@ -129,7 +134,13 @@ def over_tables(
         found["auc"]["on_grid"] = _on_grid(tables)
     if found["suppressed"]:
         warnings.append(NOT_SAFE)
-    return head({"kind": "tables", "tables": list(tables.names)}, plan, threshold, warnings) | found
+    source = {
+        "kind": "tables",
+        "tables": list(tables.names),
+        "out_of_fold": out_of_fold,
+        "without_split": tables.without_split,
+    }
+    return head(source, plan, threshold, warnings) | found
 
 
 def head(

@@ -8,7 +8,8 @@
    contradicts them is an error. HR is positive if ER or PR is, negative if neither is and one is
    known. A response without therapy (nat 0) is none.
 3. Rows of the train and val splits are left out, and a table without others is refused: the model
-   has seen the first, and the threshold was chosen on the second.
+   has seen the first, and the threshold was chosen on the second. A patient with such a row has no
+   other. A blank split is refused, unless the user states that the scores are out of fold.
 4. A patient in two tables is an error. Patients are compared by a hash whose key is drawn anew
    each time and kept nowhere.
 
@@ -59,16 +60,22 @@ class Tables:
     """The centres' rows and what there is to say about them.
 
     ``binary`` says that every score is 0 or 1, so that any threshold gives the same calls.
+    ``without_split`` counts the rows that are held out by the user's statement alone.
     """
 
     centres: list[Patients]
     names: tuple[str, ...]
     warnings: list[str] = field(default_factory=list)
     binary: bool = False
+    without_split: int = 0
 
 
-def read_tables(paths: Sequence[Path]) -> Tables:
+def read_tables(paths: Sequence[Path], *, out_of_fold: bool = False) -> Tables:
     """Steps 1 to 4.
+
+    Args:
+        out_of_fold: the user states that the rows without a split have scores of a model that has
+            not seen their patients.
 
     Raises:
         TableError: a table breaks its contract; the message names table, row and column.
@@ -78,8 +85,10 @@ def read_tables(paths: Sequence[Path]) -> Tables:
     rows: dict[str, list[dict[str, Vector]]] = {}
     of_table: dict[str, int] = {}
     warnings: list[str] = []
+    without_split = 0
     for index, path in enumerate(paths):
-        table = _Table(path)
+        table = _Table(path, out_of_fold)
+        without_split += table.without_split
         for name in table.centre_names():
             if of_table.setdefault(name, index) != index:
                 raise TableError(
@@ -96,14 +105,14 @@ def read_tables(paths: Sequence[Path]) -> Tables:
         centres.append(Patients(name, columns))
     scores = np.concatenate([patients.column("score") for patients in centres])
     binary = bool(np.isin(scores[~np.isnan(scores)], (0, 1)).all())
-    return Tables(centres, tuple(path.name for path in paths), warnings, binary)
+    return Tables(centres, tuple(path.name for path in paths), warnings, binary, without_split)
 
 
 class _Table:
     """One file."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, out_of_fold: bool) -> None:
+        self.path, self.out_of_fold = path, out_of_fold
         if not path.exists():
             raise TableError(f"{path}: no such file", hint="--table takes the path of a CSV file")
         self.cells, self.numbers = read_columns(path, COLUMNS, {"case_id"})
@@ -250,17 +259,51 @@ class _Table:
     def _held_out(self) -> NDArray[np.bool_]:
         """Step 3, (rows,)."""
         split = np.array([value or "" for value in self.split])
-        used = np.isin(split, ("train", "val"))
+        used, blank = np.isin(split, ("train", "val")), split == ""
         if used.all():
             raise TableError(
                 f"{self.path.name}: expected held-out cases, got those of the train and val splits "
                 "alone",
                 hint="the model has seen them; give scores of the test split, or out-of-fold "
-                "scores with the column split left blank",
+                "scores with the column split left blank and --out-of-fold",
             )
+        if blank.any() and not self.out_of_fold:
+            where = f"row {self.numbers[int(np.argmax(blank))]}, column split"
+            got = "a blank" if "split" in self.cells else "no such column"
+            raise TableError(
+                f"{self.path.name}, {where}: expected test, train or val, got {got}",
+                hint="her2-client predict writes the column; if every score comes from a model "
+                "that has not seen the patient, state it with --out-of-fold",
+            )
+        self.without_split = int(np.count_nonzero(blank))
+        self._check_apart(used)
         if used.any():
             self._warn(f"{int(used.sum())} rows of the train and val splits are not evaluated")
         return ~used
+
+    def _check_apart(self, used: NDArray[np.bool_]) -> None:
+        """A patient whose other pictures served to make the model is not held out.
+
+        Raises:
+            TableError: there is one.
+        """
+        cases = self.cells["case_id"]
+        patients = self.cells.get("patient_id", cases)
+        centres = self.cells.get("centre", [""] * len(cases))
+        names = [
+            (centre, patient or case)
+            for centre, patient, case in zip(centres, patients, cases, strict=True)
+        ]
+        row_of = {
+            name: row for name, row, out in zip(names, self.numbers, used, strict=True) if out
+        }
+        for name, row, out in zip(names, self.numbers, used, strict=True):
+            if not out and name in row_of:
+                raise TableError(
+                    f"{self.path.name}, row {row}: expected a held-out patient, got one who is "
+                    f"in the train or val split in row {row_of[name]}",
+                    hint="the splits part patients, not pictures: leave the patient out",
+                )
 
     def _patients(self) -> Iterable[tuple[int, str]]:
         patients = self.cells.get("patient_id", self.cells["case_id"])

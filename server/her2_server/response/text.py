@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from her2_server.report.response_words import ALL_COMERS_TAG
+from her2_server.report.response_words import ALL_COMERS_TAG, held_out
 
 WIDTH: Final = 78
 _NAME: Final = 44
@@ -45,6 +45,8 @@ def _lines(document: Document) -> Iterator[str]:
         )
     for warning in document["warnings"]:
         yield from _wrapped(f"Note: {warning}")
+    if rows := document["source"].get("without_split"):
+        yield from _wrapped(f"Note: {held_out(rows)}")
     yield ""
     yield (
         f"Threshold {document['threshold']:.4f} ({document['threshold_from']}), "
