@@ -132,14 +132,14 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     assert np.isnan(found.centres[0].column("pcr")).sum() == 2  # those of nat 0 that are left
     told = " | ".join(found.warnings)
     for part in ("50 rows of the train", "4 rows without neoadjuvant", "1 rows are of a patient",
-                 "no column clinical_n: N is unknown"):  # fmt: skip
+                 "no column, so unknown: N (clinical_n)"):  # fmt: skip
         assert part in told
 
 
 def test_a_patient_with_another_picture_in_training_is_refused(tmp_path: Path) -> None:
     rows = rows_of("north", 0)
     rows[4] |= {"split": "val", "patient_id": rows[9]["patient_id"]}
-    with pytest.raises(TableError, match="row 11: expected a held-out patient.* in row 6"):
+    with pytest.raises(TableError, match=r"row 11: expected a held-out patient.* in row 6"):
         read_tables([write(tmp_path / "north.csv", rows)], out_of_fold=True)
 
 
@@ -179,6 +179,21 @@ def test_scores_out_of_fold_are_by_statement_and_the_result_says_so(
     split = over_tables(tables[:1], PLAN, 0.5, None, out_of_fold=True)
     assert split["source"]["without_split"] == 0
     assert "no split" not in text.summary(split) + render_response(split)
+
+
+def test_absent_columns_are_one_line(tables: list[Path], tmp_path: Path) -> None:
+    lost = ("er", "pr", "clinical_t", "clinical_n")
+    bare = [
+        write(tmp_path / f"{name}.csv", without(*lost)(rows_of(name, seed)))
+        for seed, name in enumerate(("a", "b", "c"))
+    ]
+    (line,) = over_tables(bare, PLAN, 0.5, None)["warnings"]
+    for what in ("HR status (er or pr)", "T (clinical_t)", "N (clinical_n)"):
+        assert what in line
+    assert "a.csv" not in line  # all of them
+    some = write(tmp_path / "d.csv", without("clinical_t")(rows_of("d", 5)))
+    (line,) = over_tables([*tables, some], PLAN, 0.5, None)["warnings"]
+    assert "T (clinical_t) in d.csv" in line
 
 
 def test_calls_of_0_and_1_need_no_threshold(tables: list[Path], tmp_path: Path) -> None:
@@ -281,7 +296,8 @@ def test_real_outcomes_give_what_statsmodels_gives(tmp_path: Path, rule: str) ->
     }[rule]
     rows = [
         {"case_id": str(i), "pcr": row["pCR"], "er": row["HR"], "biopsy_her2": row["HER2pos"],
-         "split": "test", "anti_her2": row["HER2pos"], "score": row["HER2pos"], "centre": centre(i, row)}
+         "anti_her2": row["HER2pos"], "score": row["HER2pos"], "centre": centre(i, row),
+         "split": "test"}
         for i, row in enumerate(read)
     ]  # fmt: skip
     path = write(tmp_path / "ispy2.csv", rows)

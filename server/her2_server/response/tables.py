@@ -50,6 +50,13 @@ COLUMNS: Final = (
     *_IGNORED,
 )
 
+_COVARIATES: Final = {
+    "HR status (er or pr)": ("er", "pr"),
+    "T (clinical_t)": ("clinical_t",),
+    "N (clinical_n)": ("clinical_n",),
+}
+"""What the models adjust for, and the columns of which one is enough."""
+
 _IMAGES: Final = {"mg": ("mg_cc", "mg_mlo"), "us": ("us",), "mri": ("mri",)}
 
 Vector = NDArray[np.float64]
@@ -86,6 +93,7 @@ def read_tables(paths: Sequence[Path], *, out_of_fold: bool = False) -> Tables:
     of_table: dict[str, int] = {}
     warnings: list[str] = []
     without_split = 0
+    absent: dict[str, list[str]] = {}
     for index, path in enumerate(paths):
         table = _Table(path, out_of_fold)
         without_split += table.without_split
@@ -97,8 +105,16 @@ def read_tables(paths: Sequence[Path], *, out_of_fold: bool = False) -> Tables:
                 )
         table.check_patients(key, index, seen, paths)
         warnings += table.warnings
+        for what in table.absent:
+            absent.setdefault(what, []).append(path.name)
         for name, columns in table.by_centre():
             rows.setdefault(name, []).append(columns)
+    if absent:
+        parted = (
+            what if len(names) == len(paths) else f"{what} in {', '.join(names)}"
+            for what, names in absent.items()
+        )
+        warnings.append(f"no column, so unknown: {'; '.join(parted)}")
     centres = []
     for name, parts in rows.items():
         columns = {c: np.concatenate([part[c] for part in parts]) for c in parts[0]}
@@ -124,10 +140,8 @@ class _Table:
         self._require("pcr", ("ypt", "ypn"), "a response")
         self._require("biopsy_her2", ("biopsy_ihc", "biopsy_ish"), "HER2 of the biopsy")
         self._require("anti_her2", (), "anti-HER2 therapy")
-        for wanted, names in (("HR status", ("er", "pr")), ("T", ("clinical_t",)),
-                              ("N", ("clinical_n",))):  # fmt: skip
-            if not any(name in self.cells for name in names):
-                self._warn(f"no column {' or '.join(names)}: {wanted} is unknown")
+        self.absent = [what for what, names in _COVARIATES.items()
+                       if not any(name in self.cells for name in names)]  # fmt: skip
         self.columns = self._columns()
         self._check_cases()
         self.faults.raise_if_any()

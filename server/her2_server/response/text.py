@@ -112,6 +112,7 @@ def _models(models: list[Document]) -> Iterator[str]:
             continue
         penalised = ", Firth's penalty" if model["penalised"] else ""
         yield _head(f"Model {model['model']}, {model['n']} patients{penalised}")
+        yield from _dropped(model["dropped"])
         for name, term in model["terms"].items():
             if name != "intercept" and not name.startswith("centre["):
                 yield _line(f"{_cut(name, 26)}, odds ratio", term["odds_ratio"])
@@ -121,12 +122,18 @@ def _models(models: list[Document]) -> Iterator[str]:
         yield f"  {ALL_COMERS_TAG}"
 
 
+def _dropped(columns: list[Document]) -> list[str]:
+    words = ", ".join(part["words"] for part in columns)
+    return _wrapped(f"not fitted: {words}", "  ") if columns else []
+
+
 def _weights(ipw: Document) -> Iterator[str]:
     yield ""
     if "refused" in ipw:
         yield from _wrapped(f"Weighted comparison: not given: {ipw['refused']}.")
         return
     yield _head(f"Weighted comparison, {ipw['n']} patients")
+    yield from _dropped(ipw["dropped"])
     yield _line("risk difference", ipw["risk_difference"])
     yield _line("risk ratio", ipw["risk_ratio"])
     if ipw["e_value"] is not None:
