@@ -1,8 +1,7 @@
 """A site's part in the response evaluation: statistics of its own test cases, and who asked what.
 
 1. The policy must allow the task (``check_order``). The first query of a run pins the analysis
-   plan, the threshold and the weights, durably: another plan, threshold or release is refused
-   afterwards, unless ``policy.allowed_plans`` names the plan's SHA-256.
+   plan, its threshold with it, and the weights, durably: others are refused afterwards, unless ``policy.allowed_plans`` names the plan's SHA-256.
 2. Each different query counts against ``policy.max_queries``, before it is answered; the same
    query again is not counted, for its answer tells nothing new.
 3. The cases are those of the test split, by the cache and by the table as it is now; their scores
@@ -56,7 +55,6 @@ class Asked:
     order: TaskOrder
     weights: Weights
     analysis: Plan
-    threshold: float
     query: Query
 
     @property
@@ -84,21 +82,19 @@ class Responder:
         self.notify = notify
         self._source: tuple[str, Source] | None = None
 
-    def answer(
-        self, order: TaskOrder, weights: Weights, analysis: Plan, threshold: float, query: Query
-    ) -> Answered:
+    def answer(self, order: TaskOrder, weights: Weights, analysis: Plan, query: Query) -> Answered:
         """Steps 1 to 4, for an order of the task response; ``weights`` are empty if none came.
 
         Raises:
-            PolicyError: the policy refuses the order; another plan, threshold or release than
-                before; too many queries.
+            PolicyError: the policy refuses the order; another plan or release than before; too
+                many queries.
             StaleBaseError: the weights are needed and did not come.
             DataError, TableError, CacheError: the site's own data cannot be used.
             UpdateError: weights or query are not what the order says.
         """
         check_order(self.config.policy, order)
         check_tested(self.config.state, order)
-        asked = Asked(order, weights, analysis, threshold, query)
+        asked = Asked(order, weights, analysis, query)
         record = self._record(asked)
         scores = self._scores(asked)
         source = self._rows(asked, scores)
@@ -122,7 +118,6 @@ class Responder:
         path, policy = self._path(asked, "json"), self.config.policy
         pins = {
             "plan": asked.analysis.sha256,
-            "threshold": asked.threshold,
             "weights": _digest(asked.prints),
         }
         record = self._read(path)
@@ -155,7 +150,7 @@ class Responder:
             return None
         except (OSError, ValueError):
             record = {}
-        if not {"plan", "threshold", "weights", "queries"} <= record.keys():
+        if not {"plan", "weights", "queries"} <= record.keys():
             # Without it the budget is unknown: fail closed
             raise PolicyError(
                 f"{path}: the record of answered queries is damaged",
@@ -219,13 +214,15 @@ class Responder:
         min_cell = max(config.policy.min_cell, asked.analysis.min_cell)
         content = config.data.cases.read_bytes()
         key = _digest(
-            {**asked.prints, "plan": asked.analysis.sha256, "threshold": repr(asked.threshold),
+            {**asked.prints, "plan": asked.analysis.sha256,
              "cells": str(min_cell), "table": hashlib.sha256(content).hexdigest(),
              "cases": hashlib.sha256("".join(scores["pseudonyms"].tolist()).encode()).hexdigest()}
         )  # fmt: skip
         if self._source is None or self._source[0] != key:
             patients = patients_of(config, scores)
-            source = Source(patients, asked.analysis, asked.threshold, min_cell=min_cell)
+            source = Source(
+                patients, asked.analysis, asked.analysis.fixed_threshold, min_cell=min_cell
+            )
             self._source = (key, source)
         return self._source[1]
 
@@ -286,7 +283,7 @@ def _query_digest(asked: Asked) -> str:
     query = asked.query
     digest = hashlib.sha256(
         json.dumps(
-            [asked.analysis.sha256, asked.threshold, _digest(asked.prints), query.kind, query.item,
+            [asked.analysis.sha256, _digest(asked.prints), query.kind, query.item,
              query.centres, query.reduced]
         ).encode()
     )  # fmt: skip

@@ -76,6 +76,7 @@ def _document() -> dict[str, Any]:
         },
         "threshold": 0.4375,
         "threshold_from": "release",
+        "threshold_frozen": True,
         "pcr": "pCR = ypT0/is ypN0 (in situ disease allowed, nodes negative)",
         "centres": CENTRES,
         "n": 1412,

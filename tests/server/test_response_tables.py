@@ -17,10 +17,12 @@ from tests.common.response.cohorts import assert_same, cohort
 from tests.server.response_tables import PLAN, Row, four, rows_of, write
 
 from her2_common.errors import ConfigError, TableError
+from her2_common.model import build_model, get_groups
+from her2_common.release import Manifest, read_release, write_release
 from her2_common.response.plan import Model, Plan
 from her2_server.report.response import render_response
 from her2_server.response import text
-from her2_server.response.command import freeze, over_tables, read_plan, write_plan
+from her2_server.response.command import fix_threshold, over_tables, read_plan, write_plan
 from her2_server.response.tables import read_tables
 
 ISPY2 = Path(__file__).parents[3] / "shared" / "data" / "ispy2_metadata.csv"
@@ -224,23 +226,98 @@ def test_a_centre_of_one_class_can_be_kept(tables: list[Path], tmp_path: Path) -
 
 
 def test_a_threshold_is_needed_and_fixed_by_the_plan(tables: list[Path]) -> None:
-    with pytest.raises(ConfigError, match="expected a frozen threshold, got none"):
+    with pytest.raises(ConfigError, match="expected a threshold, got none"):
         over_tables(tables, PLAN, None, None)
     with pytest.raises(ConfigError, match="--threshold: expected a number from 0 to 1"):
         over_tables(tables, PLAN, 1.5, None)
     fixed = Plan(threshold=0.25)
-    assert freeze(fixed, None, None).origin == "plan"
+    assert fix_threshold(fixed, None, None).threshold_from == "plan"
     with pytest.raises(ConfigError, match=r"expected 0\.25, which the plan fixes, got 0\.5"):
-        freeze(fixed, 0.5, None)
+        fix_threshold(fixed, 0.5, None)
+
+
+def test_a_threshold_between_two_scores_is_refused_with_both(tables: list[Path]) -> None:
+    with pytest.raises(ConfigError, match=r"such as 0\.41015625 or 0\.4111328125, got 0\.4102"):
+        over_tables(tables, PLAN, 0.4102, None)
+    with pytest.raises(ValueError, match=r"such as 0\.41015625 or 0\.4111328125, got 0\.4102"):
+        Plan(threshold=0.4102)
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold", "positive"),
+    [(0.4996, 0.5, 0), (0.5, 0.5, 160), (0.4103, 0.41015625, 160), (0.4101, 0.41015625, 0)],
+)
+def test_rounding_moves_no_score_across_the_threshold(
+    tmp_path: Path, score: float, threshold: float, positive: int
+) -> None:
+    path = write(tmp_path / "north.csv", added(score=score)(rows_of("north", 0)))
+    found = over_tables([path], PLAN, threshold, None)
+    calls = {part["model"]: part["n"] for part in found["discordance"]["strata"] if part["n"]}
+    assert set(calls) == {int(positive > 0)}
+    point = found["operating_points"]["points"][0]
+    assert point["sensitivity"]["k"] == (point["sensitivity"]["n"] if positive else 0)
+
+
+def test_a_typed_threshold_is_not_called_frozen(tables: list[Path], tmp_path: Path) -> None:
+    typed = over_tables(tables, PLAN, 0.5, None)
+    planned = over_tables(tables, Plan(min_cell=1, threshold=0.5), None, None)
+    assert (typed["threshold_frozen"], planned["threshold_frozen"]) == (False, True)
+    assert_same(typed["primary"], planned["primary"])
+    words = [" ".join((text.summary(d) + render_response(d)).lower().split())
+             for d in (typed, planned)]  # fmt: skip
+    assert "frozen threshold" not in words[0]
+    assert "not frozen" in words[0]
+    assert "frozen threshold" in words[1]
+    assert "not frozen" not in words[1]
+
+
+def test_the_hash_covers_the_threshold_and_its_origin(tables: list[Path], tmp_path: Path) -> None:
+    release = tmp_path / "release"
+    manifest = Manifest(run="a-run", preset="compact", label="reference", image_size=32,
+                        volume_size=16, threshold=0.5, groups=["head"])  # fmt: skip
+    write_release(release, manifest, get_groups(build_model("compact", 0), ["head"]))
+    found = [
+        over_tables(tables, PLAN, None, release),
+        over_tables(tables, PLAN, 0.5, None),
+        over_tables(tables, PLAN, 0.25, None),
+        over_tables(tables, Plan(min_cell=1, threshold=0.5), None, None),
+    ]
+    assert len({document["plan"]["sha256"] for document in found}) == 4
+    document = found[0]["plan"]["document"]
+    assert (document["threshold"], document["threshold_from"]) == (0.5, "release")
+    assert document["release_sha256"] == read_release(release)[0].sha256
+    # Typed or not, the release's own threshold is the release's
+    assert over_tables(tables, PLAN, 0.5, release)["plan"] == found[0]["plan"]
+    # The plan of the result is a plan, and holds for no other release
+    again = Plan(**document)
+    assert over_tables(tables, again, None, release)["plan"] == found[0]["plan"]
+    write_release(release, manifest, get_groups(build_model("compact", 1), ["head"]))
+    with pytest.raises(ConfigError, match="that of another release"):
+        over_tables(tables, again, None, release)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"threshold_from": "plan"},
+        {"release_sha256": "a" * 64},
+        {"threshold": 0.5, "threshold_from": "release"},
+        {"threshold": 0.5, "release_sha256": "a" * 64},
+        {"threshold": 0.5, "threshold_from": "me"},
+    ],
+)
+def test_an_origin_that_does_not_fit_the_threshold_is_refused(keys: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"threshold_from|release_sha256"):
+        Plan(**keys)
 
 
 def test_the_default_plan_can_be_written_once_and_read(tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
-    write_plan(path)
+    write_plan(path, Plan())
     assert read_plan(path) == Plan() == read_plan(None)
     assert set(yaml.safe_load(path.read_text())) == set(Plan.model_fields)
     with pytest.raises(ConfigError, match="exists already"):
-        write_plan(path)
+        write_plan(path, Plan())
     path.write_text("treshold: 0.5\n")
     with pytest.raises(ConfigError, match=r"treshold: unknown key; did you mean 'threshold'\?"):
         read_plan(path)

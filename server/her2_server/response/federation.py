@@ -39,7 +39,7 @@ from her2_common.vectors import vectors_record
 from her2_common.wire import TaskOrder, document_record, read_document
 from her2_server.attendance import wait_until_online
 from her2_server.exchange import Exchange, Outcome
-from her2_server.response.command import Threshold, freeze, head
+from her2_server.response.command import fix_threshold, head, label_of
 from her2_server.run_folder import RunFolder
 
 TASK: Final[Task] = "response"
@@ -55,12 +55,11 @@ class Sites:
         grid: Grid,
         folder: RunFolder,
         plan: Plan,
-        threshold: float,
         notify: Notify = lambda _: None,
     ) -> None:
         self.config = folder.load_config()
         self.summary = json.loads(folder.summary.read_text(encoding="utf-8"))
-        self.plan, self.threshold, self.notify = plan, threshold, notify
+        self.plan, self.notify = plan, notify
         self.grid = grid
         self.exchange = Exchange(grid, self.config, notify=notify)
         self.manifest, self.groups = read_release(folder.release)
@@ -166,7 +165,7 @@ class Sites:
             plan=self.config.run,
         )
         content = RecordDict({"order": document_record(order)})
-        content["query"] = document_record(ResponseQuery.of(query, self.plan, self.threshold))
+        content["query"] = document_record(ResponseQuery.of(query, self.plan))
         if query.arrays:
             content["arrays"] = statistics_record(query.arrays)
         if whole:
@@ -188,10 +187,14 @@ def over_sites(
         ConfigError, DataError: the threshold or the release cannot be used.
     """
     manifest = finished_release(folder)
-    threshold: Threshold = freeze(plan, option, manifest)
-    sites = Sites(grid, folder, plan, threshold.value, notify)
+    plan = fix_threshold(plan, option, manifest)
+    sites = Sites(grid, folder, plan, notify)
     found = analyse(
-        sites, plan, threshold.value, label=threshold.label, min_centres=plan.min_centres
+        sites,
+        plan,
+        plan.fixed_threshold,
+        label=label_of(manifest),
+        min_centres=plan.min_centres,
     )
     if "refused" not in found["auc"]:
         found["auc"]["on_grid"] = True  # sites score on it
@@ -206,7 +209,7 @@ def over_sites(
         "absent": sites.absent,
     }
     warnings = [f"{site} takes no part: {why}" for site, why in sites.absent.items()]
-    return head(source, plan, threshold, warnings) | found
+    return head(source, plan, warnings) | found
 
 
 def finished_release(folder: RunFolder) -> Manifest:

@@ -48,8 +48,10 @@ def _lines(document: Document) -> Iterator[str]:
     if rows := document["source"].get("without_split"):
         yield from _wrapped(f"Note: {held_out(rows)}")
     yield ""
+    frozen = document["threshold_frozen"]
     yield (
-        f"Threshold {document['threshold']:.4f} ({document['threshold_from']}), "
+        f"{'Frozen threshold' if frozen else 'Threshold, not frozen:'} "
+        f"{document['threshold']:.4f} ({document['threshold_from']}), "
         f"plan {document['plan']['sha256'][:16]}"
     )
 

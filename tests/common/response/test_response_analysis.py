@@ -294,13 +294,18 @@ def test_a_site_that_counts_its_patients_twice_is_refused() -> None:
 
 def test_the_hash_of_a_plan_covers_every_choice() -> None:
     changed: dict[str, Any] = {
-        "threshold": 0.5, "relevant_odds_ratio": 1.5, "models": (), "propensity": ("hr",),
+        "threshold": 0.5, "threshold_from": "typed at this analysis", "release_sha256": "a" * 64,
+        "relevant_odds_ratio": 1.5, "models": (), "propensity": ("hr",),
         "subgroups": ("hr",), "compare": (), "net_benefit": (0.5,), "max_fpr": 0.5, "min_cell": 5,
         "min_centres": 2, "one_class_centres": "keep", "seed": 1,
     }  # fmt: skip
     fixed = {"population", "strata"}
     assert set(changed) | fixed == set(Plan.model_fields)
-    plans = [Plan(**{key: value}) for key, value in changed.items()]
+    with_it: dict[str, dict[str, Any]] = {
+        "threshold_from": {"threshold": 0.5},
+        "release_sha256": {"threshold": 0.5, "threshold_from": "release"},
+    }
+    plans = [Plan(**{key: value} | with_it.get(key, {})) for key, value in changed.items()]
     assert len({plan.sha256 for plan in [Plan(), *plans]}) == len(plans) + 1
     assert Plan().sha256 == Plan(min_cell=10).sha256
 
