@@ -1,7 +1,8 @@
 """A site's part in the response evaluation: statistics of its own test cases, and who asked what.
 
 1. The policy must allow the task (``check_order``). The first query of a run pins the analysis
-   plan, its threshold with it, and the weights, durably: others are refused afterwards, unless ``policy.allowed_plans`` names the plan's SHA-256.
+   plan, its threshold with it, and the weights, durably: others are refused afterwards, unless
+   ``policy.allowed_plans`` names the plan's SHA-256.
 2. Each different query counts against ``policy.max_queries``, before it is answered; the same
    query again is not counted, for its answer tells nothing new.
 3. The cases are those of the test split, by the cache and by the table as it is now; their scores

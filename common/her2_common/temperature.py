@@ -104,8 +104,8 @@ def slope_bounds(validation: ScoreHistogram) -> tuple[float, float]:
     A case at grid value k/1024 had a score from there to below the next value. Let m be its log
     odds, with the sign changed for a negative. The slope solves sum(m * expit(-slope * m)) = 0, and
     the sum falls as the slope grows; with the least (greatest) value that each case's term can
-    take, its solution is the lower (upper) bound. Where the bound is not between 0.001 and 1000 it is 0 or
-    infinity: a positive at score 0, say, may be wrong by any amount.
+    take, its solution is the lower (upper) bound. Where the bound is not between 0.001 and 1000 it
+    is 0 or infinity: a positive at score 0, say, may be wrong by any amount.
     """
     edges = logit(np.arange(GRID + 1) / GRID)  # (GRID + 1,)
     least_odds, most_odds = edges.copy(), np.append(edges[1:], np.inf)

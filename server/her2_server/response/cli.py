@@ -125,9 +125,8 @@ def _asked(
     """The result over the sites of a run."""
     if release is not None:
         raise ConfigError("--release: a run has its own, expected none with a run's folder")
-    fix_threshold(
-        plan, threshold, finished_release(folder)
-    )  # its faults before the SuperLink is asked
+    # Its faults before the SuperLink is asked
+    fix_threshold(plan, threshold, finished_release(folder))
     started = time.monotonic()
 
     def notify(text: str) -> None:
