@@ -18,7 +18,8 @@ from her2_client.cohort import Cohort, load_cohort, residence
 from her2_client.engine import make_deterministic, select_device
 from her2_client.keys import read_pseudonym_key
 from her2_client.scoring import score
-from her2_common.cases import MODALITIES, SPLITS, Case, pseudonym, read_cases
+from her2_client.served import served
+from her2_common.cases import MODALITIES, SPLITS, Case, Split, pseudonym, read_cases
 from her2_common.clinical import PCR_DEFINITION, Her2Level
 from her2_common.config import SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError
@@ -62,7 +63,8 @@ def predict_table(
 
     One row a case: ``case_id`` and ``patient_id`` as in the site's case table (rows of one
     patient_id are one patient), ``split`` as at ingest (train and val cases served to make the
-    model, so that only test cases are held out), ``score`` (probability of what the release's
+    model, so that only test cases are held out; a test case that this site trained the release's
+    run with is train, and ``notify`` is told), ``score`` (probability of what the release's
     label asks on the grid of 1/1024: HER2-positive, or for ``pcr`` ypT0/is ypN0 after therapy),
     ``call`` (1 if at or above the release's threshold), each modality's own score (blank where
     absent), ``unlike``: the modalities whose image is beyond the release's limit, joined by "+"
@@ -111,16 +113,17 @@ def predict_table(
         notify(f"the release has no limit for {', '.join(unjudged)}: unlike images are not flagged")
     scores = score(model.to(device), cohort, references)
     table_of = _table_cases(config, cache)
+    split_of = _splits(config, cache, manifest.run, notify)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS if scores.low is None else (*COLUMNS, *LEVEL_COLUMNS))
     cases = []
     for case in range(len(cohort)):
-        if split != "all" and SPLITS[cache.split[in_cache[case]]] != split:
+        if split not in ("all", split_of[in_cache[case]]):
             continue
         value = float(scores.fused[case])
         known = table_of[in_cache[case]]
-        row = [known.case_id, known.patient_id, SPLITS[cache.split[in_cache[case]]]]
+        row = [known.case_id, known.patient_id, split_of[in_cache[case]]]
         row += [_cell(value), int(value >= manifest.threshold)]
         row += [_cell(float(scores.single[m][case])) if m in trained else "" for m in MODALITIES]
         beyond = [m for m, values in scores.unlike.items() if values[case] > manifest.limits[m]]
@@ -159,6 +162,23 @@ def _table_cases(config: SiteConfig, cache: Cache) -> list[Case]:
             hint="the table or the pseudonym key has changed: run her2-client ingest again",
         )
     return [case_of[p] for p in cache.pseudonyms]
+
+
+def _splits(
+    config: SiteConfig, cache: Cache, run: str, notify: Callable[[str], None]
+) -> list[Split]:
+    """The split of every case of the cache; of a test case that served to make ``run``, train."""
+    splits: list[Split] = [SPLITS[index] for index in cache.split]
+    used = served(config.state, run)
+    moved = [i for i, p in enumerate(cache.pseudonyms) if splits[i] == "test" and p in used]
+    for index in moved:
+        splits[index] = "train"
+    if moved:
+        notify(
+            f"{len(moved)} cases of the test split trained or validated in run {run}, before the "
+            "splits were drawn anew: they are not held out, and their split is written as train"
+        )
+    return splits
 
 
 def _level(score: float, low_score: float, threshold: float) -> Her2Level:

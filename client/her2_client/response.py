@@ -5,8 +5,9 @@
    ``policy.allowed_plans`` names the plan's SHA-256.
 2. Each different query counts against ``policy.max_queries``, before it is answered; the same
    query again is not counted, for its answer tells nothing new.
-3. The cases are those of the test split, by the cache and by the table as it is now; their scores
-   come from the weights, are computed once and kept with the record.
+3. The cases are those of the test split, by the cache and by the table as it is now, and by the
+   record of whom the run trained with (``served``); their scores come from the weights, are
+   computed once and kept with the record.
 4. ``her2_common.response.queries`` answers or withholds, by the larger of the plan's ``min_cell``
    and the policy's.
 
@@ -32,6 +33,7 @@ from her2_client.engine import ready_model
 from her2_client.keys import read_pseudonym_key
 from her2_client.policy import check_order, check_tested
 from her2_client.scoring import score
+from her2_client.served import served
 from her2_common.broadcast import fingerprint
 from her2_common.cases import MODALITIES, Case, Modality, pseudonym, read_cases, splits
 from her2_common.config import SiteConfig
@@ -195,6 +197,13 @@ class Responder:
         )
         if not len(cohort):
             raise DataError("expected test cases with an image that the model reads, got none")
+        if not served(self.config.state, asked.order.run).isdisjoint(cohort.pseudonyms):
+            raise DataError(
+                f"expected test cases that had no part in run {asked.order.run}, got some that "
+                "trained or validated in it",
+                hint="the splits have changed since: ingest with the table and the pseudonym key "
+                "of that time",
+            )
         if "clinical" not in asked.weights:
             cohort = cohort.without_clinical()
         weights = {name: vector.copy() for name, vector in asked.weights.items()}  # torch's own

@@ -26,6 +26,7 @@ from safetensors.numpy import save as save_tensors
 
 from her2_common import __version__
 from her2_common.cases import Label, Modality
+from her2_common.config import Name
 from her2_common.errors import ConfigError, DataError, UpdateError
 from her2_common.files import replace_durably
 from her2_common.model import GROUPS, Group, MapModel, build_model, preset, preset_sizes, set_groups
@@ -53,7 +54,7 @@ class Manifest(BaseModel):
 
     format: Literal["her2-map release"] = FORMAT
     version: str = __version__
-    run: str
+    run: Name
     preset: str
     label: Label
     image_size: int = Field(ge=32, le=1024, multiple_of=16)

@@ -22,6 +22,7 @@ from her2_client.cohort import Cohort, load_cohort
 from her2_client.keys import read_pseudonym_key
 from her2_client.predict import predict_table
 from her2_client.scoring import profile, score
+from her2_client.served import note_served
 from her2_common.cases import pseudonym
 from her2_common.config import SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError
@@ -138,6 +139,21 @@ def test_only_test_cases_are_scored_unless_others_are_asked_for(
     assert {row["split"] for row in rows(out)} == {"test"}
     assert predict_table(config, release, out, split="val", force=True) == 1
     assert [(row["case_id"], row["split"]) for row in rows(out)] == [("case-3", "val")]
+
+
+def test_a_test_case_that_trained_the_run_under_another_split_is_not_held_out(
+    config: SiteConfig, release: Path, tmp_path: Path
+) -> None:
+    key = read_pseudonym_key(config.data.pseudonym_key_file)
+    out, told = tmp_path / "predictions.csv", []
+    note_served(config.state, "a-run", [pseudonym(key, "case-0")])
+    note_served(config.state, "a-run", [pseudonym(key, "case-2")])
+    note_served(config.state, "another-run", [pseudonym(key, "case-1")])
+    assert predict_table(config, release, out, notify=told.append) == 1
+    assert [row["case_id"] for row in rows(out)] == ["case-1"]
+    assert any("1 cases of the test split trained or validated in run a-run" in t for t in told)
+    predict_table(config, release, out, split="all", force=True)
+    assert [row["split"] for row in rows(out)] == ["train", "test", "train", "val"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])

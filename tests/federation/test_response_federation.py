@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from tests.common.response.cohorts import assert_same
 
+from her2_client.cache import open_cache
+from her2_client.cohort import load_cohort
 from her2_client.keys import read_pseudonym_key
+from her2_client.served import note_served
 from her2_common.cases import MODALITIES, SPLITS, pseudonym
 from her2_common.config import Task
 from her2_common.errors import ConfigError, RunError
@@ -250,6 +253,25 @@ def test_a_case_that_trained_the_model_is_refused(finished: LocalFederation) -> 
     found = over_sites(finished.grid(), finished.folder, QUICK)
     assert found["source"]["absent"] == {"centre-d": "refused: site error: data"}
     assert "centre-d" not in found["centres"]
+
+
+def test_a_case_that_trained_under_another_split_is_refused(
+    make_federation: MakeFederation,
+) -> None:
+    """Cache and table agree that it is a test case; the site's own record knows better."""
+    federation = make_federation(rounds=1, min_cell=3)
+    write_cases(federation)
+    federation.coordinator().run()
+    allow(federation, min_cell=1)
+    config = federation.configs["centre-d"]
+    names = json.loads((config.state / "served" / "test.json").read_text())
+    cohort = load_cohort(open_cache(config.data.cache), split="test", label=None,
+                         image_size=32, volume_size=16)  # fmt: skip
+    assert names
+    assert not set(names) & set(cohort.pseudonyms)
+    note_served(config.state, "test", cohort.pseudonyms[:1])
+    found = over_sites(federation.grid(), federation.folder, QUICK)
+    assert found["source"]["absent"] == {"centre-d": "refused: site error: data"}
 
 
 def test_a_lost_site_ends_the_analysis_by_name(finished: LocalFederation) -> None:
