@@ -158,7 +158,8 @@ class _Fitter:
         self.asked = _columns(terms, centres, outcome)
         self.columns = {term: _columns((term,), centres, outcome)[1:] for term in terms}
         self._start: LogisticSums = self.total(self._query("logistic", np.zeros(len(self.asked))))
-        self.names, self.dropped = names or self.asked, ()
+        self.names = names or self.asked
+        self.dropped: tuple[Dropped, ...] = ()
         if names is None:
             ordered = [c for term in order_of_terms(terms, tested) for c in self.columns[term]]
             products = self._start.hessian  # at coefficients of 0: a quarter of X'X
