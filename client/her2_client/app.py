@@ -155,7 +155,6 @@ def _response(site: Site, order: TaskOrder, content: RecordDict) -> RecordDict:
         order,
         read_whole(content, "weights", order.plan),
         asked.analysis,
-        asked.threshold,
         asked.query(read_statistics(content)),
     )
     reply = ResponseReply(

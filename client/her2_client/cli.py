@@ -100,8 +100,8 @@ def predict(
     model: Annotated[Path, typer.Option(help="The release folder of a run.")],
     out: Annotated[Path, typer.Option(help="The table to write.")] = Path("predictions.csv"),
     split: Annotated[
-        str, typer.Option(help="train, val, test or all; judge on test alone.")
-    ] = "all",
+        str, typer.Option(help="test, val, train or all; only test cases are held out.")
+    ] = "test",
     site: SiteOption = Path("site.yaml"),
     force: Annotated[
         bool, typer.Option("--force", help="Replace what an earlier one wrote.")

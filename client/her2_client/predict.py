@@ -18,7 +18,8 @@ from her2_client.cohort import Cohort, load_cohort, residence
 from her2_client.engine import make_deterministic, select_device
 from her2_client.keys import read_pseudonym_key
 from her2_client.scoring import score
-from her2_common.cases import MODALITIES, PCR_LABELS, SPLITS, pseudonym, read_cases
+from her2_client.served import served
+from her2_common.cases import MODALITIES, PCR_LABELS, SPLITS, Case, Split, pseudonym, read_cases
 from her2_common.clinical import PCR_DEFINITIONS, Her2Level
 from her2_common.config import SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError
@@ -27,7 +28,9 @@ from her2_common.model import MapModel, preset
 from her2_common.release import Manifest, load_release, read_references
 
 _SCORES: Final = tuple(f"{m}_score" for m in MODALITIES)
-COLUMNS: Final = ("case_id", "score", "call", *_SCORES, "modalities", "unlike")
+COLUMNS: Final = (
+    "case_id", "patient_id", "split", "score", "call", *_SCORES, "modalities", "unlike",
+)  # fmt: skip
 LEVEL_COLUMNS: Final = ("low_score", "level")
 """Of a release with three HER2 levels, after the others."""
 TRAINED_ON: Final = "trained_on"
@@ -53,20 +56,23 @@ def predict_table(
     release: Path,
     out: Path,
     *,
-    split: str = "all",
+    split: str = "test",
     force: bool = False,
     notify: Callable[[str], None] = lambda _: None,
     then: Callable[[Predicted], Callable[[], None]] = lambda _: lambda: None,
 ) -> int:
     """Score the cases in the site's cache and write ``out``; returns the number of cases.
 
-    One row a case: ``score`` (probability of what the release's label asks on the grid of 1/1024:
-    HER2-positive, or for ``pcr`` and ``pcr_strict`` a pCR), ``call`` (1 if at or above the
-    release's threshold), each modality's own score (blank where absent), ``unlike``: the modalities
-    whose image is beyond the release's limit, joined by "+" (blank if none is, or if the release
-    has no limit: ``notify`` is told for which modalities). A release with three HER2
-    levels adds ``low_score`` (probability of HER2-low if not positive) and ``level``. ``then`` is
-    called with what will be written, and what it returns once it is.
+    One row a case: ``case_id`` and ``patient_id`` as in the site's case table (rows of one
+    patient_id are one patient), ``split`` as at ingest (train and val cases served to make the
+    model, so that only test cases are held out; a test case that this site trained the release's
+    run with is train, and ``notify`` is told), ``score`` (probability of what the release's
+    label asks on the grid of 1/1024: HER2-positive, or for ``pcr`` and ``pcr_strict`` a pCR),
+    ``call`` (1 if at or above the release's threshold), each modality's own score (blank where
+    absent), ``unlike``: the modalities whose image is beyond the release's limit, joined by "+"
+    (blank if none is, or if the release has no limit: ``notify`` is told for which modalities). A
+    release with three HER2 levels adds ``low_score`` (probability of HER2-low if not positive) and
+    ``level``. ``then`` is called with what will be written, and what it returns once it is.
 
     Raises:
         DataError: the release or the table cannot be used, or there is no case.
@@ -109,17 +115,20 @@ def predict_table(
     if unjudged := [m for m in trained if m not in references]:
         notify(f"the release has no limit for {', '.join(unjudged)}: unlike images are not flagged")
     scores = score(model.to(device), cohort, references)
-    names = _case_names(config, cache)
+    table_of = _table_cases(config, cache)
+    split_of = _splits(config, cache, manifest.run, notify)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     levels = () if scores.low is None else LEVEL_COLUMNS
     writer.writerow((*COLUMNS, *levels, TRAINED_ON))
     cases = []
     for case in range(len(cohort)):
-        if split != "all" and SPLITS[cache.split[in_cache[case]]] != split:
+        if split not in ("all", split_of[in_cache[case]]):
             continue
         value = float(scores.fused[case])
-        row = [names[in_cache[case]], _cell(value), int(value >= manifest.threshold)]
+        known = table_of[in_cache[case]]
+        row = [known.case_id, known.patient_id, split_of[in_cache[case]]]
+        row += [_cell(value), int(value >= manifest.threshold)]
         row += [_cell(float(scores.single[m][case])) if m in trained else "" for m in MODALITIES]
         beyond = [m for m, values in scores.unlike.items() if values[case] > manifest.limits[m]]
         row += [cohort.combination(case), "+".join(beyond)]
@@ -129,7 +138,10 @@ def predict_table(
         writer.writerow([*row, "+".join(manifest.trained_on)])
         cases.append(case)
     if not cases:
-        raise DataError(f"no case in split {split!r} that this model can score")
+        raise DataError(
+            f"no case in split {split!r} that this model can score",
+            hint="--split all scores every case; those of train and val served to make the model",
+        )
     rows = tuple(csv.DictReader(io.StringIO(text.getvalue())))
     finish = then(Predicted(model, manifest, cohort, tuple(cases), rows))
     temporary = out.with_name(f".{out.name}.tmp")
@@ -142,18 +154,35 @@ def predict_table(
     return len(cases)
 
 
-def _case_names(config: SiteConfig, cache: Cache) -> list[str]:
-    """The table's case_id for every case of the cache, found by its pseudonym."""
+def _table_cases(config: SiteConfig, cache: Cache) -> list[Case]:
+    """The table's case for every case of the cache, found by its pseudonym."""
     key = read_pseudonym_key(config.data.pseudonym_key_file)
     table = read_cases(config.data.cases)
-    name_of = {pseudonym(key, case.case_id): case.case_id for case in table.cases}
-    unknown = [p for p in cache.pseudonyms if p not in name_of]
+    case_of = {pseudonym(key, case.case_id): case for case in table.cases}
+    unknown = [p for p in cache.pseudonyms if p not in case_of]
     if unknown:
         raise CacheError(
             f"{len(unknown)} cases of the cache are not in {config.data.cases.name}",
             hint="the table or the pseudonym key has changed: run her2-client ingest again",
         )
-    return [name_of[p] for p in cache.pseudonyms]
+    return [case_of[p] for p in cache.pseudonyms]
+
+
+def _splits(
+    config: SiteConfig, cache: Cache, run: str, notify: Callable[[str], None]
+) -> list[Split]:
+    """The split of every case of the cache; of a test case that served to make ``run``, train."""
+    splits: list[Split] = [SPLITS[index] for index in cache.split]
+    used = served(config.state, run)
+    moved = [i for i, p in enumerate(cache.pseudonyms) if splits[i] == "test" and p in used]
+    for index in moved:
+        splits[index] = "train"
+    if moved:
+        notify(
+            f"{len(moved)} cases of the test split trained or validated in run {run}, before the "
+            "splits were drawn anew: they are not held out, and their split is written as train"
+        )
+    return splits
 
 
 def _level(score: float, low_score: float, threshold: float) -> Her2Level:

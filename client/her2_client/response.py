@@ -1,12 +1,13 @@
 """A site's part in the response evaluation: statistics of its own test cases, and who asked what.
 
 1. The policy must allow the task (``check_order``). The first query of a run pins the analysis
-   plan, the threshold and the weights, durably: another plan, threshold or release is refused
-   afterwards, unless ``policy.allowed_plans`` names the plan's SHA-256.
+   plan, its threshold with it, and the weights, durably: others are refused afterwards, unless
+   ``policy.allowed_plans`` names the plan's SHA-256.
 2. Each different query counts against ``policy.max_queries``, before it is answered; the same
    query again is not counted, for its answer tells nothing new.
-3. The cases are those of the test split, by the cache and by the table as it is now; their scores
-   come from the weights, are computed once and kept with the record.
+3. The cases are those of the test split, by the cache and by the table as it is now, and by the
+   record of whom the run trained with (``served``); their scores come from the weights, are
+   computed once and kept with the record.
 4. ``her2_common.response.queries`` answers or withholds, by the larger of the plan's ``min_cell``
    and the policy's.
 
@@ -32,6 +33,7 @@ from her2_client.engine import ready_model
 from her2_client.keys import read_pseudonym_key
 from her2_client.policy import check_order, check_tested
 from her2_client.scoring import score
+from her2_client.served import served
 from her2_common.broadcast import fingerprint
 from her2_common.cases import MODALITIES, Case, Modality, pseudonym, read_cases, splits
 from her2_common.clinical import DEFAULT_PCR, PcrDefinition
@@ -58,7 +60,6 @@ class Asked:
     order: TaskOrder
     weights: Weights
     analysis: Plan
-    threshold: float
     query: Query
 
     @property
@@ -86,21 +87,19 @@ class Responder:
         self.notify = notify
         self._source: tuple[str, Source] | None = None
 
-    def answer(
-        self, order: TaskOrder, weights: Weights, analysis: Plan, threshold: float, query: Query
-    ) -> Answered:
+    def answer(self, order: TaskOrder, weights: Weights, analysis: Plan, query: Query) -> Answered:
         """Steps 1 to 4, for an order of the task response; ``weights`` are empty if none came.
 
         Raises:
-            PolicyError: the policy refuses the order; another plan, threshold or release than
-                before; too many queries.
+            PolicyError: the policy refuses the order; another plan or release than before; too
+                many queries.
             StaleBaseError: the weights are needed and did not come.
             DataError, TableError, CacheError: the site's own data cannot be used.
             UpdateError: weights or query are not what the order says.
         """
         check_order(self.config.policy, order)
         check_tested(self.config.state, order)
-        asked = Asked(order, weights, analysis, threshold, query)
+        asked = Asked(order, weights, analysis, query)
         record = self._record(asked)
         scores = self._scores(asked)
         source = self._rows(asked, scores)
@@ -124,7 +123,6 @@ class Responder:
         path, policy = self._path(asked, "json"), self.config.policy
         pins = {
             "plan": asked.analysis.sha256,
-            "threshold": asked.threshold,
             "weights": _digest(asked.prints),
         }
         record = self._read(path)
@@ -157,7 +155,7 @@ class Responder:
             return None
         except (OSError, ValueError):
             record = {}
-        if not {"plan", "threshold", "weights", "queries"} <= record.keys():
+        if not {"plan", "weights", "queries"} <= record.keys():
             # Without it the budget is unknown: fail closed
             raise PolicyError(
                 f"{path}: the record of answered queries is damaged",
@@ -201,6 +199,13 @@ class Responder:
         )
         if not len(cohort):
             raise DataError("expected test cases with an image that the model reads, got none")
+        if not served(self.config.state, asked.order.run).isdisjoint(cohort.pseudonyms):
+            raise DataError(
+                f"expected test cases that had no part in run {asked.order.run}, got some that "
+                "trained or validated in it",
+                hint="the splits have changed since: ingest with the table and the pseudonym key "
+                "of that time",
+            )
         if "clinical" not in asked.weights:
             cohort = cohort.without_clinical()
         weights = {name: vector.copy() for name, vector in asked.weights.items()}  # torch's own
@@ -221,13 +226,15 @@ class Responder:
         min_cell = max(config.policy.min_cell, asked.analysis.min_cell)
         content = config.data.cases.read_bytes()
         key = _digest(
-            {**asked.prints, "plan": asked.analysis.sha256, "threshold": repr(asked.threshold),
+            {**asked.prints, "plan": asked.analysis.sha256,
              "cells": str(min_cell), "table": hashlib.sha256(content).hexdigest(),
              "cases": hashlib.sha256("".join(scores["pseudonyms"].tolist()).encode()).hexdigest()}
         )  # fmt: skip
         if self._source is None or self._source[0] != key:
             patients = patients_of(config, scores, asked.analysis.pcr)
-            source = Source(patients, asked.analysis, asked.threshold, min_cell=min_cell)
+            source = Source(
+                patients, asked.analysis, asked.analysis.fixed_threshold, min_cell=min_cell
+            )
             self._source = (key, source)
         return self._source[1]
 
@@ -298,7 +305,7 @@ def _query_digest(asked: Asked) -> str:
     query = asked.query
     digest = hashlib.sha256(
         json.dumps(
-            [asked.analysis.sha256, asked.threshold, _digest(asked.prints), query.kind, query.item,
+            [asked.analysis.sha256, _digest(asked.prints), query.kind, query.item,
              query.centres, query.reduced]
         ).encode()
     )  # fmt: skip

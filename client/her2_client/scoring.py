@@ -1,4 +1,4 @@
-"""Scores of a cohort: fused, and of each modality alone, rounded to the public grid.
+"""Scores of a cohort: fused, and of each modality alone, on the public grid, rounded down.
 
 Beside them, for the flag of unlike images (her2_common.novelty): the moments of the features of
 training cases, and how unlike them the features of others are.

@@ -29,6 +29,7 @@ from her2_client.policy import (
 )
 from her2_client.response import Responder
 from her2_client.scoring import Scores, histograms, profile, score
+from her2_client.served import note_served
 from her2_client.site_memory import Memory
 from her2_client.training import TrainResult, train_round
 from her2_common import __version__
@@ -265,6 +266,8 @@ class Site:
             group: self._cohorts["train"].counts()[group] for group in self._groups()
         }
         check_update(self.config.policy, counts)
+        used = (name for split in ("train", "val") for name in self._cohorts[split].pseudonyms)
+        note_served(self.config.state, order.run, used)
 
         def train(
             weights: Mapping[str, np.ndarray], plan: RunConfig, number: int, objective: Objective

@@ -47,7 +47,10 @@ class Estimate:
 
 
 def quantise(scores: ArrayLike) -> Counts:
-    """The grid index 0 to 1024 nearest to each score (a tie goes to the even index).
+    """The grid index 0 to 1024 of the highest grid value that each score reaches.
+
+    A score is never rounded up: a threshold on the grid parts the scores and their grid values
+    alike, so that calls from scores and from histograms are the same.
 
     Args:
         scores: probabilities, any shape.
@@ -55,13 +58,34 @@ def quantise(scores: ArrayLike) -> Counts:
     Raises:
         MetricError: a score is not a finite number from 0 to 1.
 
-    >>> quantise([0.0, 0.5, 0.50004, 1.0]).tolist()
-    [0, 512, 512, 1024]
+    >>> quantise([0.0, 0.4996, 0.5, 1.0]).tolist()
+    [0, 511, 512, 1024]
     """
     values = np.asarray(scores, dtype=np.float64)
     if not np.all((values >= 0.0) & (values <= 1.0)):  # false for NaN too
         raise MetricError("scores: expected finite numbers from 0 to 1, got others")
-    return np.rint(values * GRID).astype(np.int64)
+    return np.floor(values * GRID).astype(np.int64)
+
+
+def grid_index(threshold: float) -> int:
+    """The grid index of a threshold.
+
+    Raises:
+        MetricError: it is not from 0 to 1, or lies between two values of the grid, where scores
+            and their grid values would be called differently; the message names both.
+
+    >>> grid_index(0.5)
+    512
+    """
+    if not 0.0 <= threshold <= 1.0:
+        raise MetricError(f"threshold: expected a number from 0 to 1, got {threshold}")
+    index = int(threshold * GRID)
+    if index != threshold * GRID:
+        raise MetricError(
+            f"threshold: expected a multiple of 1/{GRID}, the grid of scores, such as "
+            f"{index / GRID!r} or {(index + 1) / GRID!r}, got {threshold!r}"
+        )
+    return index
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,11 +26,13 @@ from safetensors.numpy import save as save_tensors
 
 from her2_common import __version__
 from her2_common.cases import Label, Modality
+from her2_common.config import Name
 from her2_common.documents import DocumentError, parse_json
 from her2_common.errors import ConfigError, DataError, UpdateError
 from her2_common.files import replace_durably
 from her2_common.model import GROUPS, Group, MapModel, build_model, preset, preset_sizes, set_groups
 from her2_common.novelty import Reference, pack, unpack
+from her2_common.thresholds import GridThreshold
 
 FORMAT: Final = "her2-map release"
 WEIGHTS_NAME: Final = "model.safetensors"
@@ -56,13 +58,13 @@ class Manifest(BaseModel):
 
     format: Literal["her2-map release"] = FORMAT
     version: str = __version__
-    run: str
+    run: Name
     preset: str
     label: Label
     image_size: int = Field(ge=32, le=1024, multiple_of=16)
     volume_size: int = Field(ge=16, le=256, multiple_of=16)
     her2_levels: Literal[2, 3] = 2
-    threshold: float = Field(ge=0, le=1)
+    threshold: GridThreshold
     groups: list[Group]
     sha256: str | None = None
     calibration: dict[str, Any] = Field(default_factory=dict)

@@ -2,7 +2,7 @@
 
     order, coordinator to site
         "order"    {"json": TaskOrder}      the run, and the release's weights by their fingerprints
-        "query"    {"json": ResponseQuery}  the analysis plan, the frozen threshold, what is asked
+        "query"    {"json": ResponseQuery}  the analysis plan, its threshold a number; what is asked
         "arrays"   {name: float64}          what earlier answers gave: coefficients, histograms of
                                             all sites
         "weights"  {group: float32 vector}  if the site has no scores of them yet
@@ -17,12 +17,12 @@ her2_common.response.codec.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Final
+from typing import Final
 
 import numpy as np
 from flwr.app import Array, RecordDict
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from her2_common.arrays import Arrays, arrays_of, arrays_record, read_array
 from her2_common.config import Name
@@ -42,21 +42,27 @@ Queries = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
 class ResponseQuery(Section):
-    """A ``her2_common.response.queries.Query`` but for its arrays, and under what it is asked."""
+    """A ``her2_common.response.queries.Query`` but for its arrays, and under what plan it is
+    asked, the threshold in it."""
 
     analysis: Plan
-    threshold: Annotated[float, Field(ge=0, le=1)]
     kind: Kind
     item: Item = ""
     centres: tuple[Name, ...] = Field(default=(), max_length=10_000)
     reduced: bool = False
 
+    @field_validator("analysis")
     @classmethod
-    def of(cls, query: Query, plan: Plan, threshold: float) -> ResponseQuery:
+    def _check_threshold(cls, plan: Plan) -> Plan:
+        if plan.threshold == "release":
+            raise ValueError("expected a threshold that is a number, got release")
+        return plan
+
+    @classmethod
+    def of(cls, query: Query, plan: Plan) -> ResponseQuery:
         """The document of a query."""
         return cls(
             analysis=plan,
-            threshold=threshold,
             kind=query.kind,
             item=query.item,
             centres=query.centres,

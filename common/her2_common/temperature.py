@@ -101,16 +101,22 @@ def fit_temperature(
 def slope_bounds(validation: ScoreHistogram) -> tuple[float, float]:
     """Between which slopes the fit without intercept lies for the scores before rounding.
 
-    A case at grid value k/1024 had a score within half a step of it. Let m be its log odds, with
-    the sign changed for a negative. The slope solves sum(m * expit(-slope * m)) = 0, and the sum
-    falls as the slope grows; with the least (greatest) value that each case's term can take, its
-    solution is the lower (upper) bound. Where the bound is not between 0.001 and 1000 it is 0 or
-    infinity: a positive at score 0, say, may be wrong by any amount.
+    A case at grid value k/1024 had a score from there to below the next value. Let m be its log
+    odds, with the sign changed for a negative. The slope solves sum(m * expit(-slope * m)) = 0, and
+    the sum falls as the slope grows; with the least (greatest) value that each case's term can
+    take, its solution is the lower (upper) bound. Where the bound is not between 0.001 and 1000 it
+    is 0 or infinity: a positive at score 0, say, may be wrong by any amount.
     """
-    edges = logit(np.clip((np.arange(GRID + 2) - 0.5) / GRID, 0.0, 1.0))  # (GRID + 2,)
-    cases = validation.positives + validation.negatives[::-1]  # by m: the grid is symmetric
+    edges = logit(np.arange(GRID + 1) / GRID)  # (GRID + 1,)
+    least_odds, most_odds = edges.copy(), np.append(edges[1:], np.inf)
+    least_odds[-1] = logit(1 - 0.5 / GRID)  # what the fit takes a score of 1 for
+    cases = np.concatenate([validation.positives, validation.negatives])
     used = np.flatnonzero(cases)
-    low, high, weights = edges[used], edges[used + 1], cases[used].astype(np.float64)
+    low, high = (
+        np.concatenate(parts)[used]
+        for parts in ((least_odds, -most_odds), (most_odds, -least_odds))
+    )
+    weights = cases[used].astype(np.float64)
 
     def term(margin: NDArray[np.float64], slope: float) -> NDArray[np.float64]:
         finite = np.where(margin == np.inf, 0.0, margin)  # at infinity the term is 0

@@ -17,6 +17,7 @@ from her2_common.config import Policy, RunConfig, SiteConfig, load
 from her2_common.errors import DataError, PolicyError
 from her2_common.response.plan import Plan
 from her2_common.response.queries import Query
+from her2_common.response_wire import ResponseQuery
 from her2_common.wire import TaskOrder
 
 PRINT = "ab" * 32
@@ -113,7 +114,7 @@ def responder(config: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> Responder:
     return made
 
 
-PLAN = Plan(min_cell=1)
+PLAN = Plan(min_cell=1, threshold=0.5)
 TABLES = Query("tables")
 
 
@@ -121,18 +122,18 @@ def test_the_first_query_pins_and_each_different_one_counts(
     responder: Responder, config: SiteConfig
 ) -> None:
     path = config.state / "response" / "run.json"
-    assert responder.answer(order(), {}, PLAN, 0.5, TABLES).queries == 1
-    assert responder.answer(order(), {}, PLAN, 0.5, TABLES).queries == 1
-    assert responder.answer(order(), {}, PLAN, 0.5, Query("scores", "treated")).queries == 2
+    assert responder.answer(order(), {}, PLAN, TABLES).queries == 1
+    assert responder.answer(order(), {}, PLAN, TABLES).queries == 1
+    assert responder.answer(order(), {}, PLAN, Query("scores", "treated")).queries == 2
     record = json.loads(path.read_text())
     assert record["plan"] == PLAN.sha256
     assert path.stat().st_mode & 0o077 == 0
     before = path.read_bytes()
     with pytest.raises(PolicyError, match=r"policy\.max_queries: 2 queries of run were answered"):
-        responder.answer(order(), {}, PLAN, 0.5, Query("scores", "biopsy"))
+        responder.answer(order(), {}, PLAN, Query("scores", "biopsy"))
     assert path.read_bytes() == before
     # Another run has a budget of its own
-    assert responder.answer(order(run="other"), {}, PLAN, 0.5, TABLES).queries == 1
+    assert responder.answer(order(run="other"), {}, PLAN, TABLES).queries == 1
 
 
 def test_what_differs_in_a_number_is_another_query(responder: Responder) -> None:
@@ -140,54 +141,62 @@ def test_what_differs_in_a_number_is_another_query(responder: Responder) -> None
     for index in (0, 1):
         beta = np.full(9, index / 10)
         query = Query("logistic", model, ("centre-a", "centre-b"), arrays={"beta": beta})
-        assert responder.answer(order(), {}, PLAN, 0.5, query).queries == index + 1
+        assert responder.answer(order(), {}, PLAN, query).queries == index + 1
 
 
 @pytest.mark.parametrize(
-    ("plan", "threshold", "message"),
+    "plan",
     [
-        (Plan(min_cell=1, seed=1), 0.5, "under the plan"),
-        (PLAN, 0.25, "under the threshold 0.5, got 0.25"),
+        Plan(min_cell=1, threshold=0.5, seed=1),
+        Plan(min_cell=1, threshold=0.25),
+        Plan(min_cell=1, threshold=0.5, threshold_from="typed at this analysis"),
     ],
 )
-def test_another_plan_or_threshold_is_refused(
-    responder: Responder, plan: Plan, threshold: float, message: str
-) -> None:
-    responder.answer(order(), {}, PLAN, 0.5, TABLES)
-    with pytest.raises(PolicyError, match=message) as caught:
-        responder.answer(order(), {}, plan, threshold, TABLES)
+def test_another_plan_or_threshold_is_refused(responder: Responder, plan: Plan) -> None:
+    responder.answer(order(), {}, PLAN, TABLES)
+    with pytest.raises(PolicyError, match="under the plan") as caught:
+        responder.answer(order(), {}, plan, TABLES)
     assert plan.sha256 in str(caught.value.hint)
     policy = responder.config.policy.model_copy(update={"allowed_plans": (plan.sha256,)})
     responder.config = responder.config.model_copy(update={"policy": policy})
-    assert responder.answer(order(), {}, plan, threshold, TABLES).queries == 2
+    assert responder.answer(order(), {}, plan, TABLES).queries == 2
+
+
+def test_a_query_without_a_threshold_is_refused() -> None:
+    """The plan's hash covers the threshold, so that a site's list of plans does, too."""
+    asked = ResponseQuery.of(TABLES, PLAN).model_dump()
+    assert "threshold" not in asked
+    asked["analysis"] |= {"threshold": "release", "threshold_from": "release"}
+    with pytest.raises(ValueError, match="expected a threshold that is a number"):
+        ResponseQuery(**asked)
 
 
 def test_other_weights_are_refused(responder: Responder) -> None:
-    responder.answer(order(), {}, PLAN, 0.5, TABLES)
+    responder.answer(order(), {}, PLAN, TABLES)
     with pytest.raises(PolicyError, match="scored with other weights"):
-        responder.answer(order(weights={"head": "cd" * 32}), {}, PLAN, 0.5, TABLES)
+        responder.answer(order(weights={"head": "cd" * 32}), {}, PLAN, TABLES)
 
 
 def test_a_damaged_record_answers_nothing(responder: Responder, config: SiteConfig) -> None:
-    responder.answer(order(), {}, PLAN, 0.5, TABLES)
+    responder.answer(order(), {}, PLAN, TABLES)
     (config.state / "response" / "run.json").write_text('{"plan"')
     with pytest.raises(PolicyError, match="record of answered queries is damaged"):
-        responder.answer(order(), {}, PLAN, 0.5, TABLES)
+        responder.answer(order(), {}, PLAN, TABLES)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_only_test_cases_are_evaluated(responder: Responder, split: str) -> None:
     with pytest.raises(PolicyError, match=f"response on the {split} cases"):
-        responder.answer(order(split=split), {}, PLAN, 0.5, TABLES)
+        responder.answer(order(split=split), {}, PLAN, TABLES)
 
 
 def test_the_stricter_limit_holds(responder: Responder, config: SiteConfig) -> None:
     assert config.policy.min_cell == 10
     query = Query("scores", "treated")
-    assert responder.answer(order(), {}, PLAN, 0.5, query).arrays is None
+    assert responder.answer(order(), {}, PLAN, query).arrays is None
     open_ = config.policy.model_copy(update={"min_cell": 1})
     responder.config = config.model_copy(update={"policy": open_})
-    assert responder.answer(order(), {}, PLAN, 0.5, query).arrays is not None
+    assert responder.answer(order(), {}, PLAN, query).arrays is not None
 
 
 def test_the_default_policy_does_not_allow_it() -> None:

@@ -61,7 +61,7 @@ def explained(
     chosen = {"cases": None, "limit": 50} | options
     out = folder.with_suffix(".csv")
     then = explainer(folder, out=out, site=config.name, force=force, **chosen)
-    predict_table(config, release, out, force=True, then=then)
+    predict_table(config, release, out, split="all", force=True, then=then)
     return (folder / "index.html").read_text(encoding="utf-8")
 
 
@@ -334,6 +334,7 @@ def test_the_folder_is_not_that_of_the_table(tmp_path: Path) -> None:
 
 def test_the_command(config: SiteConfig, release: Path, tmp_path: Path) -> None:
     arguments = ["predict", "--model", str(release), "--out", str(tmp_path / "p.csv")]
+    arguments += ["--split", "all"]
     arguments += ["--site", str(config.data.cases.parent / "site.yaml")]
     folder = tmp_path / "explain"
     cut = CliRunner().invoke(
@@ -357,7 +358,7 @@ def test_without_explain_nothing_is_explained(
     config: SiteConfig, release: Path, tmp_path: Path
 ) -> None:
     then = explainer(None, out=tmp_path / "p.csv", site="s", cases=None, limit=50, force=False)
-    assert predict_table(config, release, tmp_path / "p.csv", then=then) == 4
+    assert predict_table(config, release, tmp_path / "p.csv", split="all", then=then) == 4
     assert not list(tmp_path.rglob("*.html"))
 
 
@@ -374,9 +375,9 @@ def test_the_page_opens(
 ) -> None:
     """Its policy allows its script and its pictures, in the page and beside it."""
     monkeypatch.setattr(run, "MOST_IN_PAGE", most)
-    predict_table(config, release, tmp_path / "first.csv")
+    predict_table(config, release, tmp_path / "first.csv", split="all")
     scores = [float(row["score"]) for row in table(tmp_path / "first.csv").values()]
-    release = make_release(tmp_path / "release", threshold=sum(scores) / len(scores))
+    release = make_release(tmp_path / "release", threshold=sorted(scores)[len(scores) // 2])
     html = explained(config, release, tmp_path / "explain")
     probe = """<script>addEventListener("load", () => {
       const widths = [...document.images].map((p) => p.naturalWidth).join(" ");

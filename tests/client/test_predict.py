@@ -22,6 +22,7 @@ from her2_client.cohort import Cohort, load_cohort
 from her2_client.keys import read_pseudonym_key
 from her2_client.predict import predict_table
 from her2_client.scoring import profile, score
+from her2_client.served import note_served
 from her2_common.cases import pseudonym
 from her2_common.config import SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError
@@ -77,10 +78,13 @@ def nothing_written(folder: Path) -> bool:
 
 def test_the_table(config: SiteConfig, release: Path, tmp_path: Path) -> None:
     out = tmp_path / "predictions.csv"
-    assert predict_table(config, release, out) == 4
+    config.data.cases.write_text("case_id,patient_id\ncase-0,p0\ncase-1,p1\ncase-2,p1\ncase-3,\n")
+    assert predict_table(config, release, out, split="all") == 4
     table = rows(out)
     assert list(table[0]) == [
         "case_id",
+        "patient_id",
+        "split",
         "score",
         "call",
         "mg_score",
@@ -90,6 +94,8 @@ def test_the_table(config: SiteConfig, release: Path, tmp_path: Path) -> None:
         "unlike",
     ]
     assert [row["case_id"] for row in table] == ["case-0", "case-1", "case-2", "case-3"]
+    assert [row["patient_id"] for row in table] == ["p0", "p1", "p1", "case-3"]
+    assert tuple(row["split"] for row in table) == SPLIT
     assert [row["modalities"] for row in table] == ["mg+us", "us", "mri", "mg+us+mri"]
     cohort = load_cohort(
         open_cache(config.data.cache), split=None, label=None, image_size=32, volume_size=16
@@ -110,11 +116,11 @@ def test_a_call_is_positive_at_the_threshold_itself(
     config: SiteConfig, release: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "predictions.csv"
-    predict_table(config, release, out)
+    predict_table(config, release, out, split="all")
     scores = sorted({float(row["score"]) for row in rows(out)})
     threshold = scores[len(scores) // 2]
     set_manifest(release, threshold=threshold)
-    predict_table(config, release, out, force=True)
+    predict_table(config, release, out, split="all", force=True)
     table = rows(out)
     assert any(float(row["score"]) == threshold for row in table)
     assert [row["call"] for row in table] == [
@@ -122,10 +128,30 @@ def test_a_call_is_positive_at_the_threshold_itself(
     ]
 
 
-def test_one_split_alone(config: SiteConfig, release: Path, tmp_path: Path) -> None:
+def test_only_test_cases_are_scored_unless_others_are_asked_for(
+    config: SiteConfig, release: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "predictions.csv"
-    assert predict_table(config, release, out, split="test") == 2
+    assert predict_table(config, release, out) == 2
     assert [row["case_id"] for row in rows(out)] == ["case-1", "case-2"]
+    assert {row["split"] for row in rows(out)} == {"test"}
+    assert predict_table(config, release, out, split="val", force=True) == 1
+    assert [(row["case_id"], row["split"]) for row in rows(out)] == [("case-3", "val")]
+
+
+def test_a_test_case_that_trained_the_run_under_another_split_is_not_held_out(
+    config: SiteConfig, release: Path, tmp_path: Path
+) -> None:
+    key = read_pseudonym_key(config.data.pseudonym_key_file)
+    out, told = tmp_path / "predictions.csv", []
+    note_served(config.state, "a-run", [pseudonym(key, "case-0")])
+    note_served(config.state, "a-run", [pseudonym(key, "case-2")])
+    note_served(config.state, "another-run", [pseudonym(key, "case-1")])
+    assert predict_table(config, release, out, notify=told.append) == 1
+    assert [row["case_id"] for row in rows(out)] == ["case-1"]
+    assert any("1 cases of the test split trained or validated in run a-run" in t for t in told)
+    predict_table(config, release, out, split="all", force=True)
+    assert [row["split"] for row in rows(out)] == ["train", "test", "train", "val"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
@@ -198,7 +224,7 @@ def test_what_nobody_trained_scores_nothing(
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     set_manifest(release, sha256=digest, groups=sorted(groups))
     out = tmp_path / "predictions.csv"
-    assert predict_table(config, release, out) == 3
+    assert predict_table(config, release, out, split="all") == 3
     table = rows(out)
     assert [row["case_id"] for row in table] == ["case-0", "case-1", "case-3"]
     assert [row["modalities"] for row in table] == ["mg+us", "us", "mg+us"]
@@ -295,11 +321,11 @@ def test_three_levels(config: SiteConfig, release: Path, tmp_path: Path) -> None
     with torch.no_grad():  # so that the cases fall on either side
         model.head.weight[2] *= 20
     groups = get_groups(model, GROUPS)
-    predict_table(config, release, tmp_path / "two.csv")
+    predict_table(config, release, tmp_path / "two.csv", split="all")
     threshold = sorted(float(row["score"]) for row in rows(tmp_path / "two.csv"))[2]
     three = manifest.model_copy(update={"her2_levels": 3, "threshold": threshold})
     write_release(release, three, groups)
-    predict_table(config, release, tmp_path / "three.csv")
+    predict_table(config, release, tmp_path / "three.csv", split="all")
     table = rows(tmp_path / "three.csv")
     assert list(table[0])[-2:] == ["low_score", "level"]
     assert "level" not in rows(tmp_path / "two.csv")[0]
@@ -338,7 +364,7 @@ def test_unlike_names_the_modalities_beyond_their_limit(
     values = score(build_model("compact", 4), cohort, references).unlike
     limits = {"mg": float(np.nanmin(values["mg"])), "us": float(np.nanmin(values["us"]))}
     with_references(release, cohort, limits)
-    predict_table(config, release, out, notify=told.append)
+    predict_table(config, release, out, split="all", notify=told.append)
     expected = [
         "+".join(m for m in ("mg", "us") if values[m][case] > limits[m]) for case in range(4)
     ]

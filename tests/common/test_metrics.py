@@ -81,9 +81,10 @@ def test_inverting_scores_or_labels_inverts_the_auc(data: Rows) -> None:
     assert_allclose(metrics.auc(histogram((scores, 1 - labels))), 1 - area, atol=1e-12)
 
 
-def test_quantise_rounds_to_the_nearest_grid_value() -> None:
-    scores = np.array([0.0, 0.49 / GRID, 0.51 / GRID, 1 - 0.51 / GRID, 1.0], np.float32)
+def test_quantise_rounds_down_to_the_grid() -> None:
+    scores = np.array([0.0, 0.99 / GRID, 1 / GRID, 1 - 0.01 / GRID, 1.0], np.float32)
     assert metrics.quantise(scores).tolist() == [0, 0, 1, GRID - 1, GRID]
+    assert (metrics.quantise(metrics.grid_scores()) == np.arange(GRID + 1)).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1e-9, 1.0000001])

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from tests.common.response.cohorts import assert_same
 
+from her2_client.cache import open_cache
+from her2_client.cohort import load_cohort
 from her2_client.keys import read_pseudonym_key
+from her2_client.served import note_served
 from her2_common.cases import MODALITIES, SPLITS, pseudonym
 from her2_common.config import Task
 from her2_common.errors import ConfigError, RunError
@@ -20,7 +23,7 @@ from her2_common.model import GROUPS, build_model, get_groups
 from her2_common.release import Manifest, read_release, write_release
 from her2_common.response.plan import Model, Plan
 from her2_common.response_wire import read_statistics, statistics_record
-from her2_server.response.command import over_tables
+from her2_server.response.command import fix_threshold, over_tables
 from her2_server.response.federation import over_sites
 
 SHARES = (0.6, 0.2, 0.2)  # those of the caches that conftest.py writes
@@ -123,7 +126,7 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def numbers(document: dict[str, Any]) -> dict[str, Any]:
     """A result without what says where it comes from."""
-    return {k: v for k, v in document.items() if k not in ("source", "threshold_from", "warnings")}
+    return {k: v for k, v in document.items() if k not in ("source", "warnings")}
 
 
 @pytest.fixture
@@ -135,7 +138,7 @@ def finished(make_federation: MakeFederation) -> LocalFederation:
     plan = federation.folder.load_config().run
     manifest = Manifest(
         run="test", preset=plan.preset, label="reference", image_size=32, volume_size=16,
-        threshold=0.28, groups=list(GROUPS),
+        threshold=0.28125, groups=list(GROUPS),
     )  # fmt: skip
     groups = get_groups(build_model(plan.preset, 3, **plan.layout), GROUPS)
     write_release(federation.folder.release, manifest, groups)
@@ -166,15 +169,15 @@ def test_sites_and_tables_and_pooled_rows_give_the_same_numbers(
     finished: LocalFederation, tmp_path: Path
 ) -> None:
     federated = over_sites(finished.grid(), finished.folder, PLAN)
-    threshold = federated["threshold"]
+    release = finished.folder.release
     tables = scored_tables(finished, tmp_path / "tables")
-    apart = over_tables(tables, PLAN, threshold, None)
+    apart = over_tables(tables, PLAN, None, release)
     rows = []
     for path in tables:
         with path.open(encoding="utf-8") as file:
             rows += [{**row, "centre": path.stem} for row in csv.DictReader(file)]
     write_table(tmp_path / "pooled.csv", rows[::-1])
-    pooled = over_tables([tmp_path / "pooled.csv"], PLAN, threshold, None)
+    pooled = over_tables([tmp_path / "pooled.csv"], PLAN, None, release)
     assert_same(numbers(federated), numbers(apart))
     assert_same(numbers(federated), numbers(pooled))
     # ... and these are numbers
@@ -204,8 +207,12 @@ def test_another_plan_is_refused_unless_the_engineer_allows_it(finished: LocalFe
         over_sites(finished.grid(), finished.folder, other)
     with pytest.raises(RunError, match="got 0"):  # the same plan at another threshold
         over_sites(finished.grid(), finished.folder, QUICK, first["threshold"] / 2)
-    allow(finished, min_cell=1, allowed_plans=(other.sha256,))
-    assert over_sites(finished.grid(), finished.folder, other)["plan"]["sha256"] == other.sha256
+    fixed = fix_threshold(other, None, read_release(finished.folder.release)[0])
+    assert fixed.sha256 not in (other.sha256, first["plan"]["sha256"])
+    allow(finished, min_cell=1, allowed_plans=(fixed.sha256,))
+    assert over_sites(finished.grid(), finished.folder, other)["plan"]["sha256"] == fixed.sha256
+    with pytest.raises(RunError, match="got 0"):  # what is allowed is allowed at its threshold
+        over_sites(finished.grid(), finished.folder, other, first["threshold"] / 2)
 
 
 def test_queries_are_counted_once_and_against_the_budget(finished: LocalFederation) -> None:
@@ -247,6 +254,25 @@ def test_a_case_that_trained_the_model_is_refused(finished: LocalFederation) -> 
     found = over_sites(finished.grid(), finished.folder, QUICK)
     assert found["source"]["absent"] == {"centre-d": "refused: site error: data"}
     assert "centre-d" not in found["centres"]
+
+
+def test_a_case_that_trained_under_another_split_is_refused(
+    make_federation: MakeFederation,
+) -> None:
+    """Cache and table agree that it is a test case; the site's own record knows better."""
+    federation = make_federation(rounds=1, min_cell=3)
+    write_cases(federation)
+    federation.coordinator().run()
+    allow(federation, min_cell=1)
+    config = federation.configs["centre-d"]
+    names = json.loads((config.state / "served" / "test.json").read_text())
+    cohort = load_cohort(open_cache(config.data.cache), split="test", label=None,
+                         image_size=32, volume_size=16)  # fmt: skip
+    assert names
+    assert not set(names) & set(cohort.pseudonyms)
+    note_served(config.state, "test", cohort.pseudonyms[:1])
+    found = over_sites(federation.grid(), federation.folder, QUICK)
+    assert found["source"]["absent"] == {"centre-d": "refused: site error: data"}
 
 
 def test_a_lost_site_ends_the_analysis_by_name(finished: LocalFederation) -> None:

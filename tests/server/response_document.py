@@ -76,6 +76,7 @@ def _document() -> dict[str, Any]:
         },
         "threshold": 0.4375,
         "threshold_from": "release",
+        "threshold_frozen": True,
         "pcr": "pCR = ypT0/is ypN0 (in situ disease allowed, nodes negative)",
         "centres": CENTRES,
         "n": 1412,
@@ -200,6 +201,7 @@ def _document() -> dict[str, Any]:
             },
         ],
         "ipw": {
+            "dropped": [],
             "terms": ["centre", "hr", "t"],
             "n": 381,
             "pcr": 163,
@@ -366,6 +368,7 @@ def _logistic() -> dict[str, Any]:
         "centres": CENTRES,
         "warning": WARNING,
         "penalised": False,
+        "dropped": [],
         "terms": {
             "intercept": term(-0.751, 0.259, 0.0037, e(0.472, 0.284, 0.784)),
             "centre[river]": term(0.063, 0.149, 0.673, e(1.065, 0.795, 1.425)),

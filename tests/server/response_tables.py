@@ -34,6 +34,7 @@ def rows_of(prefix: str, seed: int, n: int = 160) -> list[Row]:
             "nat": 1,
             "ypt": "0" if found["pcr"][i] else "2",
             "ypn": "0",
+            "split": "test",
             "score": found["score"][i],
         }
         for i in range(n)

@@ -27,7 +27,7 @@ from her2_common.response.queries import Source
 from her2_server.cli import main
 from her2_server.report.response import render_response
 from her2_server.response import csv_rows, text
-from her2_server.response.command import LABEL_UNKNOWN, Threshold, head, over_tables
+from her2_server.response.command import LABEL_UNKNOWN, head, over_tables
 
 ESTIMATE = ("estimate", "low", "high")
 
@@ -70,7 +70,7 @@ def test_wrong_use_ends_with_2_and_a_bad_table_with_1(
     assert run(monkeypatch) == 2
     assert "expected tables (--table) or a run's folder, got neither" in capsys.readouterr().err
     assert run(monkeypatch, *given(tables)) == 2
-    assert "hint: give --threshold, or --release" in capsys.readouterr().err
+    assert "hint: give --release" in capsys.readouterr().err
     tables[0].write_text("case_id\n1\n")
     assert run(monkeypatch, *given(tables), "--threshold", "0.5") == 1
     assert "expected one column of score and her2_imaging" in capsys.readouterr().err
@@ -145,6 +145,20 @@ def test_a_table_is_no_run_and_a_plan_can_be_printed(
     assert Plan(**yaml.safe_load(capsys.readouterr().out)) == Plan()
 
 
+def test_a_written_plan_fixes_the_threshold_that_the_result_then_has(
+    tables: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    plan, found = tmp_path / "plan.yaml", tmp_path / "found.json"
+    assert run(monkeypatch, "--write-plan", str(plan), "--threshold", "0.5") == 0
+    sha256 = capsys.readouterr().err.split()[-1]
+    assert run(monkeypatch, *given(tables), "--plan", str(plan), "--json", str(found)) == 0
+    document = json.loads(found.read_text())
+    assert document["plan"]["sha256"] == sha256
+    assert (document["threshold_from"], document["threshold_frozen"]) == ("plan", True)
+    assert "Frozen threshold 0.5000 (plan)" in capsys.readouterr().out
+
+
 def test_the_report_of_a_run_gets_the_answer(
     tables: list[Path], tmp_path: Path, simulated_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +212,7 @@ def test_whatever_sites_keep_back_the_result_can_be_read(seed: int) -> None:
     found = analyse(ask_sources(sites), Plan(), 0.5, min_centres=3)
     source = {"kind": "federation", "run": "run", "release_sha256": "ab", "label": "reference",
               "queries": 3, "synthetic": True, "sites": {}, "absent": {}}  # fmt: skip
-    document = head(source, Plan(), Threshold(0.5, "release", "her2"), []) | found
+    document = head(source, Plan().fix(0.5, "plan"), []) | found
     assert max(map(len, text.summary(document).splitlines())) <= 80
     page = render_response(document)
     assert all(line["which"] in page for line in found["suppressed"] if line["what"] == "primary")

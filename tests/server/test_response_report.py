@@ -405,7 +405,7 @@ def test_all_of_it_refused_is_still_a_page() -> None:
 
 def test_tables_as_the_source_are_named() -> None:
     document = response_document()
-    document["source"] = {"kind": "tables", "tables": ["a.csv", "b.csv"]}
+    document["source"] = {"kind": "tables", "tables": ["a.csv", "b.csv"], "without_split": 0}
     shown = page(document).text
     assert "source tables a.csv, b.csv" in shown
     assert "Synthetic data" not in shown

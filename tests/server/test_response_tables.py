@@ -18,12 +18,14 @@ from tests.server.response_tables import PLAN, Row, four, rows_of, write
 
 from her2_common.clinical import PCR_DEFINITIONS, PcrDefinition
 from her2_common.errors import ConfigError, TableError
+from her2_common.model import build_model, get_groups
+from her2_common.release import Manifest, read_release, write_release
 from her2_common.response.plan import Model, Plan
 from her2_server.report.response import render_response
 from her2_server.response import csv_rows, text
 from her2_server.response.command import (
     LABEL_UNKNOWN,
-    freeze,
+    fix_threshold,
     over_tables,
     read_plan,
     write_plan,
@@ -91,6 +93,8 @@ FAULTS: list[tuple[Callable[[list[Row]], list[Row]], str]] = [
     (added(biopsy_her2=0), r"biopsy_her2 is 0, but biopsy_ihc 3 with biopsy_ish blank means 1"),
     (change("case_id", "north-0"), "row 5: case_id is the same as in row 2"),
     (change("case_id", ""), "row 5: case_id is blank"),
+    (change("split", ""), "row 5, column split: expected test, train or val, got a blank"),
+    (without("split"), "row 2, column split: expected test, train or val, got no such column"),
     (added(split="train"), "expected held-out cases, got those of the train and val splits alone"),
     (added(centre=""), "row 2, column centre: expected a name"),
     (added(modalities="ct"), "column modalities: expected mg, us, mri, joined by [+], got 'ct'"),
@@ -139,7 +143,7 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     assert np.isnan(found.centres[0].column("pcr")).sum() == 2  # those of nat 0 that are left
     told = " | ".join(found.warnings)
     for part in ("50 rows of the train", "4 rows without neoadjuvant", "1 rows are of a patient",
-                 "no column clinical_n: N is unknown"):  # fmt: skip
+                 "no column, so unknown: N (clinical_n)"):  # fmt: skip
         assert part in told
 
 
@@ -219,6 +223,66 @@ def test_the_plan_chooses_the_definition_and_the_result_says_it(tmp_path: Path) 
     assert over_tables(paths, PLAN, 0.5, None)["pcr"] == PCR_DEFINITIONS["ypT0/is ypN0"]
 
 
+def test_a_patient_with_another_picture_in_training_is_refused(tmp_path: Path) -> None:
+    rows = rows_of("north", 0)
+    rows[4] |= {"split": "val", "patient_id": rows[9]["patient_id"]}
+    with pytest.raises(TableError, match=r"row 11: expected a held-out patient.* in row 6"):
+        read_tables([write(tmp_path / "north.csv", rows)], out_of_fold=True)
+
+
+def test_training_patients_never_change_the_verdict(tmp_path: Path) -> None:
+    """A score that has learnt the response of its training patients by heart: among those held
+    out it tells nothing, and with the column split lost, the table is not evaluated."""
+    rng = np.random.default_rng(3)
+    rows = rows_of("north", 0, 600)
+    for index, row in enumerate(rows):
+        row["split"] = "test" if index % 5 == 0 else ("val" if index % 5 == 1 else "train")
+        learnt = rng.random() < 0.8 and row["split"] == "train"
+        right = 0.9 if row["ypt"] == "0" else 0.1
+        row["score"] = right if learnt else round(float(rng.random()), 3)
+    told = over_tables([write(tmp_path / "north.csv", rows)], PLAN, 0.5, None)
+    assert told["n"] == 120
+    assert told["primary"]["odds_ratio"]["low"] < 1
+    lost = write(tmp_path / "lost.csv", without("split")(rows))
+    with pytest.raises(TableError, match="column split"):
+        over_tables([lost], PLAN, 0.5, None)
+    stated = over_tables([lost], PLAN, 0.5, None, out_of_fold=True)
+    assert stated["primary"]["odds_ratio"]["low"] > 1  # what the refusal prevents
+    assert stated["source"]["without_split"] == 600
+
+
+def test_scores_out_of_fold_are_by_statement_and_the_result_says_so(
+    tables: list[Path], tmp_path: Path
+) -> None:
+    rows = rows_of("north", 0)
+    for row in rows[:30]:
+        row["split"] = ""
+    path = write(tmp_path / "some.csv", rows)
+    found = over_tables([path], PLAN, 0.5, None, out_of_fold=True)
+    assert (found["n"], found["source"]["without_split"]) == (160, 30)
+    assert found["source"]["out_of_fold"] is True
+    for shown in (text.summary(found), render_response(found)):
+        assert "30 rows have no split" in " ".join(shown.split())
+    split = over_tables(tables[:1], PLAN, 0.5, None, out_of_fold=True)
+    assert split["source"]["without_split"] == 0
+    assert "no split" not in text.summary(split) + render_response(split)
+
+
+def test_absent_columns_are_one_line(tables: list[Path], tmp_path: Path) -> None:
+    lost = ("er", "pr", "clinical_t", "clinical_n")
+    bare = [
+        write(tmp_path / f"{name}.csv", without(*lost)(rows_of(name, seed)))
+        for seed, name in enumerate(("a", "b", "c"))
+    ]
+    (line,) = over_tables(bare, PLAN, 0.5, None)["warnings"]
+    for what in ("HR status (er or pr)", "T (clinical_t)", "N (clinical_n)"):
+        assert what in line
+    assert "a.csv" not in line  # all of them
+    some = write(tmp_path / "d.csv", without("clinical_t")(rows_of("d", 5)))
+    (line,) = over_tables([*tables, some], PLAN, 0.5, None)["warnings"]
+    assert "T (clinical_t) in d.csv" in line
+
+
 def test_calls_of_0_and_1_need_no_threshold(tables: list[Path], tmp_path: Path) -> None:
     rows = rows_of("north", 0)
     called = [{**row, "her2_imaging": int(row["score"] >= 0.5)} for row in rows]
@@ -247,23 +311,98 @@ def test_a_centre_of_one_class_can_be_kept(tables: list[Path], tmp_path: Path) -
 
 
 def test_a_threshold_is_needed_and_fixed_by_the_plan(tables: list[Path]) -> None:
-    with pytest.raises(ConfigError, match="expected a frozen threshold, got none"):
+    with pytest.raises(ConfigError, match="expected a threshold, got none"):
         over_tables(tables, PLAN, None, None)
     with pytest.raises(ConfigError, match="--threshold: expected a number from 0 to 1"):
         over_tables(tables, PLAN, 1.5, None)
     fixed = Plan(threshold=0.25)
-    assert freeze(fixed, None, None).origin == "plan"
+    assert fix_threshold(fixed, None, None).threshold_from == "plan"
     with pytest.raises(ConfigError, match=r"expected 0\.25, which the plan fixes, got 0\.5"):
-        freeze(fixed, 0.5, None)
+        fix_threshold(fixed, 0.5, None)
+
+
+def test_a_threshold_between_two_scores_is_refused_with_both(tables: list[Path]) -> None:
+    with pytest.raises(ConfigError, match=r"such as 0\.41015625 or 0\.4111328125, got 0\.4102"):
+        over_tables(tables, PLAN, 0.4102, None)
+    with pytest.raises(ValueError, match=r"such as 0\.41015625 or 0\.4111328125, got 0\.4102"):
+        Plan(threshold=0.4102)
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold", "positive"),
+    [(0.4996, 0.5, 0), (0.5, 0.5, 160), (0.4103, 0.41015625, 160), (0.4101, 0.41015625, 0)],
+)
+def test_rounding_moves_no_score_across_the_threshold(
+    tmp_path: Path, score: float, threshold: float, positive: int
+) -> None:
+    path = write(tmp_path / "north.csv", added(score=score)(rows_of("north", 0)))
+    found = over_tables([path], PLAN, threshold, None)
+    calls = {part["model"]: part["n"] for part in found["discordance"]["strata"] if part["n"]}
+    assert set(calls) == {int(positive > 0)}
+    point = found["operating_points"]["points"][0]
+    assert point["sensitivity"]["k"] == (point["sensitivity"]["n"] if positive else 0)
+
+
+def test_a_typed_threshold_is_not_called_frozen(tables: list[Path], tmp_path: Path) -> None:
+    typed = over_tables(tables, PLAN, 0.5, None)
+    planned = over_tables(tables, Plan(min_cell=1, threshold=0.5), None, None)
+    assert (typed["threshold_frozen"], planned["threshold_frozen"]) == (False, True)
+    assert_same(typed["primary"], planned["primary"])
+    words = [" ".join((text.summary(d) + render_response(d)).lower().split())
+             for d in (typed, planned)]  # fmt: skip
+    assert "frozen threshold" not in words[0]
+    assert "not frozen" in words[0]
+    assert "frozen threshold" in words[1]
+    assert "not frozen" not in words[1]
+
+
+def test_the_hash_covers_the_threshold_and_its_origin(tables: list[Path], tmp_path: Path) -> None:
+    release = tmp_path / "release"
+    manifest = Manifest(run="a-run", preset="compact", label="reference", image_size=32,
+                        volume_size=16, threshold=0.5, groups=["head"])  # fmt: skip
+    write_release(release, manifest, get_groups(build_model("compact", 0), ["head"]))
+    found = [
+        over_tables(tables, PLAN, None, release),
+        over_tables(tables, PLAN, 0.5, None),
+        over_tables(tables, PLAN, 0.25, None),
+        over_tables(tables, Plan(min_cell=1, threshold=0.5), None, None),
+    ]
+    assert len({document["plan"]["sha256"] for document in found}) == 4
+    document = found[0]["plan"]["document"]
+    assert (document["threshold"], document["threshold_from"]) == (0.5, "release")
+    assert document["release_sha256"] == read_release(release)[0].sha256
+    # Typed or not, the release's own threshold is the release's
+    assert over_tables(tables, PLAN, 0.5, release)["plan"] == found[0]["plan"]
+    # The plan of the result is a plan, and holds for no other release
+    again = Plan(**document)
+    assert over_tables(tables, again, None, release)["plan"] == found[0]["plan"]
+    write_release(release, manifest, get_groups(build_model("compact", 1), ["head"]))
+    with pytest.raises(ConfigError, match="that of another release"):
+        over_tables(tables, again, None, release)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"threshold_from": "plan"},
+        {"release_sha256": "a" * 64},
+        {"threshold": 0.5, "threshold_from": "release"},
+        {"threshold": 0.5, "release_sha256": "a" * 64},
+        {"threshold": 0.5, "threshold_from": "me"},
+    ],
+)
+def test_an_origin_that_does_not_fit_the_threshold_is_refused(keys: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"threshold_from|release_sha256"):
+        Plan(**keys)
 
 
 def test_the_default_plan_can_be_written_once_and_read(tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
-    write_plan(path)
+    write_plan(path, Plan())
     assert read_plan(path) == Plan() == read_plan(None)
     assert set(yaml.safe_load(path.read_text())) == set(Plan.model_fields)
     with pytest.raises(ConfigError, match="exists already"):
-        write_plan(path)
+        write_plan(path, Plan())
     path.write_text("treshold: 0.5\n")
     with pytest.raises(ConfigError, match=r"treshold: unknown key; did you mean 'threshold'\?"):
         read_plan(path)
@@ -319,7 +458,8 @@ def test_real_outcomes_give_what_statsmodels_gives(tmp_path: Path, rule: str) ->
     }[rule]
     rows = [
         {"case_id": str(i), "pcr": row["pCR"], "er": row["HR"], "biopsy_her2": row["HER2pos"],
-         "anti_her2": row["HER2pos"], "score": row["HER2pos"], "centre": centre(i, row)}
+         "anti_her2": row["HER2pos"], "score": row["HER2pos"], "centre": centre(i, row),
+         "split": "test"}
         for i, row in enumerate(read)
     ]  # fmt: skip
     path = write(tmp_path / "ispy2.csv", rows)

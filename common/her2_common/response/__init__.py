@@ -15,6 +15,7 @@ federation, and the answer is that of the pooled rows.
     combine      random effects over centres
     operating    partial AUC, operating points, the error bound of raw scores
     design       terms of a model -> columns
+    aliasing     which columns can be estimated, where some follow from others
     logistic     logistic regression by Newton's method, one sum a step
     firth        the same with Firth's penalty, for separated data
     decision     net benefit, calibration error

@@ -9,6 +9,7 @@ import numpy as np
 from her2_common.errors import MetricError
 from her2_common.metrics import wilson
 from her2_common.response import paired, publish
+from her2_common.response.aliasing import Dropped
 from her2_common.response.document import Json, estimate, number, rate, test
 from her2_common.response.inference import e_value
 from her2_common.response.models import FittedModel, fit_model, weigh
@@ -111,7 +112,7 @@ def logistic(study: Study) -> tuple[list[Json], Json | None]:
         except MetricError as error:
             lines.append({"model": model.name, "refused": str(error)})
             continue
-        lines.append({"model": model.name} | _model_document(found, model.tested))
+        lines.append({"model": model.name} | _model_document(found))
         if found.test is not None:
             study.tested(f"likelihood ratio: {model.name}", found.test.p_value)
         if idi is None and found.improvement is not None:
@@ -125,15 +126,17 @@ def logistic(study: Study) -> tuple[list[Json], Json | None]:
 
 
 def ipw(study: Study) -> Json:
-    found, fit, counts, centres = weigh(study.pool)
+    weighed = weigh(study.pool)
+    found = weighed.effect
     if found is None:
         raise RefusedError("expected patients whom the model calls positive and negative")
     values = None if found.risk_ratio is None else e_value(found.risk_ratio)
     return {
         "terms": list(study.plan.propensity),
-        "n": fit.n,
-        "pcr": int(counts[:, 1].sum()),
-        "centres": list(centres),
+        "dropped": _dropped(weighed.dropped),
+        "n": weighed.propensity.n,
+        "pcr": int(weighed.counts[:, 1].sum()),
+        "centres": list(weighed.centres),
         "risk_positive": estimate(found.risk_1),
         "risk_negative": estimate(found.risk_0),
         "risk_difference": estimate(found.risk_difference),
@@ -145,7 +148,14 @@ def ipw(study: Study) -> Json:
     }
 
 
-def _model_document(found: FittedModel, tested: tuple[str, ...]) -> Json:
+def _dropped(columns: tuple[Dropped, ...]) -> list[Json]:
+    return [
+        {"column": part.column, "follows": list(part.follows), "words": part.words()}
+        for part in columns
+    ]
+
+
+def _model_document(found: FittedModel) -> Json:
     terms = {
         name: {
             "estimate": term.estimate,
@@ -164,8 +174,9 @@ def _model_document(found: FittedModel, tested: tuple[str, ...]) -> Json:
         "pcr": found.fit.events,
         "centres": list(found.centres),
         "penalised": found.fit.penalised,
+        "dropped": _dropped(found.dropped),
         "terms": terms,
         "log_likelihood": found.fit.log_likelihood,
-        "likelihood_ratio": None if ratio is None else {"terms": list(tested), **ratio},
+        "likelihood_ratio": None if ratio is None else {"terms": list(found.tested), **ratio},
         "warning": ALL_COMERS_WARNING,
     }

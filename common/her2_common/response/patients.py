@@ -1,8 +1,8 @@
 """The rows of one centre, checked. They stay there: only statistics that add leave.
 
 A score is the probability of HER2-positive tumour that the model reads from the images; it must
-come from a model that has not seen the patient. A call is made on the public grid of 1/1024: the
-score, rounded to the grid, is at or above the threshold.
+come from a model that has not seen the patient. A call is positive where the score is at or above
+the threshold, which lies on the public grid of 1/1024.
 
 A patient is one row (``one_row_each``): several lesions, examinations or breasts are not several
 patients, and would make every interval too narrow.
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from her2_common.errors import MetricError
-from her2_common.metrics import GRID, quantise
+from her2_common.metrics import grid_index, quantise
 from her2_common.response.inference import Vector, frozen
 
 COLUMNS: Final[dict[str, tuple[float, float, bool]]] = {
@@ -41,7 +41,7 @@ COLUMNS: Final[dict[str, tuple[float, float, bool]]] = {
 pcr: by the plan's definition. biopsy: HER2 of the needle. therapy: anti-HER2 drugs given. hr: ER or
 PR positive. t, n: clinical stage. age: years. modalities: the sum of 1 for mammography, 2 for
 ultrasound and 4 for MRI. mg, us, mri: the score from one modality alone. call: the score's, at the
-frozen threshold."""
+threshold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,19 +127,18 @@ class Patients:
 
 
 def called(scores: ArrayLike, threshold: float) -> NDArray[np.bool_]:
-    """The calls at a frozen threshold: the score, on the grid, is at or above it.
+    """The calls at a threshold: the score is at or above it.
 
-    The same rule as ``her2_common.metrics.confusion``.
+    The same rule as ``her2_common.metrics.confusion``, for a score reaches a value of the grid
+    where its grid value does.
 
     Raises:
-        MetricError: a score is no probability, or the threshold is not from 0 to 1.
+        MetricError: a score is no probability, or the threshold is not on the grid from 0 to 1.
 
     >>> called([0.25, 0.5], 0.5).tolist()
     [False, True]
     """
-    if not 0.0 <= threshold <= 1.0:
-        raise MetricError(f"threshold: expected a number from 0 to 1, got {threshold}")
-    return quantise(scores) >= int(np.ceil(threshold * GRID))
+    return quantise(scores) >= grid_index(threshold)
 
 
 OF_PATIENT: Final = ("pcr", "therapy")

@@ -2,14 +2,16 @@
 
 A plan is a small YAML file. Its SHA-256, over the canonical JSON of all its values (those left at
 their defaults included), is printed with every result; a site that has answered under one plan
-refuses another for the same model. ``her2-server response --write-plan FILE`` writes the default.
+refuses another for the same model. The threshold and its origin are part of it: a plan that takes
+the threshold from a release gets the number, and the release's SHA-256, before anything is asked
+(``fix``). ``her2-server response --write-plan FILE`` writes the default.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -17,6 +19,8 @@ from pydantic import Field, field_validator, model_validator
 from her2_common.cases import MODALITIES, Modality
 from her2_common.clinical import DEFAULT_PCR, PcrDefinition
 from her2_common.config import Name
+from her2_common.errors import ConfigError
+from her2_common.metrics import grid_index
 from her2_common.response.decision import THRESHOLDS
 from her2_common.response.design import RESPONSE_TERMS
 from her2_common.response.inference import MIN_CELL
@@ -24,8 +28,18 @@ from her2_common.response.patients import COLUMNS
 from her2_common.response.primary import RELEVANT_ODDS_RATIO
 from her2_common.response.subgroups import SUBGROUPS
 from her2_common.section import Section
+from her2_common.thresholds import GridThreshold
 
 Probability = Annotated[float, Field(gt=0, lt=1)]
+
+TYPED: Final = "typed at this analysis"
+CALLS: Final = "calls of 0 and 1"
+
+ThresholdOrigin = Literal["plan", "release", "typed at this analysis", "calls of 0 and 1"]
+"""Where a plan's threshold comes from: its author, the release, the command line, or from nowhere
+because scores of 0 and 1 need none."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 PROPENSITY: Final = "propensity"
 """The name of the model of the weights; no other model may have it."""
@@ -33,7 +47,9 @@ PROPENSITY: Final = "propensity"
 _COMMENT: Final = """\
 # Analysis plan of `her2-server response`. Fix it before the outcomes are seen: its SHA-256 stands
 # in every result, and a site that has answered under one plan refuses another.
-# threshold: at or above it the model calls positive; a number, or release: the release's.
+# threshold: at or above it the model calls positive; a multiple of 1/1024, or release: the
+#   release's. --write-plan with --release or --threshold writes the number, so that the SHA-256
+#   covers it; threshold_from and release_sha256 say where it comes from.
 # relevant_odds_ratio: the smallest one that would change practice.
 # models: terms are columns (pcr ~ ...), centre, or two joined by a colon; tested: those of the
 #   likelihood-ratio test. propensity: terms of the probability of being called positive.
@@ -91,7 +107,9 @@ class Plan(Section):
     """plan.yaml. ``population`` and ``strata`` of the primary comparison are what they are; they
     stand here so that the hash covers them."""
 
-    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["release"] = "release"
+    threshold: GridThreshold | Literal["release"] = "release"
+    threshold_from: ThresholdOrigin = "release"
+    release_sha256: Sha256 | None = None
     population: Literal["biopsy-positive and treated"] = "biopsy-positive and treated"
     strata: Literal["centre"] = "centre"
     pcr: PcrDefinition = DEFAULT_PCR
@@ -129,6 +147,53 @@ class Plan(Section):
         if len(set(names)) != len(names):
             raise ValueError(f"models: expected different names, got {', '.join(names)}")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_the_authors(cls, given: Any) -> Any:
+        """A number without an origin is the plan's own."""
+        if isinstance(given, dict) and given.get("threshold", "release") != "release":
+            return {"threshold_from": "plan", **given}
+        return given
+
+    @model_validator(mode="after")
+    def _check_threshold(self) -> Plan:
+        fixed = self.threshold != "release"
+        if not fixed and self.threshold_from != "release":
+            raise ValueError("threshold_from: expected release, as threshold, or a number there")
+        if (self.release_sha256 is not None) != (fixed and self.threshold_from == "release"):
+            raise ValueError(
+                "release_sha256: expected one where threshold is a number from a release, and only "
+                "there"
+            )
+        return self
+
+    @property
+    def fixed_threshold(self) -> float:
+        """The threshold as a number.
+
+        Raises:
+            ConfigError: it is still to be taken from a release.
+        """
+        if self.threshold == "release":
+            raise ConfigError("plan: expected a threshold that is a number, got release")
+        return self.threshold
+
+    @property
+    def threshold_is_frozen(self) -> bool:
+        """Whether it was there before this analysis; one that is typed need not have been."""
+        return self.threshold_from in ("plan", "release")
+
+    def fix(self, threshold: float, origin: ThresholdOrigin, release: str | None = None) -> Plan:
+        """The plan with a number for its threshold, which its hash then covers.
+
+        Raises:
+            MetricError: the number is not on the grid from 0 to 1.
+        """
+        grid_index(threshold)
+        return self.model_copy(
+            update={"threshold": threshold, "threshold_from": origin, "release_sha256": release}
+        )
 
     @property
     def sha256(self) -> str:

@@ -132,6 +132,7 @@ def _templates() -> Environment:
         term=response_words.term,
         subgroup=response_words.subgroup,
         kind=response_words.kind,
+        held_out=response_words.held_out,
         name=response_words.shown,
         names=lambda names: response_words.listed([response_words.shown(n) for n in names]),
     )

@@ -164,6 +164,14 @@ def kind(by: str) -> str:
     return _KINDS.get(by, by)
 
 
+def held_out(rows: int) -> str:
+    """What is known of the rows that have no split."""
+    return (
+        f"{rows:,} rows have no split: that their scores come from a model that has not seen the "
+        "patients is stated by the user (--out-of-fold), not checked"
+    )
+
+
 def listed(names: Sequence[str]) -> str:
     """Names in a sentence, one after the other."""
     return ", ".join(names) or "none"

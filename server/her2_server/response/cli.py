@@ -11,12 +11,13 @@ from rich.markup import escape
 
 from her2_common.console import console, print_json
 from her2_common.errors import ConfigError
+from her2_common.release import read_release
 from her2_common.response.plan import Plan
 from her2_server.report import write_report
 from her2_server.report.response import DOCUMENT
 from her2_server.response.command import (
     check_destinations,
-    freeze,
+    fix_threshold,
     over_tables,
     read_plan,
     write,
@@ -39,11 +40,20 @@ def response(
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="The analysis plan (YAML).")] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="The frozen threshold; default: the release's.")
+        float | None,
+        typer.Option(help="The threshold, if no plan and no release fixes it; in steps of 1/1024."),
     ] = None,
     release: Annotated[
         Path | None, typer.Option(help="The release that scored the tables.")
     ] = None,
+    out_of_fold: Annotated[
+        bool,
+        typer.Option(
+            "--out-of-fold",
+            help="State that rows of the tables without a split have scores of a model that has "
+            "not seen the patient.",
+        ),
+    ] = False,
     json: Annotated[
         Path | None, typer.Option(help="Write the numbers as JSON; - for stdout.")
     ] = None,
@@ -53,19 +63,19 @@ def response(
     ] = None,
     write_plan_to: Annotated[
         Path | None,
-        typer.Option("--write-plan", help="Write the default plan (- for stdout), and end."),
+        typer.Option(
+            "--write-plan",
+            help="Write the plan (- for stdout), and end; --release or --threshold fixes its "
+            "threshold.",
+        ),
     ] = None,
 ) -> None:
     """Does the image say more about therapy response than the needle?
 
     Over tables (--table, one a centre) or over the sites of a finished RUN.
     """
-    if write_plan_to == _STDOUT:
-        typer.echo(Plan().as_yaml(), nl=False)
-        return
     if write_plan_to is not None:
-        write_plan(write_plan_to)
-        console.print(f"plan  {write_plan_to}", soft_wrap=True)
+        _write_plan(write_plan_to, read_plan(plan), threshold, release)
         return
     if (run is None) == (not table):
         raise ConfigError(
@@ -73,11 +83,13 @@ def response(
         )
     if run is not None and run.is_file():
         raise ConfigError(f"{run}: expected a run's folder, got a file", hint="is it a --table?")
+    if run is not None and out_of_fold:
+        raise ConfigError("--out-of-fold: sites score their test cases, expected it with --table")
     files = {"--json": None if json == _STDOUT else json, "--csv": csv}
     check_destinations(files, out)
     chosen = read_plan(plan)
     if table:
-        document = over_tables(table, chosen, threshold, release)
+        document = over_tables(table, chosen, threshold, release, out_of_fold=out_of_fold)
     else:
         folder = RunFolder(run or Path())
         document = _asked(folder, chosen, threshold, release)
@@ -94,13 +106,27 @@ def response(
         console.print(f"written  {path}", markup=False, soft_wrap=True)
 
 
+def _write_plan(path: Path, plan: Plan, threshold: float | None, release: Path | None) -> None:
+    if threshold is not None or release is not None:
+        manifest = None if release is None else read_release(release)[0]
+        plan = fix_threshold(plan, threshold, manifest, origin="plan")
+    if path == _STDOUT:
+        typer.echo(plan.as_yaml(), nl=False)
+        return
+    write_plan(path, plan)
+    console.print(f"plan  {path}", soft_wrap=True)
+    if plan.threshold != "release":  # else the release is still to be hashed with it
+        console.print(f"SHA-256  {plan.sha256}", soft_wrap=True)
+
+
 def _asked(
     folder: RunFolder, plan: Plan, threshold: float | None, release: Path | None
 ) -> dict[str, Any]:
     """The result over the sites of a run."""
     if release is not None:
         raise ConfigError("--release: a run has its own, expected none with a run's folder")
-    freeze(plan, threshold, finished_release(folder))  # its faults before the SuperLink is asked
+    # Its faults before the SuperLink is asked
+    fix_threshold(plan, threshold, finished_release(folder))
     started = time.monotonic()
 
     def notify(text: str) -> None:

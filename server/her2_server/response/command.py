@@ -1,7 +1,7 @@
 """`her2-server response`: read, ask, write.
 
-1. Read the plan (the default without one) and the threshold: ``--threshold``, else the plan's,
-   else the release's.
+1. Read the plan (the default without one) and fix its threshold: the plan's own, else the
+   release's, else ``--threshold``, which then is called typed and not frozen.
 2. Tables: read them (``tables``). A finished run: ask its sites (``federation``).
 3. Compute (``her2_common.response.analysis``), and write what is asked for: JSON, CSV, page.
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,11 +21,11 @@ import numpy as np
 from her2_common import __version__
 from her2_common.cases import PCR_LABELS, post_therapy
 from her2_common.config import load
-from her2_common.errors import ConfigError, DataError, TableError
-from her2_common.metrics import GRID
+from her2_common.errors import ConfigError, DataError, MetricError, TableError
+from her2_common.metrics import GRID, grid_index
 from her2_common.release import Manifest, read_release
 from her2_common.response.analysis import analyse
-from her2_common.response.plan import Plan
+from her2_common.response.plan import CALLS, TYPED, Plan, ThresholdOrigin
 from her2_common.response.pooling import ask_sources
 from her2_common.response.queries import Source
 from her2_common.response.study import Label
@@ -51,15 +50,6 @@ LABEL_UNKNOWN: Final = (
 )
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """The frozen threshold and where it comes from; ``label`` is what the score tells."""
-
-    value: float
-    origin: str
-    label: Label
-
-
 def read_plan(path: Path | None) -> Plan:
     """The plan of a file, or the default.
 
@@ -69,8 +59,8 @@ def read_plan(path: Path | None) -> Plan:
     return Plan() if path is None else load(Plan, path)
 
 
-def write_plan(path: Path) -> None:
-    """Write the default plan.
+def write_plan(path: Path, plan: Plan) -> None:
+    """Write a plan.
 
     Raises:
         ConfigError: the file exists.
@@ -80,35 +70,56 @@ def write_plan(path: Path) -> None:
     except FileExistsError:
         raise ConfigError(f"{path}: exists already", hint="a plan is never overwritten") from None
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(Plan().as_yaml())
+        file.write(plan.as_yaml())
 
 
-def freeze(
-    plan: Plan, option: float | None, manifest: Manifest | None, *, binary: bool = False
-) -> Threshold:
-    """Step 1, the threshold. Calls of 0 and 1 (``binary``) need none.
+def fix_threshold(
+    plan: Plan,
+    option: float | None,
+    manifest: Manifest | None,
+    *,
+    origin: ThresholdOrigin = TYPED,
+    binary: bool = False,
+) -> Plan:
+    """Step 1: the plan with its threshold as a number. Calls of 0 and 1 (``binary``) need none.
+
+    Args:
+        option: ``--threshold``; it is ``origin`` unless plan or release have the same.
 
     Raises:
-        ConfigError: there is none, it is not from 0 to 1, or option and plan contradict each other.
+        ConfigError: there is none, it is not on the grid from 0 to 1, or option, plan and release
+            contradict each other.
     """
-    label: Label = "pcr" if manifest is not None and manifest.label in PCR_LABELS else "her2"
-    if option is not None and not 0.0 <= option <= 1.0:
-        raise ConfigError(f"--threshold: expected a number from 0 to 1, got {option}")
+    if option is not None:
+        try:
+            grid_index(option)
+        except MetricError as error:
+            raise ConfigError(
+                f"--{error}",
+                hint="scores are compared in steps of 1/1024, so that every centre and every "
+                "table calls alike; choose one of these",
+            ) from None
     if plan.threshold != "release":
         if option not in (None, plan.threshold):
             raise ConfigError(
                 f"--threshold: expected {plan.threshold}, which the plan fixes, got {option}"
             )
-        return Threshold(plan.threshold, "plan", label)
+        if manifest is not None and plan.release_sha256 not in (None, manifest.sha256):
+            raise ConfigError(
+                "plan: its threshold is that of another release: expected SHA-256 "
+                f"{plan.release_sha256}, got {manifest.sha256}"
+            )
+        return plan
+    if manifest is not None and option in (None, manifest.threshold):
+        return plan.fix(manifest.threshold, "release", manifest.sha256)
     if option is not None:
-        return Threshold(option, "option", label)
-    if manifest is not None:
-        return Threshold(manifest.threshold, "release", label)
+        return plan.fix(option, origin)
     if binary:
-        return Threshold(0.5, "calls of 0 and 1", label)
+        return plan.fix(0.5, CALLS)
     raise ConfigError(
-        "expected a frozen threshold, got none",
-        hint="give --threshold, or --release with the folder of the release that scored the cases",
+        "expected a threshold, got none",
+        hint="give --release with the folder of the release that scored the cases, or a plan with "
+        "a threshold; one typed with --threshold is not called frozen",
     )
 
 
@@ -131,19 +142,30 @@ def check_evidence(manifest: Manifest) -> Manifest:
     return manifest
 
 
+def label_of(manifest: Manifest | None) -> Label:
+    """What the score is a probability of."""
+    return "pcr" if manifest is not None and manifest.label in PCR_LABELS else "her2"
+
+
 def over_tables(
-    paths: Sequence[Path], plan: Plan, option: float | None, release: Path | None
+    paths: Sequence[Path],
+    plan: Plan,
+    option: float | None,
+    release: Path | None,
+    *,
+    out_of_fold: bool = False,
 ) -> dict[str, Any]:
-    """The result over tables.
+    """The result over tables; ``out_of_fold`` as in ``read_tables``.
 
     Raises:
         ConfigError, TableError, DataError: plan, threshold, release or a table cannot be used.
     """
     manifest = None if release is None else check_evidence(read_release(release)[0])
     if plan.threshold != "release" or option is not None or manifest is not None:
-        freeze(plan, option, manifest)  # its faults before those of the tables
-    tables = read_tables(paths, definition=plan.pcr)
-    threshold = freeze(plan, option, manifest, binary=tables.binary)
+        fix_threshold(plan, option, manifest)  # its faults before those of the tables
+    tables = read_tables(paths, definition=plan.pcr, out_of_fold=out_of_fold)
+    plan = fix_threshold(plan, option, manifest, binary=tables.binary)
+    threshold = plan.fixed_threshold
     warnings = [*tables.warnings, *check_outcomes(tables, plan)]
     if manifest is None and not tables.trained_on:
         warnings.append(LABEL_UNKNOWN)
@@ -152,25 +174,30 @@ def over_tables(
             f"fewer centres than the plan's min_centres ({plan.min_centres}): the result says "
             "little of other centres, and should not be published as that of several"
         )
-    sources = [Source(patients, plan, threshold.value) for patients in tables.centres]
-    found = analyse(ask_sources(sources), plan, threshold.value, label=threshold.label)
+    sources = [Source(patients, plan, threshold) for patients in tables.centres]
+    found = analyse(ask_sources(sources), plan, threshold, label=label_of(manifest))
     if "refused" not in found["auc"]:
         found["auc"]["on_grid"] = _on_grid(tables)
     if found["suppressed"]:
         warnings.append(NOT_SAFE)
-    return head({"kind": "tables", "tables": list(tables.names)}, plan, threshold, warnings) | found
+    source = {
+        "kind": "tables",
+        "tables": list(tables.names),
+        "out_of_fold": out_of_fold,
+        "without_split": tables.without_split,
+    }
+    return head(source, plan, warnings) | found
 
 
-def head(
-    source: dict[str, Any], plan: Plan, threshold: Threshold, warnings: list[str]
-) -> dict[str, Any]:
-    """What stands before the sections of every result."""
+def head(source: dict[str, Any], plan: Plan, warnings: list[str]) -> dict[str, Any]:
+    """What stands before the sections of every result; the plan's threshold is a number."""
     return {
         "format": FORMAT,
         "version": __version__,
         "source": source,
         "plan": {"sha256": plan.sha256, "document": plan.model_dump(mode="json")},
-        "threshold_from": threshold.origin,
+        "threshold_from": plan.threshold_from,
+        "threshold_frozen": plan.threshold_is_frozen,
         "warnings": warnings,
     }
 

@@ -39,7 +39,7 @@ from her2_common.wire import TaskOrder, document_record, read_document
 from her2_server.attendance import wait_until_online
 from her2_server.exchange import Exchange, Outcome
 from her2_server.reduction import reducing
-from her2_server.response.command import Threshold, check_evidence, freeze, head
+from her2_server.response.command import check_evidence, fix_threshold, head, label_of
 from her2_server.run_folder import RunFolder
 from her2_server.vetting import case_limits
 
@@ -56,12 +56,11 @@ class Sites:
         grid: Grid,
         folder: RunFolder,
         plan: Plan,
-        threshold: float,
         notify: Notify = lambda _: None,
     ) -> None:
         self.config = folder.load_config()
         self.summary = folder.read_summary()
-        self.plan, self.threshold, self.notify = plan, threshold, folder.logging(notify)
+        self.plan, self.notify = plan, folder.logging(notify)
         self.grid = grid
         self.exchange = Exchange(grid, self.config, notify=self.notify, log=folder.log)
         self.manifest, self.groups = read_release(folder.release)
@@ -176,7 +175,7 @@ class Sites:
             plan=self.config.run,
         )
         content = RecordDict({"order": document_record(order)})
-        content["query"] = document_record(ResponseQuery.of(query, self.plan, self.threshold))
+        content["query"] = document_record(ResponseQuery.of(query, self.plan))
         if query.arrays:
             content["arrays"] = statistics_record(query.arrays)
         if whole:
@@ -198,12 +197,16 @@ def over_sites(
         ConfigError, DataError: the threshold or the release cannot be used.
     """
     manifest = finished_release(folder)
-    threshold: Threshold = freeze(plan, option, manifest)
-    sites = Sites(grid, folder, plan, threshold.value, notify)
+    plan = fix_threshold(plan, option, manifest)
+    sites = Sites(grid, folder, plan, notify)
     way_out = "a site whose owner cannot mend it can be left out by its policy.allowed_tasks"
     with reducing(folder, TASK, sites.of_site, way_out):
         found = analyse(
-            sites, plan, threshold.value, label=threshold.label, min_centres=plan.min_centres
+            sites,
+            plan,
+            plan.fixed_threshold,
+            label=label_of(manifest),
+            min_centres=plan.min_centres,
         )
         json.dumps(found, allow_nan=False)
     if "refused" not in found["auc"]:
@@ -219,7 +222,7 @@ def over_sites(
         "absent": sites.absent,
     }
     warnings = [f"{site} takes no part: {why}" for site, why in sites.absent.items()]
-    return head(source, plan, threshold, warnings) | found
+    return head(source, plan, warnings) | found
 
 
 def finished_release(folder: RunFolder) -> Manifest:

@@ -8,7 +8,8 @@
    contradicts them is an error. HR is positive if ER or PR is, negative if both are, else unknown.
    A response without therapy (nat 0) is none; no operation after therapy is no pCR.
 3. Rows of the train and val splits are left out, and a table without others is refused: the model
-   has seen the first, and the threshold was chosen on the second.
+   has seen the first, and the threshold was chosen on the second. A patient with such a row has no
+   other. A blank split is refused, unless the user states that the scores are out of fold.
 4. A patient in two tables is an error. Patients are compared by a hash whose key is drawn anew
    each time and kept nowhere.
 5. The rows of one patient of a centre become one (``her2_common.response.patients.one_row_each``);
@@ -65,6 +66,12 @@ COLUMNS: Final = (
 
 _WORDS: Final = {"pcr": "pcr", "therapy": "anti_her2"}
 """What a patient has once -> the column that says so."""
+_COVARIATES: Final = {
+    "HR status (er or pr)": ("er", "pr"),
+    "T (clinical_t)": ("clinical_t",),
+    "N (clinical_n)": ("clinical_n",),
+}
+"""What the models adjust for, and the columns of which one is enough."""
 
 _IMAGES: Final = {"mg": ("mg_cc", "mg_mlo"), "us": ("us",), "mri": ("mri",)}
 _DAYS: Final = {modality: f"{modality}_days" for modality in MODALITIES}
@@ -77,7 +84,8 @@ class Tables:
     """The centres' rows and what there is to say about them.
 
     ``binary`` says that every score is 0 or 1, so that any threshold gives the same calls;
-    ``trained_on`` that all tables say on which labels the model was trained.
+    ``trained_on`` that all tables say on which labels the model was trained. ``without_split``
+    counts the rows that are held out by the user's statement alone.
     """
 
     centres: list[Patients]
@@ -85,10 +93,20 @@ class Tables:
     warnings: list[str] = field(default_factory=list)
     binary: bool = False
     trained_on: bool = False
+    without_split: int = 0
 
 
-def read_tables(paths: Sequence[Path], *, definition: PcrDefinition = DEFAULT_PCR) -> Tables:
-    """Steps 1 to 4, with pCR by ``definition``.
+def read_tables(
+    paths: Sequence[Path],
+    *,
+    definition: PcrDefinition = DEFAULT_PCR,
+    out_of_fold: bool = False,
+) -> Tables:
+    """Steps 1 to 5, with pCR by ``definition``.
+
+    Args:
+        out_of_fold: the user states that the rows without a split have scores of a model that has
+            not seen their patients.
 
     Raises:
         TableError: a table breaks its contract; the message names table, row and column.
@@ -99,9 +117,12 @@ def read_tables(paths: Sequence[Path], *, definition: PcrDefinition = DEFAULT_PC
     of_table: dict[str, int] = {}
     warnings: list[str] = []
     trained_on = True
+    without_split = 0
+    absent: dict[str, list[str]] = {}
     for index, path in enumerate(paths):
-        table = _Table(path, definition)
+        table = _Table(path, definition, out_of_fold)
         trained_on &= TRAINED_ON in table.cells
+        without_split += table.without_split
         for name in table.centre_names():
             if of_table.setdefault(name, index) != index:
                 raise TableError(
@@ -109,23 +130,33 @@ def read_tables(paths: Sequence[Path], *, definition: PcrDefinition = DEFAULT_PC
                     hint="name the files after their centres, or give them a column centre",
                 )
         table.check_patients(key, index, seen, paths)
+        warnings += table.warnings
+        for what in table.absent:
+            absent.setdefault(what, []).append(path.name)
         for name, columns in table.by_centre():
             rows.setdefault(name, []).append(columns)
-        warnings += table.warnings
+    if absent:
+        parted = (
+            what if len(names) == len(paths) else f"{what} in {', '.join(names)}"
+            for what, names in absent.items()
+        )
+        warnings.append(f"no column, so unknown: {'; '.join(parted)}")
     centres = []
     for name, parts in rows.items():
         columns = {c: np.concatenate([part[c] for part in parts]) for c in parts[0]}
         centres.append(Patients(name, columns))
     scores = np.concatenate([patients.column("score") for patients in centres])
     binary = bool(np.isin(scores[~np.isnan(scores)], (0, 1)).all())
-    return Tables(centres, tuple(path.name for path in paths), warnings, binary, trained_on)
+    return Tables(
+        centres, tuple(path.name for path in paths), warnings, binary, trained_on, without_split
+    )
 
 
 class _Table:
     """One file."""
 
-    def __init__(self, path: Path, definition: PcrDefinition) -> None:
-        self.path, self.definition = path, definition
+    def __init__(self, path: Path, definition: PcrDefinition, out_of_fold: bool) -> None:
+        self.path, self.definition, self.out_of_fold = path, definition, out_of_fold
         if not path.exists():
             raise TableError(f"{path}: no such file", hint="--table takes the path of a CSV file")
         self.cells, self.numbers = read_columns(path, COLUMNS, {"case_id"})
@@ -137,10 +168,8 @@ class _Table:
         self._require("pcr", ("ypt", "ypn"), "a response")
         self._require("biopsy_her2", ("biopsy_ihc", "biopsy_ish"), "HER2 of the biopsy")
         self._require("anti_her2", (), "anti-HER2 therapy")
-        for wanted, names in (("HR status", ("er", "pr")), ("T", ("clinical_t",)),
-                              ("N", ("clinical_n",))):  # fmt: skip
-            if not any(name in self.cells for name in names):
-                self._warn(f"no column {' or '.join(names)}: {wanted} is unknown")
+        self.absent = [what for what, names in _COVARIATES.items()
+                       if not any(name in self.cells for name in names)]  # fmt: skip
         self.columns = self._columns()
         self._check_cases()
         self.faults.raise_if_any()
@@ -295,17 +324,51 @@ class _Table:
     def _held_out(self) -> NDArray[np.bool_]:
         """Step 3, (rows,)."""
         split = np.array([value or "" for value in self.split])
-        used = np.isin(split, ("train", "val"))
+        used, blank = np.isin(split, ("train", "val")), split == ""
         if used.all():
             raise TableError(
                 f"{self.path.name}: expected held-out cases, got those of the train and val splits "
                 "alone",
                 hint="the model has seen them; give scores of the test split, or out-of-fold "
-                "scores with the column split left blank",
+                "scores with the column split left blank and --out-of-fold",
             )
+        if blank.any() and not self.out_of_fold:
+            where = f"row {self.numbers[int(np.argmax(blank))]}, column split"
+            got = "a blank" if "split" in self.cells else "no such column"
+            raise TableError(
+                f"{self.path.name}, {where}: expected test, train or val, got {got}",
+                hint="her2-client predict writes the column; if every score comes from a model "
+                "that has not seen the patient, state it with --out-of-fold",
+            )
+        self.without_split = int(np.count_nonzero(blank))
+        self._check_apart(used)
         if used.any():
             self._warn(f"{int(used.sum())} rows of the train and val splits are not evaluated")
         return ~used
+
+    def _check_apart(self, used: NDArray[np.bool_]) -> None:
+        """A patient whose other pictures served to make the model is not held out.
+
+        Raises:
+            TableError: there is one.
+        """
+        cases = self.cells["case_id"]
+        patients = self.cells.get("patient_id", cases)
+        centres = self.cells.get("centre", [""] * len(cases))
+        names = [
+            (centre, patient or case)
+            for centre, patient, case in zip(centres, patients, cases, strict=True)
+        ]
+        row_of = {
+            name: row for name, row, out in zip(names, self.numbers, used, strict=True) if out
+        }
+        for name, row, out in zip(names, self.numbers, used, strict=True):
+            if not out and name in row_of:
+                raise TableError(
+                    f"{self.path.name}, row {row}: expected a held-out patient, got one who is "
+                    f"in the train or val split in row {row_of[name]}",
+                    hint="the splits part patients, not pictures: leave the patient out",
+                )
 
     def _patients(self) -> Iterable[tuple[int, str]]:
         patients = self.cells.get("patient_id", self.cells["case_id"])

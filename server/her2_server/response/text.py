@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from her2_server.report.response_words import ALL_COMERS_TAG
+from her2_server.report.response_words import ALL_COMERS_TAG, held_out
 
 WIDTH: Final = 78
 _NAME: Final = 44
@@ -45,9 +45,13 @@ def _lines(document: Document) -> Iterator[str]:
         )
     for warning in document["warnings"]:
         yield from _wrapped(f"Note: {warning}")
+    if rows := document["source"].get("without_split"):
+        yield from _wrapped(f"Note: {held_out(rows)}")
     yield ""
+    frozen = document["threshold_frozen"]
     yield (
-        f"Threshold {document['threshold']:.4f} ({document['threshold_from']}), "
+        f"{'Frozen threshold' if frozen else 'Threshold, not frozen:'} "
+        f"{document['threshold']:.4f} ({document['threshold_from']}), "
         f"plan {document['plan']['sha256'][:16]}"
     )
 
@@ -116,6 +120,7 @@ def _models(models: list[Document]) -> Iterator[str]:
             continue
         penalised = ", Firth's penalty" if model["penalised"] else ""
         yield _head(f"Model {model['model']}, {model['n']} patients{penalised}")
+        yield from _dropped(model["dropped"])
         for name, term in model["terms"].items():
             if name != "intercept" and not name.startswith("centre["):
                 yield _line(f"{_cut(name, 26)}, odds ratio", term["odds_ratio"])
@@ -125,12 +130,18 @@ def _models(models: list[Document]) -> Iterator[str]:
         yield f"  {ALL_COMERS_TAG}"
 
 
+def _dropped(columns: list[Document]) -> list[str]:
+    words = ", ".join(part["words"] for part in columns)
+    return _wrapped(f"not fitted: {words}", "  ") if columns else []
+
+
 def _weights(ipw: Document) -> Iterator[str]:
     yield ""
     if "refused" in ipw:
         yield from _wrapped(f"Weighted comparison: not given: {ipw['refused']}.")
         return
     yield _head(f"Weighted comparison, {ipw['n']} patients")
+    yield from _dropped(ipw["dropped"])
     yield _line("risk difference", ipw["risk_difference"])
     yield _line("risk ratio", ipw["risk_ratio"])
     if ipw["e_value"] is not None:

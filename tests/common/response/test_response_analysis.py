@@ -131,7 +131,8 @@ def test_a_section_that_cannot_be_given_says_why() -> None:
     rows["therapy"] = np.zeros(200)
     found = analyse(ask_sources(sources(rows, np.zeros(200, int))), PLAN, THRESHOLD, min_centres=1)
     assert found["primary"]["refused"] == "expected answers of a centre with patients, got 0"
-    assert "therapy" in found["logistic"][0]["refused"]
+    dropped = {"column": "therapy", "follows": [], "words": "therapy (0 in all patients)"}
+    assert dropped in found["logistic"][0]["dropped"]
     assert found["auc"]["n"] == 200
 
 
@@ -176,6 +177,74 @@ def test_separated_outcomes_are_fitted_with_a_penalty() -> None:
     assert model["penalised"]
     assert model["likelihood_ratio"]["df"] == 2
     assert found["auc"]["by_centre"]["c02"]["imaging"] is None
+
+
+def test_the_default_model_answers_where_therapy_is_the_biopsy() -> None:
+    """Every biopsy-positive patient treated, nobody else: the usual case."""
+    rows, centre = rows_of(12, 600), np.arange(600) % 4
+    rows["therapy"] = rows["biopsy"].copy()
+    found = analyse(over_the_wire(sources(rows, centre)), PLAN, THRESHOLD)
+    model = found["logistic"][0]
+    assert [part["words"] for part in model["dropped"]] == ["therapy (follows from biopsy)"]
+    x = np.column_stack(
+        [np.ones(600), *((centre == k) * 1.0 for k in (1, 2, 3)), rows["hr"], rows["t"],
+         rows["n"], rows["biopsy"], rows["score"], rows["biopsy"] * rows["score"]]
+    )  # fmt: skip
+    fit = sm.Logit(rows["pcr"], x).fit(disp=0, tol=1e-12)
+    assert list(model["terms"])[4:] == ["hr", "t", "n", "biopsy", "score", "biopsy:score"]
+    assert_same([term["estimate"] for term in model["terms"].values()], fit.params.tolist(), 1e-7)
+    assert_same([term["se"] for term in model["terms"].values()], fit.bse.tolist(), 1e-7)
+    smaller = sm.Logit(rows["pcr"], x[:, :-2]).fit(disp=0, tol=1e-12)
+    test = model["likelihood_ratio"]
+    assert (test["terms"], test["df"]) == (["score", "biopsy:score"], 2)
+    assert_same(test["statistic"], 2 * (fit.llf - smaller.llf), 1e-7)
+
+
+def test_of_treated_patients_alone_the_score_is_tested() -> None:
+    rows, centre = rows_of(13, 900), np.arange(900) % 3
+    chosen = (rows["biopsy"] == 1) & (rows["therapy"] == 1)
+    rows = {name: values[chosen] for name, values in rows.items()}
+    rows["t"] = centre[chosen] + 1.0  # one T a centre
+    found = analyse(ask_sources(sources(rows, centre[chosen])), PLAN, THRESHOLD)
+    model = found["logistic"][0]
+    assert {part["column"]: part["follows"] for part in model["dropped"]} == {
+        "biopsy": ["intercept"],
+        "therapy": ["intercept"],
+        "t": ["intercept", "centre[c01]", "centre[c02]"],
+        "biopsy:score": ["score"],
+    }
+    assert (model["likelihood_ratio"]["terms"], model["likelihood_ratio"]["df"]) == (["score"], 1)
+    assert [part["column"] for part in found["ipw"]["dropped"]] == ["t"]
+
+
+def test_a_score_that_is_a_covariate_is_not_tested() -> None:
+    rows, centre = rows_of(14), np.arange(N) % 3
+    rows["score"] = rows["hr"].copy()
+    found = analyse(ask_sources(sources(rows, centre)), PLAN, THRESHOLD)
+    model = found["logistic"][0]
+    assert {"column": "score", "follows": ["hr"], "words": "score (follows from hr)"} in (
+        model["dropped"]
+    )
+    assert model["likelihood_ratio"]["terms"] == ["biopsy:score"]
+    rows["score"] = rows["biopsy"].copy()
+    model = analyse(ask_sources(sources(rows, centre)), PLAN, THRESHOLD)["logistic"][0]
+    assert model["likelihood_ratio"] is None
+    assert [part["column"] for part in model["dropped"]] == ["score", "biopsy:score"]
+
+
+def test_separated_outcomes_of_an_aliased_model_are_penalised() -> None:
+    rows, centre = rows_of(4), np.random.default_rng(1).integers(0, 3, N)
+    rows["therapy"] = rows["biopsy"].copy()
+    rows["pcr"][centre == 2] = 0.0
+    model = analyse(ask_sources(sources(rows, centre)), PLAN, THRESHOLD)["logistic"][0]
+    assert model["penalised"]
+    assert model["likelihood_ratio"]["df"] == 2
+    without = Model(name="response", terms=tuple(t for t in PLAN.models[0].terms if t != "therapy"),
+                    tested=PLAN.models[0].tested)  # fmt: skip
+    plan = PLAN.model_copy(update={"models": (without,)})
+    other = analyse(ask_sources(sources(rows, centre, plan)), plan, THRESHOLD)["logistic"][0]
+    assert_same(model["terms"], other["terms"], 1e-6)
+    assert_same(model["likelihood_ratio"], other["likelihood_ratio"], 1e-6)
 
 
 def test_a_query_that_the_plan_does_not_have_is_refused() -> None:
@@ -225,13 +294,18 @@ def test_a_site_that_counts_its_patients_twice_is_refused() -> None:
 
 def test_the_hash_of_a_plan_covers_every_choice() -> None:
     changed: dict[str, Any] = {
-        "threshold": 0.5, "relevant_odds_ratio": 1.5, "models": (), "propensity": ("hr",),
+        "threshold": 0.5, "threshold_from": "typed at this analysis", "release_sha256": "a" * 64,
+        "relevant_odds_ratio": 1.5, "models": (), "propensity": ("hr",),
         "subgroups": ("hr",), "compare": (), "net_benefit": (0.5,), "max_fpr": 0.5, "min_cell": 5,
         "min_centres": 2, "one_class_centres": "keep", "seed": 1,
     }  # fmt: skip
     fixed = {"population", "strata"}
     assert set(changed) | fixed == set(Plan.model_fields)
-    plans = [Plan(**{key: value}) for key, value in changed.items()]
+    with_it: dict[str, dict[str, Any]] = {
+        "threshold_from": {"threshold": 0.5},
+        "release_sha256": {"threshold": 0.5, "threshold_from": "release"},
+    }
+    plans = [Plan(**{key: value} | with_it.get(key, {})) for key, value in changed.items()]
     assert len({plan.sha256 for plan in [Plan(), *plans]}) == len(plans) + 1
     assert Plan().sha256 == Plan(min_cell=10).sha256
 

@@ -55,7 +55,7 @@ def test_the_interval_is_a_bootstrap_of_the_rows() -> None:
     assert got != operating.partial_auc(histogram(rows), 0.2, seed=1)
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("threshold", [0.0, 0.296875, 0.5, 0.75, 1.0])
 def test_operating_points_are_those_of_the_calls(threshold: float) -> None:
     rows = cohort(7)
     calls = called(rows["score"], threshold)

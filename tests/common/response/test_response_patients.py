@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from her2_common.errors import MetricError
-from her2_common.metrics import ScoreHistogram, confusion
+from her2_common.metrics import GRID, ScoreHistogram, confusion
 from her2_common.response.patients import COLUMNS, Patients, called
 
 
@@ -68,13 +68,17 @@ def test_every_column_has_a_range() -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.floats(0, 1), max_size=30), st.floats(0, 1))
-def test_calls_are_those_of_the_histogram(scores: list[float], threshold: float) -> None:
+@given(st.lists(st.floats(0, 1), max_size=30), st.integers(0, GRID))
+def test_calls_are_those_of_the_scores_and_of_the_histogram(
+    scores: list[float], index: int
+) -> None:
+    threshold = index / GRID
     counts = ScoreHistogram.from_scores(scores, np.ones(len(scores), int))
+    assert called(scores, threshold).tolist() == [score >= threshold for score in scores]
     assert called(scores, threshold).sum() == confusion(counts, threshold).tp
 
 
-@pytest.mark.parametrize("threshold", [-0.1, 1.1, np.nan])
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, np.nan, 0.4102, np.nextafter(0.5, 1)])
 def test_impossible_thresholds_are_refused(threshold: float) -> None:
     with pytest.raises(MetricError, match="threshold"):
         called([0.5], threshold)

@@ -251,12 +251,12 @@ def test_federated_is_pooled(seed: int, site: np.ndarray) -> None:
     rows = cohort(seed)
     names = [f"{k:02d}" for k in range(12)]
     federated = added(
-        primary.primary_strata(Patients(name, part), 0.4)
+        primary.primary_strata(Patients(name, part), 0.375)
         for name, part in zip(names, parts(rows, site), strict=True)
     )
     chosen = (rows["biopsy"] == 1) & (rows["therapy"] == 1)
     counts = np.zeros((12, 2, 2), int)
-    calls = called(rows["score"], 0.4).astype(int)
+    calls = called(rows["score"], 0.375).astype(int)
     np.add.at(counts, (site[chosen], calls[chosen], rows["pcr"][chosen].astype(int)), 1)
     assert_same(primary.compare(federated), primary.compare(Strata(tuple(names), counts)))
 
