@@ -280,7 +280,7 @@ def test_the_release_that_a_run_began_from_is_named(simulated_run: Path, tmp_pat
         }
 
     shown = page_of(change(simulated_run, tmp_path / "run", edit)).text
-    assert "the release of her2-2026 (HER2 of the excised tumour where it is known" in shown
+    assert "the release of her2-2026 (HER2 of the tumour before treatment" in shown
     assert "MG, US and MRI; clinical and head began afresh; SHA-256 " + "ab" * 32 in shown
     assert "the first point is the initial model" in shown
 

@@ -499,7 +499,7 @@ def test_the_attacker_sees_through_small_counts_alone(invented_summary: Invent) 
 def test_a_large_site_keeps_little_to_itself(invented_summary: Invent) -> None:
     published = shareable(invented_summary(3, 1500), POLICY)
     cells = dict(flat(published))
-    assert sum(value is None for value in cells.values()) < 0.15 * len(cells)
+    assert sum(value is None for value in cells.values()) < 0.16 * len(cells)
     for name in (("cases", "accepted"), ("modalities", "mg"), ("training", "mri")):
         assert cells[name] is not None
 
