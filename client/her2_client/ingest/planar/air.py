@@ -54,6 +54,8 @@ ONE_SHADE: Final = 0.02
 COMMON: Final = 0.1
 """Share of the picture from which one bright shade is a background, if it is commoner than the
 dark one both in the picture and along its border."""
+LEAST_WHITE: Final = 1 / 2000
+"""Share of the picture that has its greatest value at least where a marker was painted with it."""
 FRAMED: Final = 0.5
 """Share of a line that is bright where it crosses a film in its frame."""
 FILLED: Final = 0.95
@@ -198,6 +200,8 @@ def _air(image: Array, measured: Array) -> tuple[float, float] | None:
 def _white_in_air(image: Array, threshold: float) -> Array:
     """Parts of the greatest value of which at least half of the outline is air."""
     white = image == image.max()
+    if white.mean() < LEAST_WHITE:  # the brightest pixel of the tissue
+        return np.zeros_like(white)
     parts, count = ndimage.label(white)
     y, x = np.nonzero(white)
     in_air, in_tissue = np.zeros(count + 1), np.zeros(count + 1)
