@@ -13,12 +13,13 @@ from typing import Final
 
 from her2_common import __version__
 from her2_common.bundle import bundle_hash
-from her2_common.cases import MODALITIES, Split, post_therapy
+from her2_common.cases import MODALITIES, LabelSource, Split, post_therapy
 from her2_common.config import Policy
 from her2_common.documents import parse_json
 from her2_common.errors import PolicyError
 from her2_common.files import replace_privately
-from her2_common.wire import TaskOrder
+from her2_common.model import Group
+from her2_common.wire import LeftOut, TaskOrder
 from her2_common.withhold import TOTAL, WHOLE, Counts, withhold
 
 TESTED: Final = "tested.json"
@@ -120,7 +121,7 @@ def check_tested(state: Path, order: TaskOrder) -> None:
         replace_privately(path, content.encode())
 
 
-def check_update(policy: Policy, counts: Mapping[Key, int]) -> None:
+def check_update(policy: Policy, counts: Mapping[Group, int]) -> None:
     """May an update made from these many cases a group leave?
 
     Raises:
@@ -141,8 +142,8 @@ def described(
     cases: Mapping[Split, int],
     positives: Mapping[Split, int],
     combinations: Mapping[str, int],
-    label_sources: Mapping[str, int],
-    left_out_for: Mapping[str, int],
+    label_sources: Mapping[LabelSource, int],
+    left_out_for: Mapping[LeftOut, int],
 ) -> dict[str, dict[str, int | None]]:
     """The counts of ``describe`` as they may leave, None where one is withheld.
 

@@ -17,7 +17,7 @@ her2_common.response.codec.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 from flwr.app import Array, RecordDict

@@ -31,8 +31,11 @@ Counted = Mapping[str, Mapping[str, tuple[int, int]]]
 """Site -> key of a histogram ("fused|mg+us", "single|mg") -> its negatives and positives."""
 
 Account = Mapping[str, Any]
-"""A site's part of summary.json: ``name``, and counts or None under ``flow``, ``cases``,
-``positives``, ``modalities`` and ``combinations``."""
+"""A site's part of summary.json: ``name``, and counts or None under each of ``SECTIONS``."""
+
+SECTIONS: Final = (
+    "flow", "cases", "positives", "modalities", "combinations", "label_sources", "left_out_for",
+)  # fmt: skip
 
 POOLED: Final = "all"
 
@@ -54,7 +57,7 @@ def withhold_counts(accounts: Iterable[dict[str, Any]], shown: Published) -> Non
     """Put None for what is not published of the sites."""
     for account in accounts:
         name = account["name"]
-        for section in ("flow", "cases", "positives", "modalities", "combinations"):
+        for section in SECTIONS:
             for key in account[section]:
                 if (name, section, key) not in shown:
                     account[section][key] = None
@@ -165,14 +168,17 @@ class _Ledger:
         )
         self.blocks.equal(accepted, np.concatenate(splits))
         self.blocks.equal(in_table, np.concatenate([accepted, left_out]))
-        for section, whole in (("modalities", False), ("combinations", True)):
+        for section, whole in (("label_sources", accepted), ("left_out_for", left_out)):
+            if parts := [self._count(account, section, key) for key in account[section]]:
+                self.blocks.equal(whole, np.concatenate(parts))
+        for section, exactly in (("modalities", False), ("combinations", True)):
             for key in account[section]:
-                parts = [
+                having = [
                     cell
                     for (_, combination), cell in cells.items()
-                    if (combination == key if whole else key in combination.split("+"))
+                    if (combination == key if exactly else key in combination.split("+"))
                 ]
-                flat = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+                flat = np.concatenate(having) if having else np.zeros(0, np.int64)
                 self.blocks.equal(self._count(account, section, key), flat)
 
     def _count(
@@ -197,4 +203,5 @@ class _Ledger:
 def _fused(of_site: Mapping[str, tuple[int, int]]) -> np.ndarray:
     """A site's negatives and positives, (2,)."""
     counts = [n for key, n in of_site.items() if key.startswith("fused|")]
-    return np.array(counts, np.int64).reshape(-1, 2).sum(axis=0)
+    total: np.ndarray = np.array(counts, np.int64).reshape(-1, 2).sum(axis=0)
+    return total

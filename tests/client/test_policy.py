@@ -112,6 +112,9 @@ def test_an_empty_bundle_is_refused() -> None:
 
 COMBINATIONS = ("mg", "us", "mg+us", "mri", "mg+us+mri")
 SPLITS = ("train", "val", "test")
+SOURCES = ("biopsy", "excised_untreated")
+REASONS = ("no_image", "not_tested")
+TABLES = ("combinations", "label_sources", "left_out_for")
 
 
 @st.composite
@@ -126,21 +129,36 @@ def cohorts(draw: st.DrawFn) -> dict[str, Any]:
         left -= combinations[name]
     combinations[named[-1]] = left
     positives = {split: draw(st.integers(0, n)) for split, n in cases.items()}
+    used = sum(cases.values())
+    excised = draw(st.integers(0, used))
+    reasons = {name: draw(st.integers(0, 15)) for name in REASONS}
     return {
-        "left_out": draw(few), "cases": cases, "positives": positives, "combinations": combinations
-    }  # fmt: skip
+        "left_out": sum(reasons.values()),
+        "cases": cases,
+        "positives": positives,
+        "combinations": combinations,
+        "label_sources": {
+            name: n for name, n in zip(SOURCES, (used - excised, excised), strict=True) if n
+        },
+        "left_out_for": {name: n for name, n in reasons.items() if n},
+    }
 
 
 def most(counts: dict[str, Any], shown: dict[str, dict[str, int | None]], wanted: Any) -> float:
     """The largest sum of cells of ``wanted`` that agrees with what is shown.
 
-    Cells: (split, positive, combination), and at last the cases that are left out. Written from
-    the meaning of the counts; it shares no code with what it attacks.
+    Cells: (split, positive, combination), then the cases left out by the reason, then those used
+    by the source of their label. Written from the meaning of the counts; it shares no code with
+    what it attacks.
     """
     cells = list(itertools.product(SPLITS, (0, 1), counts["combinations"]))
+    parts = [(t, name) for t in ("left_out_for", "label_sources") for name in counts[t]]
 
-    def row(chosen: Callable[..., bool], left_out: bool = False) -> np.ndarray:
-        return np.array([*(chosen(*cell) for cell in cells), left_out], float)
+    def row(
+        chosen: Callable[..., bool], left_out: bool = False, part: tuple[str, str] | None = None
+    ) -> np.ndarray:
+        of_parts = [(left_out and p[0] == "left_out_for") or p == part for p in parts]
+        return np.array([*(chosen(*cell) for cell in cells), *of_parts], float)
 
     sums = {
         "flow/in_table": row(lambda s, p, c: True, True),
@@ -149,6 +167,7 @@ def most(counts: dict[str, Any], shown: dict[str, dict[str, int | None]], wanted
         **{f"cases/{split}": row(lambda s, p, c, x=split: s == x) for split in SPLITS},
         **{f"positives/{x}": row(lambda s, p, c, x=x: s == x and p == 1) for x in SPLITS},
         **{f"combinations/{x}": row(lambda s, p, c, x=x: c == x) for x in counts["combinations"]},
+        **{"/".join(part): row(lambda s, p, c: False, part=part) for part in parts},
     }
     low = {name: shown[name.split("/")[0]][name.split("/")[1]] for name in sums}
     bounds = [
@@ -157,11 +176,14 @@ def most(counts: dict[str, Any], shown: dict[str, dict[str, int | None]], wanted
         for name, value in low.items()
     ]
     wish = row(wanted) if callable(wanted) else sums[wanted]
+    used = sums["flow/accepted"] - sum(sums[f"label_sources/{x}"] for x in counts["label_sources"])
     found = milp(
         -wish,
         integrality=np.ones(wish.size),
         bounds=Bounds(0, 1000),
-        constraints=LinearConstraint(np.array(list(sums.values())), *np.array(bounds).T),
+        constraints=LinearConstraint(
+            np.array([*sums.values(), used]), *np.array([*bounds, (0, 0)]).T
+        ),
     )
     assert found.status == 0, found.message
     return round(-found.fun)
@@ -175,6 +197,8 @@ def most(counts: dict[str, Any], shown: dict[str, dict[str, int | None]], wanted
         "cases": {"train": 40, "val": 1, "test": 9},
         "positives": {"train": 20, "val": 0, "test": 4},
         "combinations": {"mg": 50},
+        "label_sources": {"biopsy": 50},
+        "left_out_for": {},
     },
 )
 @given(counts=cohorts(), min_cell=st.integers(2, 12))
@@ -207,7 +231,8 @@ def test_nothing_is_withheld_without_a_small_count(counts: dict[str, Any], min_c
         for modality in ("mg", "us", "mri")
     ]
     every = [
-        counts["left_out"], *counts["cases"].values(), *counts["combinations"].values(), *having
+        counts["left_out"], *having,
+        *(n for table in (*TABLES, "cases") for n in counts[table].values()),
     ]  # fmt: skip
     classes = [
         (n, counts["cases"][split] - n)
@@ -226,6 +251,8 @@ def test_one_label_for_everybody_is_not_told() -> None:
         "cases": {"train": 50, "val": 20, "test": 0},
         "positives": {"train": 0, "val": 20, "test": 0},
         "combinations": {"us": 70},
+        "label_sources": {"biopsy": 70},
+        "left_out_for": {},
     }
     shown = described(10, **counts)
     assert shown["positives"] == {"train": None, "val": None, "test": 0}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from her2_client.policy import described
-from her2_server.suppression import Published, published, withhold_counts
+from her2_server.suppression import SECTIONS, Published, published, withhold_counts
 
 SPLITS = ("train", "val", "test")
 MODALITIES = ("mg", "us", "mri")
@@ -23,10 +23,14 @@ Cell = tuple[str, str, str, int]
 """Site, split, combination, class."""
 Cells = dict[Cell, int]
 Name = tuple[str, ...]
+SOURCES = ("biopsy", "excised_untreated")
+REASONS = ("no_image", "not_tested")
+Parts = dict[Name, int]
+"""(site, "label_sources", source) and (site, "left_out_for", reason): cases."""
 
 
-def invent(seed: int, sites: int, size: int) -> tuple[Cells, dict[str, int]]:
-    """Cases by cell, and those left out by site."""
+def invent(seed: int, sites: int, size: int) -> tuple[Cells, Parts]:
+    """Cases by cell, those used by the source of their label, those left out by the reason."""
     rng = np.random.default_rng(seed)
     cells: Cells = {}
     for site in NAMES[:sites]:
@@ -35,24 +39,41 @@ def invent(seed: int, sites: int, size: int) -> tuple[Cells, dict[str, int]]:
         for split, name, label in itertools.product(SPLITS, combinations.tolist(), (0, 1)):
             share = {"train": 3, "val": 1, "test": 2}[split]
             cells[site, split, name, label] = int(rng.poisson(many * share * (0.7, 0.4)[label] / 6))
-    return cells, {site: int(rng.integers(0, 20)) for site in NAMES[:sites]}
+    parts: Parts = {}
+    for site in NAMES[:sites]:
+        used = sum(n for cell, n in cells.items() if cell[0] == site)
+        parts |= parts_of(site, int(rng.binomial(used, 0.1)), used, rng.integers(0, 15, 2).tolist())
+    return cells, parts
 
 
-def definitions(cells: Cells) -> dict[Name, np.ndarray]:
-    """Every count that a report may show, and the rests that follow, as sums of cells.
+def parts_of(site: str, excised: int, used: int, left_out: list[int]) -> Parts:
+    sources = dict(zip(SOURCES, (used - excised, excised), strict=True))
+    reasons = dict(zip(REASONS, left_out, strict=True))
+    return {(site, "label_sources", name): n for name, n in sources.items()} | {
+        (site, "left_out_for", name): n for name, n in reasons.items()
+    }
 
-    Beside the cells, in the end, stand the cases left out of each site.
+
+def at(parts: Parts, site: str, section: str) -> dict[str, int]:
+    return {name[2]: n for name, n in parts.items() if name[:2] == (site, section)}
+
+
+def definitions(cells: Cells, parts: Parts) -> dict[Name, np.ndarray]:
+    """Every count that a report may show, and the rests that follow, as sums of cells and parts.
+
+    What everybody knows to be 0 stands under (site, "known").
     """
     sites = list(dict.fromkeys(cell[0] for cell in cells))
 
-    def row(left_out: str = "", **wanted: Any) -> np.ndarray:
+    def row(section: Name = (), **wanted: Any) -> np.ndarray:
         chosen = []
         for site, split, combination, label in cells:
             true = {"site": site, "split": split, "combination": combination, "label": label}
             having = wanted.get("modality") in (None, *combination.split("+"))
             chosen.append(having and all(wanted.get(k, v) == v for k, v in true.items()))
-        inside = [wanted != {} or left_out == ""] * len(cells)
-        return np.array([*np.logical_and(chosen, inside), *(s == left_out for s in sites)], float)
+        inside = [not section] * len(cells)
+        of_parts = [bool(section) and name[: len(section)] == section for name in parts]
+        return np.array([*np.logical_and(chosen, inside), *of_parts], float)
 
     result: dict[Name, np.ndarray] = {}
     for split in ("val", "test"):
@@ -65,8 +86,12 @@ def definitions(cells: Cells) -> dict[Name, np.ndarray]:
                 result[*name, str(label)] = row(split=split, label=label, **of)
     for site in sites:
         result[site, "flow", "accepted"] = row(site=site)
-        result[site, "flow", "left_out"] = row(site)
-        result[site, "flow", "in_table"] = row(site=site) + row(site)
+        result[site, "flow", "left_out"] = row((site, "left_out_for"))
+        result[site, "flow", "in_table"] = row(site=site) + row((site, "left_out_for"))
+        result[site, "known"] = row(site=site) - row((site, "label_sources"))
+        for name in parts:
+            if name[0] == site and parts[name]:  # a site names what it has
+                result[name] = row(name)
         for split in SPLITS:
             result[site, "cases", split] = row(site=site, split=split)
             result[site, "positives", split] = row(site=site, split=split, label=1)
@@ -80,12 +105,13 @@ def definitions(cells: Cells) -> dict[Name, np.ndarray]:
 
 
 def run_of(
-    cells: Cells, left_out: dict[str, int], min_cell: int
+    cells: Cells, parts: Parts, min_cell: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Scores by split, and what the sites tell of themselves."""
     scores: dict[str, Any] = {"test": {}, "val": {}}
     accounts = []
-    for site in left_out:
+    for site in dict.fromkeys(name[0] for name in parts):
+        reasons = at(parts, site, "left_out_for")
         own = {cell[1:]: n for cell, n in cells.items() if cell[0] == site}
         combinations = list(dict.fromkeys(name for _, name, _ in own))
         for split in scores:
@@ -98,17 +124,19 @@ def run_of(
             scores[split][site] = {key: tuple(n) for key, n in keys.items() if sum(n)}
         told = described(
             min_cell,
-            left_out=left_out[site],
+            left_out=sum(reasons.values()),
             cases={s: sum(n for (t, _, _), n in own.items() if s == t) for s in SPLITS},
             positives={s: sum(own[s, c, 1] for c in combinations) for s in SPLITS},
             combinations={
                 c: sum(n for (_, d, _), n in own.items() if c == d) for c in combinations
             },
+            label_sources={k: n for k, n in at(parts, site, "label_sources").items() if n},
+            left_out_for={k: n for k, n in reasons.items() if n},
         )
         modalities: dict[str, int | None] = {}
         for m in MODALITIES:
-            parts = [n for c, n in told["combinations"].items() if m in c.split("+")]
-            modalities[m] = None if None in parts else sum(n or 0 for n in parts)
+            with_m = [n for c, n in told["combinations"].items() if m in c.split("+")]
+            modalities[m] = None if None in with_m else sum(n or 0 for n in with_m)
         accounts.append({"name": site, "modalities": modalities, **told})
     return scores, accounts
 
@@ -118,11 +146,11 @@ def on_the_page(accounts: list[dict[str, Any]], shown: Published, rows: Any) -> 
     told = {
         (one["name"], section, key)
         for one in accounts
-        for section in ("flow", "cases", "positives", "modalities", "combinations")
+        for section in SECTIONS
         for key, value in one[section].items()
         if value is not None
     }
-    return {name for name in rows if name in told or name[:-1] in shown}
+    return {name for name in rows if name in told or name[:-1] in shown or name[-1] == "known"}
 
 
 def certain(
@@ -148,9 +176,9 @@ def certain(
             yield name
 
 
-def counts_of(cells: Cells, left_out: dict[str, int]) -> tuple[dict[Name, np.ndarray], Any]:
-    rows = definitions(cells)
-    vector = np.array([*cells.values(), *left_out.values()])
+def counts_of(cells: Cells, parts: Parts) -> tuple[dict[Name, np.ndarray], Any]:
+    rows = definitions(cells, parts)
+    vector = np.array([*cells.values(), *parts.values()])
     return rows, {name: int(row @ vector) for name, row in rows.items()}
 
 
@@ -165,9 +193,9 @@ def counts_of(cells: Cells, left_out: dict[str, int]) -> tuple[dict[Name, np.nda
 def test_no_small_count_follows_from_the_report(
     seed: int, sites: int, size: int, limit: int
 ) -> None:
-    cells, left_out = invent(seed, sites, size)
-    rows, true = counts_of(cells, left_out)
-    scores, accounts = run_of(cells, left_out, limit)
+    cells, parts = invent(seed, sites, size)
+    rows, true = counts_of(cells, parts)
+    scores, accounts = run_of(cells, parts, limit)
     shown = published(scores, limit, accounts)
     withhold_counts(accounts, shown)
     for one in accounts:
@@ -180,29 +208,38 @@ def test_no_small_count_follows_from_the_report(
     assert list(certain(rows, true, seen, limit)) == []
 
 
-def four_centres() -> tuple[Cells, dict[str, int]]:
+def four_centres() -> tuple[Cells, Parts]:
     """Test cases 44, 23, 23 and 7: 97 in all."""
     cells: Cells = {}
     for site, n in zip(NAMES, (44, 23, 23, 7), strict=True):
         for split, many in (("train", 10 * n), ("val", 4 * n), ("test", n)):
             positives = many // 2
             cells |= {(site, split, "us", 0): many - positives, (site, split, "us", 1): positives}
-    return cells, dict.fromkeys(NAMES, 0)
+    return cells, without_parts(cells, NAMES, 0)
+
+
+def without_parts(cells: Cells, sites: tuple[str, ...], left_out: int) -> Parts:
+    """All labels of one source, those left out for one reason."""
+    parts: Parts = {}
+    for site in sites:
+        used = sum(n for cell, n in cells.items() if cell[0] == site)
+        parts |= parts_of(site, 0, used, [left_out, 0])
+    return parts
 
 
 def test_the_attack_finds_what_only_small_counts_withheld_would_show() -> None:
     """As it was: 97 - 44 - 23 - 23 are the 7 test cases of the fourth centre."""
-    cells, left_out = four_centres()
-    rows, true = counts_of(cells, left_out)
-    _, accounts = run_of(cells, left_out, 10)
+    cells, parts = four_centres()
+    rows, true = counts_of(cells, parts)
+    _, accounts = run_of(cells, parts, 10)
     seen = on_the_page(accounts, frozenset({("test", "all")}), rows)
     assert ("west", "cases", "test") not in seen
     assert {("west", "cases", "test")} <= set(certain(rows, true, seen, 10))
 
 
 def test_the_total_does_not_give_the_smallest_centre_away() -> None:
-    cells, left_out = four_centres()
-    scores, accounts = run_of(cells, left_out, 10)
+    cells, parts = four_centres()
+    scores, accounts = run_of(cells, parts, 10)
     shown = published(scores, 10, accounts)
     withhold_counts(accounts, shown)
     assert ("test", "all") in shown
@@ -213,7 +250,7 @@ def test_the_total_does_not_give_the_smallest_centre_away() -> None:
 
 def test_large_counts_are_all_published() -> None:
     cells = dict.fromkeys(invent(1, 3, 100)[0], 40)
-    scores, accounts = run_of(cells, dict.fromkeys(NAMES[:3], 12), 10)
+    scores, accounts = run_of(cells, without_parts(cells, NAMES[:3], 12), 10)
     shown = published(scores, 10, accounts)
     before = copy.deepcopy(accounts)
     withhold_counts(accounts, shown)
@@ -224,7 +261,7 @@ def test_large_counts_are_all_published() -> None:
 @pytest.mark.parametrize("section", ["flow", "cases", "positives", "combinations"])
 def test_a_site_that_contradicts_itself_leaves_the_others_as_they_are(section: str) -> None:
     cells = dict.fromkeys(invent(1, 3, 100)[0], 40)
-    scores, accounts = run_of(cells, dict.fromkeys(NAMES[:3], 12), 10)
+    scores, accounts = run_of(cells, without_parts(cells, NAMES[:3], 12), 10)
     key = {"flow": "in_table", "cases": "train", "positives": "test"}.get(section)
     accounts[0][section][key or next(iter(accounts[0][section]))] += 1
     shown = published(scores, 10, accounts)
@@ -236,7 +273,7 @@ def test_a_site_that_contradicts_itself_leaves_the_others_as_they_are(section: s
 
 def test_one_class_for_all_is_withheld_with_what_would_tell_it() -> None:
     cells = {cell: (0 if cell[0] == "north" and cell[3] else 40) for cell in invent(1, 3, 100)[0]}
-    scores, accounts = run_of(cells, dict.fromkeys(NAMES[:3], 12), 10)
+    scores, accounts = run_of(cells, without_parts(cells, NAMES[:3], 12), 10)
     shown = published(scores, 10, accounts)
     withhold_counts(accounts, shown)
     assert {one["positives"]["test"] for one in accounts[:1]} == {None}

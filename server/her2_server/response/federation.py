@@ -13,6 +13,7 @@ No statistic is kept but in the result.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
