@@ -301,7 +301,7 @@ def _without_marks(
     bright = grey(shown)
     here = np.s_[used.y0 : used.y1, used.x0 : used.x1]
     coloured = coloured_pixels(shown[here])
-    areas = ndimage.binary_opening(coloured, np.ones((MARK_WIDTH, MARK_WIDTH), np.bool_))
+    areas = ndimage.binary_opening(coloured, np.ones((MARK_WIDTH, MARK_WIDTH), dtype=bool))
     marks = coloured & ~ndimage.binary_propagation(areas, mask=coloured)
     stated = header is not None and overlaid(header, used)
     rest = coloured & ~marks
@@ -313,7 +313,7 @@ def _without_marks(
     if not marks.any():
         return bright, ()
     # beside a line, its colour is mixed with the grey
-    covered = ndimage.binary_dilation(marks, np.ones((3, 3), np.bool_))
+    covered = ndimage.binary_dilation(marks, np.ones((3, 3), dtype=bool))
     nearest = ndimage.distance_transform_edt(covered, return_distances=False, return_indices=True)
     filled = bright.copy()
     filled[here] = bright[here][tuple(nearest)]
