@@ -197,4 +197,5 @@ class _Ledger:
 def _fused(of_site: Mapping[str, tuple[int, int]]) -> np.ndarray:
     """A site's negatives and positives, (2,)."""
     counts = [n for key, n in of_site.items() if key.startswith("fused|")]
-    return np.array(counts, np.int64).reshape(-1, 2).sum(axis=0)
+    total: np.ndarray = np.array(counts, np.int64).reshape(-1, 2).sum(axis=0)
+    return total
