@@ -212,7 +212,7 @@ def test_a_changed_number_changes_its_figure(way: Way) -> None:
             return response_figures.roc(document["roc"], [], {})
         if way[0] == "net_benefit":
             return response_figures.decision_curve(document["net_benefit"]["points"])
-        return response_figures.discordance_forest(document["discordance"]["strata"], "-", 10)
+        return response_figures.discordance_forest(document["discordance"]["strata"], "-")
 
     not_drawn = "over_all" in way or "discordant" in way
     assert (draw(changed(way)) == draw(response_document())) == not_drawn

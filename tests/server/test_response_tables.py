@@ -113,14 +113,43 @@ def test_a_bad_table_is_refused_with_its_message(
         over_tables([path], PLAN, 0.5, None)
 
 
-def test_a_patient_in_two_tables_is_refused_without_being_named(tables: list[Path]) -> None:
+def test_ids_of_two_centres_are_those_of_different_patients(tables: list[Path]) -> None:
     rows = rows_of("east", 1)
-    rows[7]["patient_id"] = "north-p3"
+    rows[7]["patient_id"] = rows[9]["patient_id"] = "north-p3"
     write(tables[1], rows)
-    with pytest.raises(TableError) as caught:
-        read_tables(tables)
-    assert str(caught.value) == "east.csv, row 9: the same patient as in row 5 of north.csv"
-    assert "p3" not in str(caught.value)
+    found = read_tables(tables)
+    assert sum(patients.rows for patients in found.centres) == sum(
+        len(path.read_text().splitlines()) - 1 for path in tables
+    )
+    told = [line for line in found.warnings if line.startswith("east.csv: 1 ")]
+    assert [("earlier row" in line, "earlier table" in line) for line in told] == [
+        (True, False),
+        (False, True),
+    ]
+    assert "north-p3" not in " ".join(found.warnings)
+
+
+def test_ids_of_two_centres_in_one_table_are_those_of_different_patients(tmp_path: Path) -> None:
+    rows = rows_of("north", 0)
+    for index, row in enumerate(rows):
+        row |= {"centre": "ab"[index % 2], "patient_id": index // 2}
+    assert read_tables([write(tmp_path / "both.csv", rows)]).warnings == []
+    rows[2]["patient_id"] = 0  # the other of centre a
+    (warning,) = read_tables([write(tmp_path / "both.csv", rows)]).warnings
+    assert "1 rows are of a patient with an earlier row" in warning
+
+
+def test_rows_without_a_score_are_counted_and_named(tmp_path: Path) -> None:
+    rows = rows_of("north", 0)
+    for index in (3, *range(20, 32)):
+        rows[index]["score"] = ""
+    for index, row in enumerate(rows):
+        row["split"] = "train" if index == 3 else "test"  # row 3 is not evaluated anyway
+    found = read_tables([write(tmp_path / "north.csv", rows)])
+    (warning,) = [line for line in found.warnings if "no score" in line]
+    assert f"12 of {len(rows) - 1} rows" in warning
+    assert "row 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, ...)" in warning
+    assert np.isnan(found.centres[0].column("score")).sum() == 12
 
 
 def test_two_tables_of_one_centre_are_refused(tmp_path: Path, tables: list[Path]) -> None:

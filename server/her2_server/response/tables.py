@@ -10,18 +10,16 @@
 3. Rows of the train and val splits are left out, and a table without others is refused: the model
    has seen the first, and the threshold was chosen on the second. A patient with such a row has no
    other. A blank split is refused, unless the user states that the scores are out of fold.
-4. A patient in two tables is an error. Patients are compared by a hash whose key is drawn anew
-   each time and kept nowhere.
-5. The rows of one patient of a centre become one (``her2_common.response.patients.one_row_each``);
-   two values of pCR or therapy are an error with both rows.
+4. A patient is known by centre and id: patient 1 of two hospitals are two patients. Rows without a
+   score are counted and named.
+5. The rows of one patient become one (``her2_common.response.patients.one_row_each``); two values
+   of pCR or therapy are an error with both rows.
 
 Each column is parsed once a distinct text, not once a row: a million rows take seconds.
 """
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +74,9 @@ _COVARIATES: Final = {
 _IMAGES: Final = {"mg": ("mg_cc", "mg_mlo"), "us": ("us",), "mri": ("mri",)}
 _DAYS: Final = {modality: f"{modality}_days" for modality in MODALITIES}
 
+_NAMED: Final = 10
+"""Rows that a warning names."""
+
 Vector = NDArray[np.float64]
 
 
@@ -111,8 +112,7 @@ def read_tables(
     Raises:
         TableError: a table breaks its contract; the message names table, row and column.
     """
-    key = secrets.token_bytes(32)
-    seen: dict[bytes, tuple[int, int]] = {}
+    seen: set[str] = set()
     rows: dict[str, list[dict[str, Vector]]] = {}
     of_table: dict[str, int] = {}
     warnings: list[str] = []
@@ -129,12 +129,12 @@ def read_tables(
                     f"{path.name}: centre {name!r} is that of another table",
                     hint="name the files after their centres, or give them a column centre",
                 )
-        table.check_patients(key, index, seen, paths)
-        warnings += table.warnings
+        table.check_patients(seen)
         for what in table.absent:
             absent.setdefault(what, []).append(path.name)
         for name, columns in table.by_centre():
             rows.setdefault(name, []).append(columns)
+        warnings += table.warnings
     if absent:
         parted = (
             what if len(names) == len(paths) else f"{what} in {', '.join(names)}"
@@ -174,6 +174,7 @@ class _Table:
         self._check_cases()
         self.faults.raise_if_any()
         self.kept = self._held_out()
+        self._name_missing_scores()
 
     def _warn(self, text: str) -> None:
         self.warnings.append(f"{self.path.name}: {text}")
@@ -370,32 +371,35 @@ class _Table:
                     hint="the splits part patients, not pictures: leave the patient out",
                 )
 
+    def _name_missing_scores(self) -> None:
+        score = self.columns["score"]
+        rows = np.array(self.numbers)[self.kept & np.isnan(score)].tolist()
+        if rows:
+            named = ", ".join(map(str, rows[:_NAMED])) + (", ..." if len(rows) > _NAMED else "")
+            self._warn(
+                f"{len(rows)} of {int(self.kept.sum())} rows have no score (column {self.score} is "
+                f"blank; row {named}): they count in no comparison of the model"
+            )
+
     def _patients(self) -> Iterable[tuple[int, str]]:
-        patients = self.cells.get("patient_id", self.cells["case_id"])
+        """Row number and patient of the rows that are kept."""
+        cases = self.cells["case_id"]
+        patients = self.cells.get("patient_id", cases)
         for number, patient, case, kept in zip(
-            self.numbers, patients, self.cells["case_id"], self.kept, strict=True
+            self.numbers, patients, cases, self.kept, strict=True
         ):
             if kept:
                 yield number, patient or case
 
-    def check_patients(
-        self, key: bytes, index: int, seen: dict[bytes, tuple[int, int]], paths: Sequence[Path]
-    ) -> None:
-        """Step 4; ``seen`` maps the hash of a patient to its first table and row.
-
-        Raises:
-            TableError: a patient is in an earlier table, too.
-        """
-        for number, patient in self._patients():
-            digest = hashlib.blake2b(patient.encode(), key=key, digest_size=16).digest()
-            table, row = seen.setdefault(digest, (index, number))
-            if table != index:
-                raise TableError(
-                    f"{self.path.name}, row {number}: the same patient as in row {row} of "
-                    f"{paths[table].name}",
-                    hint="a patient counts once: leave one of them out; if they are two patients, "
-                    "give them different ids",
-                )
+    def check_patients(self, seen: set[str]) -> None:
+        """Step 4; ``seen`` are the ids of earlier tables and becomes those of this one, too."""
+        own = {patient for _, patient in self._patients()}
+        if shared := len(own & seen):
+            self._warn(
+                f"{shared} patient ids are in an earlier table, too; they count as other patients, "
+                "for ids hold within a centre"
+            )
+        seen |= own
 
     def centre_names(self) -> list[str]:
         """The centres of the rows that are kept.
