@@ -32,7 +32,7 @@ def test_scores_are_probabilities_on_the_grid(make_cohort: MakeCohort) -> None:
     batch, _ = cohort.batch(np.arange(len(cohort)))
     with torch.no_grad():
         fused = torch.softmax(MODEL(batch).fused, 1)[:, 1].double().numpy()
-    np.testing.assert_allclose(scores.fused, fused, rtol=0, atol=0.5 / GRID + 1e-6)
+    np.testing.assert_allclose(scores.fused, fused, rtol=0, atol=1 / GRID + 1e-6)
     for values in (scores.fused, *scores.single.values()):
         on_grid = values[~np.isnan(values)] * GRID
         np.testing.assert_array_equal(on_grid, np.rint(on_grid))
@@ -124,9 +124,9 @@ def test_the_score_of_a_model_of_three_levels_is_that_of_its_first_part(
     with torch.no_grad():
         logits = THREE(batch).fused.double().numpy()
     odds = np.exp(logits[:, 1] - logits[:, 0])
-    np.testing.assert_allclose(scores.fused, odds / (1 + odds), rtol=0, atol=0.5 / GRID + 1e-6)
+    np.testing.assert_allclose(scores.fused, odds / (1 + odds), rtol=0, atol=1 / GRID + 1e-6)
     expected = 1 / (1 + np.exp(-logits[:, 2]))
-    np.testing.assert_allclose(scores.low, expected, rtol=0, atol=0.5 / GRID + 1e-6)
+    np.testing.assert_allclose(scores.low, expected, rtol=0, atol=1 / GRID + 1e-6)
     assert score(MODEL, cohort).low is None
 
 
