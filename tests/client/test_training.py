@@ -270,6 +270,7 @@ def test_a_site_of_one_class_trains_under_every_balance(make_cohort: MakeCohort)
         assert math.isfinite(result.loss)
 
 
+@pytest.mark.slow
 def test_under_prior_the_score_does_not_learn_the_prevalence(make_cohort: MakeCohort) -> None:
     """Images say nothing, one case in ten is positive: plain training ends near the log odds of a
     tenth, training with the prior near 0."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +26,7 @@ from her2_common.clinical import Her2Level
 from her2_common.config import SiteConfig, load
 from her2_deploy.simulation import LocalGrid, LocalNode
 from her2_server.coordinator import Coordinator
+from her2_server.report import page
 from her2_server.run_folder import RunFolder
 
 IMAGE_SIZE = 32
@@ -98,12 +103,78 @@ class LocalFederation:
 
 MakeFederation = Callable[..., LocalFederation]
 
-CENTRES: dict[str, tuple[int, tuple[Modality, ...]]] = {
+Centres = dict[str, tuple[int, tuple[Modality, ...]]]
+
+CENTRES: Centres = {
     "centre-a": (60, MODALITIES),
     "centre-b": (50, ("mg", "us")),
     "centre-c": (50, ("mri",)),
     "centre-d": (40, ("us",)),
 }
+
+
+def build(
+    root: Path, centres: Centres, initial: Path | None, run: dict[str, Any]
+) -> LocalFederation:
+    """Sites and a run folder in ``root``; ``run`` changes the run section."""
+    configs, keys = {}, {}
+    for seed, (site, (cases, modalities)) in enumerate(centres.items()):
+        folder = root / site
+        keys[site] = init_site(
+            folder, name=site, address="localhost:1", image_size=32, volume_size=16, threads=1
+        )
+        path = folder / "site.yaml"
+        path.write_text(path.read_text().replace("min_cell: 10", "min_cell: 3"))
+        configs[site] = load(SiteConfig, path)
+        data = configs[site].data
+        key = read_pseudonym_key(data.pseudonym_key_file)
+        write_cache(data.cache, site, cases, modalities, seed, key)
+        lines = ["case_id", *(f"case-{case}" for case in range(cases))]
+        data.cases.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    plan = {
+        "rounds": 2,
+        "image_size": IMAGE_SIZE,
+        "volume_size": VOLUME_SIZE,
+        "local_epochs": 1,
+        "round_timeout": 120,  # a busy machine needs more than one expects
+        "start_timeout": 1,
+        "pause_timeout": 0,
+        "min_cell": 3,
+        "seed": 5,
+    } | run
+    federation = {
+        "name": "test",
+        "synthetic": True,
+        "superlink": {
+            "address": "localhost:1",
+            "root_certificates": "ca.crt",
+            "superexec_secret_file": "secret",
+        },
+        "sites": [{"name": n, "public_key": k} for n, k in keys.items()],
+        "run": plan,
+        "initial": None if initial is None else str(initial),
+    }
+    (root / "federation.yaml").write_text(yaml.safe_dump(federation), encoding="utf-8")
+    folder = RunFolder(root / "out")
+    folder.create(root / "federation.yaml")
+    return LocalFederation(configs, keys, folder)
+
+
+@pytest.fixture
+def drawn() -> None:
+    """For a test that looks at the figures of its run's report."""
+
+
+@pytest.fixture(autouse=True)
+def _without_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without figures, for tests that do not ask to have them ``drawn``: drawing takes half
+    of the time of a run as small as these."""
+
+    def none(summary: Mapping[str, Any], _: object) -> dict[str, str | list[str]]:
+        return defaultdict(str, flow=[""] * len(summary["sites"]))
+
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(page, "_figures", none)
 
 
 @pytest.fixture
@@ -113,52 +184,30 @@ def make_federation(tmp_path: Path) -> MakeFederation:
 
     def make(
         name: str = "run",
-        centres: dict[str, tuple[int, tuple[Modality, ...]]] | None = None,
+        centres: Centres | None = None,
         initial: Path | None = None,
         **run: object,
     ) -> LocalFederation:
-        configs, keys = {}, {}
-        root = tmp_path / name
-        for seed, (site, (cases, modalities)) in enumerate((centres or CENTRES).items()):
-            folder = root / site
-            keys[site] = init_site(
-                folder, name=site, address="localhost:1", image_size=32, volume_size=16, threads=1
-            )
-            path = folder / "site.yaml"
-            path.write_text(path.read_text().replace("min_cell: 10", "min_cell: 3"))
-            configs[site] = load(SiteConfig, path)
-            data = configs[site].data
-            key = read_pseudonym_key(data.pseudonym_key_file)
-            write_cache(data.cache, site, cases, modalities, seed, key)
-            lines = ["case_id", *(f"case-{case}" for case in range(cases))]
-            data.cases.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        plan = {
-            "rounds": 2,
-            "image_size": IMAGE_SIZE,
-            "volume_size": VOLUME_SIZE,
-            "local_epochs": 1,
-            "round_timeout": 20,
-            "start_timeout": 1,
-            "pause_timeout": 0,
-            "min_cell": 3,
-            "seed": 5,
-        } | run
-        federation = {
-            "name": "test",
-            "synthetic": True,
-            "superlink": {
-                "address": "localhost:1",
-                "root_certificates": "ca.crt",
-                "superexec_secret_file": "secret",
-            },
-            "sites": [{"name": n, "public_key": k} for n, k in keys.items()],
-            "run": plan,
-            "initial": None if initial is None else str(initial),
-        }
-        (root / "federation.yaml").write_text(yaml.safe_dump(federation), encoding="utf-8")
-        folder = RunFolder(root / "out")
-        folder.create(root / "federation.yaml")
-        return LocalFederation(configs, keys, folder)
+        return build(tmp_path / name, centres or CENTRES, initial, run)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> MakeFederation:
+    """A federation whose run has ended undisturbed, to compare others with: one for all tests that
+    ask for the same, which leave it as it is."""
+
+    @cache
+    def ended(options: str) -> LocalFederation:
+        asked = json.loads(options)
+        root = tmp_path_factory.mktemp("undisturbed")
+        federation = build(root, asked.pop("centres") or CENTRES, None, asked)
+        federation.coordinator().run()
+        return federation
+
+    def make(centres: Centres | None = None, **run: object) -> LocalFederation:
+        return ended(json.dumps({"centres": centres} | run))
 
     return make
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
+from tests.federation.conftest import CENTRES, LocalFederation, build
 from tests.messages import arrays_in
 
 from her2_common.errors import RunError
@@ -26,6 +27,7 @@ def final_hash(folder) -> str:
     return weights_hash(checkpoint.latest(folder.rounds).groups)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_ends_with_a_report_and_every_number(make_federation: MakeFederation) -> None:
     federation = make_federation(rounds=6, local_epochs=2)
     log: list[str] = []
@@ -48,18 +50,19 @@ def test_a_run_ends_with_a_report_and_every_number(make_federation: MakeFederati
     assert any("round 6/6" in text for text in log)
 
 
-def test_the_same_seed_gives_the_same_bits(make_federation: MakeFederation) -> None:
-    first, second = make_federation("first"), make_federation("second")
-    third = make_federation("third", seed=6)
-    for federation in (first, second, third):
-        federation.coordinator().run()
+def test_the_same_seed_gives_the_same_bits(
+    make_federation: MakeFederation, undisturbed: MakeFederation
+) -> None:
+    first, second, third = undisturbed(), make_federation("second"), undisturbed(seed=6)
+    second.coordinator().run()
     assert final_hash(first.folder) == final_hash(second.folder)
     assert final_hash(first.folder) != final_hash(third.folder)
 
 
-def test_arrival_changes_no_bit(make_federation: MakeFederation) -> None:
-    first, second = make_federation("first"), make_federation("second")
-    first.coordinator().run()
+def test_arrival_changes_no_bit(
+    make_federation: MakeFederation, undisturbed: MakeFederation
+) -> None:
+    first, second = undisturbed(), make_federation("second")
     second.coordinator(second.grid(order_of_arrival=lambda ids: ids[::-1])).run()
     assert final_hash(first.folder) == final_hash(second.folder)
 
@@ -86,9 +89,10 @@ def test_a_killed_run_resumes_to_the_same_bits(make_federation: MakeFederation) 
     assert summaries[0]["test"] == summaries[1]["test"]
 
 
-def test_a_damaged_checkpoint_is_passed_over(make_federation: MakeFederation) -> None:
-    undisturbed, damaged = make_federation("a"), make_federation("b")
-    undisturbed.coordinator().run()
+def test_a_damaged_checkpoint_is_passed_over(
+    make_federation: MakeFederation, undisturbed: MakeFederation
+) -> None:
+    damaged = make_federation()
     damaged.coordinator().run()
     newest = damaged.folder.rounds / "0002" / "us.safetensors"
     content = bytearray(newest.read_bytes())
@@ -98,14 +102,13 @@ def test_a_damaged_checkpoint_is_passed_over(make_federation: MakeFederation) ->
     log: list[str] = []
     damaged.coordinator(log=log).run()
     assert any("0002" in text and "SHA-256" in text for text in log)
-    assert final_hash(damaged.folder) == final_hash(undisturbed.folder)
+    assert final_hash(damaged.folder) == final_hash(undisturbed().folder)
 
 
 def test_checkpoints_of_another_configuration_are_refused(
-    make_federation: MakeFederation,
+    make_federation: MakeFederation, undisturbed: MakeFederation
 ) -> None:
-    one, other = make_federation("one"), make_federation("other", seed=9)
-    one.coordinator().run()
+    one, other = undisturbed(), make_federation(seed=9)
     shutil.copytree(one.folder.rounds, other.folder.rounds)
     with pytest.raises(RunError, match=r"another federation\.yaml"):
         other.coordinator().run()
@@ -162,10 +165,22 @@ FAULTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def without_d(tmp_path_factory: pytest.TempPathFactory) -> LocalFederation:
+    """After a run in which the last site never was online."""
+    root = tmp_path_factory.mktemp("without-d")
+    federation = build(root, CENTRES, None, {"quorum": 3, "rounds": 1})
+    grid = federation.grid()
+    federation.node(grid, "centre-d").online = False
+    federation.coordinator(grid).run()
+    return federation
+
+
 @pytest.mark.parametrize("reason", FAULTS)
-def test_a_faulty_update_is_refused_by_name(make_federation: MakeFederation, reason: str) -> None:
+def test_a_faulty_update_is_refused_by_name(
+    make_federation: MakeFederation, without_d: LocalFederation, reason: str
+) -> None:
     faulty = make_federation("faulty", quorum=3, rounds=1)
-    absent = make_federation("absent", quorum=3, rounds=1)
     grid = faulty.grid()
     faulty.node(grid, "centre-d").fault = FAULTS[reason]
     faulty.coordinator(grid).run()
@@ -175,15 +190,13 @@ def test_a_faulty_update_is_refused_by_name(make_federation: MakeFederation, rea
         "reason": reason,
     }
     # A refused update leaves no trace: the weights are those of a run without the site.
-    grid = absent.grid()
-    absent.node(grid, "centre-d").online = False
-    absent.coordinator(grid).run()
-    assert final_hash(faulty.folder) == final_hash(absent.folder)
+    assert final_hash(faulty.folder) == final_hash(without_d.folder)
 
 
-def test_a_second_reply_counts_once(make_federation: MakeFederation) -> None:
-    plain, doubled = make_federation("plain"), make_federation("doubled")
-    plain.coordinator().run()
+def test_a_second_reply_counts_once(
+    make_federation: MakeFederation, undisturbed: MakeFederation
+) -> None:
+    plain, doubled = undisturbed(), make_federation("doubled")
     grid = doubled.grid()
     doubled.node(grid, "centre-b").fault = lambda _, answer: [answer()] * 2
     doubled.coordinator(grid).run()
@@ -218,15 +231,16 @@ def test_a_lost_message_ends_the_round_at_its_timeout(make_federation: MakeFeder
     assert line["seconds"]["total"] >= 3
 
 
-def test_below_quorum_the_run_stops_and_can_be_resumed(make_federation: MakeFederation) -> None:
-    undisturbed, stopped = make_federation("a"), make_federation("b")
-    undisturbed.coordinator().run()
+def test_below_quorum_the_run_stops_and_can_be_resumed(
+    make_federation: MakeFederation, undisturbed: MakeFederation
+) -> None:
+    stopped = make_federation()
     grid = stopped.grid()
     stopped.node(grid, "centre-c").fault = altered(set_update(spoil))
     with pytest.raises(RunError, match=r"expected 4 sites, got 3.*centre-c refused: not finite"):
         stopped.coordinator(grid).run()
     stopped.coordinator().run()
-    assert final_hash(stopped.folder) == final_hash(undisturbed.folder)
+    assert final_hash(stopped.folder) == final_hash(undisturbed().folder)
 
 
 def test_a_missing_site_is_named_before_the_run(make_federation: MakeFederation) -> None:

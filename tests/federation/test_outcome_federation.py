@@ -26,6 +26,7 @@ from her2_server import checkpoint
 from her2_server.summary import weights_hash
 
 MakeFederation = Callable[..., Any]
+pytestmark = pytest.mark.usefixtures("drawn")
 SIZES: dict[str, Any] = {"image_size": 32, "volume_size": 16}
 
 

@@ -97,12 +97,15 @@ def test_an_early_best_round_needs_no_memory_of_it(
 
 @pytest.mark.parametrize("dead_at", ["_evaluate val", "_evaluate test", "finish"])
 def test_what_was_settled_before_the_test_stays_when_other_sites_are_there(
-    make_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch, dead_at: str
+    make_federation: MakeFederation,
+    undisturbed: MakeFederation,
+    monkeypatch: pytest.MonkeyPatch,
+    dead_at: str,
 ) -> None:
     """Both settle; then the coordinator dies, and only one site comes back. Without what was kept
     it would settle other weights, which that site refuses to score its test cases with."""
-    undisturbed, killed = (make_federation(n, centres=TWO, rounds=1, quorum=1) for n in "ab")
-    undisturbed.coordinator().run()
+    options = {"centres": TWO, "rounds": 1, "quorum": 1}
+    calm, killed = undisturbed(**options), make_federation(**options)
     conductor = killed.coordinator()
     evaluate = conductor._evaluate
     if dead_at != "finish":
@@ -115,26 +118,28 @@ def test_what_was_settled_before_the_test_stays_when_other_sites_are_there(
     seen = orders_of(killed, grid)
     if dead_at == "_evaluate val":  # nothing is frozen yet: all must come back for the same bits
         killed.coordinator(grid, log).run()
-        assert files(killed) == files(undisturbed)
+        assert files(killed) == files(calm)
         return
     assert kept.stat().st_mode & 0o077 == 0
     assert (kept / "sums").stat().st_mode & 0o077 == 0
     killed.node(grid, "centre-a").online = False
     killed.coordinator(grid, log).run()
-    assert files(killed)["model.safetensors"] == files(undisturbed)["model.safetensors"]
+    assert files(killed)["model.safetensors"] == files(calm)["model.safetensors"]
     assert {task for _, task in seen} == {"describe val", "evaluate test"}
     for key in ("temperature", "threshold", "validation"):
-        got, expected = summary_of(killed)[key], summary_of(undisturbed)[key]
+        got, expected = summary_of(killed)[key], summary_of(calm)[key]
         assert got == {**expected, "test": got["test"]} if key == "temperature" else got == expected
     assert not kept.exists()
 
 
 @pytest.mark.parametrize("spoil", ["cut", "flipped", "empty", "other weights"])
 def test_what_was_settled_is_worked_out_again_if_it_cannot_be_used(
-    make_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch, spoil: str
+    make_federation: MakeFederation,
+    undisturbed: MakeFederation,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: str,
 ) -> None:
-    undisturbed, killed = (make_federation(n, centres=TWO, rounds=1) for n in "ab")
-    undisturbed.coordinator().run()
+    calm, killed = (f(centres=TWO, rounds=1) for f in (undisturbed, make_federation))
     dead(monkeypatch, coordinator, "finish", killed.coordinator())
     path = killed.folder.settled / "sums"
     data = path.read_bytes()
@@ -150,7 +155,7 @@ def test_what_was_settled_is_worked_out_again_if_it_cannot_be_used(
     log: list[str] = []
     killed.coordinator(log=log).run()
     assert any(text.endswith("it is worked out again") for text in log)
-    assert files(killed) == files(undisturbed)
+    assert files(killed) == files(calm)
 
 
 def test_a_site_that_trained_and_is_gone_at_the_end_stays_in_the_account(

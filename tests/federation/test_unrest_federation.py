@@ -63,10 +63,9 @@ def lines_of(federation: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("code", LOST)
 def test_a_site_that_is_lost_in_a_round_comes_back_to_the_same_bits(
-    make_federation: MakeFederation, code: int
+    make_federation: MakeFederation, undisturbed: MakeFederation, code: int
 ) -> None:
-    calm, lost = (make_federation(name, centres=TWO) for name in ("calm", "lost"))
-    calm.coordinator().run()
+    calm, lost = undisturbed(centres=TWO), make_federation("lost", centres=TWO)
     grid = lost.grid()
     lost.node(grid, "centre-d").fault = failing("train 2", Error(code, "gone"))
     lost.coordinator(grid).run()
@@ -77,11 +76,9 @@ def test_a_site_that_is_lost_in_a_round_comes_back_to_the_same_bits(
 
 
 def test_a_run_pauses_for_a_site_and_goes_on_when_it_comes_back(
-    make_federation: MakeFederation,
+    make_federation: MakeFederation, undisturbed: MakeFederation
 ) -> None:
-    calm = make_federation("calm", centres=TWO)
     paused = make_federation("paused", centres=TWO, retries=0, pause_timeout=60)
-    calm.coordinator().run()
     grid, log = paused.grid(), list[str]()
     node = paused.node(grid, "centre-d")
     node.fault = failing("train 2", Error(5, "gone"))
@@ -99,17 +96,14 @@ def test_a_run_pauses_for_a_site_and_goes_on_when_it_comes_back(
     told = "round 2: paused, 1 of 2 sites needed; waits for centre-d missing: the site was lost"
     assert told in log
     assert "round 2: goes on" in log
-    assert final_hash(paused) == final_hash(calm)
+    assert final_hash(paused) == final_hash(undisturbed(centres=TWO))
     assert json.loads(paused.folder.status.read_text())["ended"] == "finished"
 
 
 def test_a_site_whose_engineer_mends_its_cache_in_the_pause_goes_on(
-    make_federation: MakeFederation,
+    make_federation: MakeFederation, undisturbed: MakeFederation
 ) -> None:
-    calm, mended = (
-        make_federation(name, centres=TWO, pause_timeout=60) for name in ("calm", "mended")
-    )
-    calm.coordinator().run()
+    mended = make_federation("mended", centres=TWO, pause_timeout=60)
     grid = mended.grid()
     cache = mended.configs["centre-d"].data.cache
     away = cache.with_name("away")
@@ -123,7 +117,7 @@ def test_a_site_whose_engineer_mends_its_cache_in_the_pause_goes_on(
 
     conductor.exchange.on_pause = on_pause
     conductor.run()
-    assert final_hash(mended) == final_hash(calm)
+    assert final_hash(mended) == final_hash(undisturbed(centres=TWO))
 
 
 def test_what_stops_a_run_stands_in_its_status(make_federation: MakeFederation) -> None:
