@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from her2_common.errors import CacheError, ConfigError, DataError
 from her2_common.metrics import GRID
 from her2_common.model import MapModel, preset
 from her2_common.release import Manifest, load_release, read_references
+from her2_common.tables import write_csv
 
 _SCORES: Final = tuple(f"{m}_score" for m in MODALITIES)
 COLUMNS: Final = (
@@ -117,38 +116,36 @@ def predict_table(
     scores = score(model.to(device), cohort, references)
     table_of = _table_cases(config, cache)
     split_of = _splits(config, cache, manifest.run, notify)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     levels = () if scores.low is None else LEVEL_COLUMNS
-    writer.writerow((*COLUMNS, *levels, TRAINED_ON))
-    cases = []
+    columns = (*COLUMNS, *levels, TRAINED_ON)
+    cases, rows = list[int](), list[dict[str, str]]()
     for case in range(len(cohort)):
         if split not in ("all", split_of[in_cache[case]]):
             continue
         value = float(scores.fused[case])
         known = table_of[in_cache[case]]
         row = [known.case_id, known.patient_id, split_of[in_cache[case]]]
-        row += [_cell(value), int(value >= manifest.threshold)]
+        row += [_cell(value), str(int(value >= manifest.threshold))]
         row += [_cell(float(scores.single[m][case])) if m in trained else "" for m in MODALITIES]
         beyond = [m for m, values in scores.unlike.items() if values[case] > manifest.limits[m]]
         row += [cohort.combination(case), "+".join(beyond)]
         if scores.low is not None:
             low = float(scores.low[case])
             row += [_cell(low), _level(value, low, manifest.threshold)]
-        writer.writerow([*row, "+".join(manifest.trained_on)])
+        row.append("+".join(manifest.trained_on))
+        rows.append(dict(zip(columns, row, strict=True)))
         cases.append(case)
     if not cases:
         raise DataError(
             f"no case in split {split!r} that this model can score",
             hint="--split all scores every case; those of train and val served to make the model",
         )
-    rows = tuple(csv.DictReader(io.StringIO(text.getvalue())))
-    finish = then(Predicted(model, manifest, cohort, tuple(cases), rows))
+    finish = then(Predicted(model, manifest, cohort, tuple(cases), tuple(rows)))
     temporary = out.with_name(f".{out.name}.tmp")
     temporary.unlink(missing_ok=True)
     owner_alone = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(owner_alone, "w", encoding="utf-8") as file:
-        file.write(text.getvalue())
+        file.write(write_csv(columns, rows))
     temporary.replace(out)
     finish()
     return len(cases)

@@ -33,7 +33,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from her2_common.clinical import PCR_DEFINITION
+from her2_common.clinical import DEFAULT_PCR, PCR_DEFINITIONS, PcrDefinition
 from her2_common.errors import MetricError
 from her2_common.metrics import Estimate, wilson
 from her2_common.response import exact, strata
@@ -130,9 +130,13 @@ def primary_strata(patients: Patients, threshold: float) -> Strata:
 
 
 def compare(
-    tables: Strata, *, relevant: float = RELEVANT_ODDS_RATIO, level: float = 0.95
+    tables: Strata,
+    *,
+    relevant: float = RELEVANT_ODDS_RATIO,
+    level: float = 0.95,
+    pcr: PcrDefinition = DEFAULT_PCR,
 ) -> Primary:
-    """Steps 4 and 5, from the sum of the centres' tables.
+    """Steps 4 and 5, from the sum of the centres' tables; ``pcr`` is how response was defined.
 
     Raises:
         MetricError: ``relevant`` is not above 1 and finite.
@@ -168,7 +172,7 @@ def compare(
         detectable=exact.detectable(tables, alpha=alpha),
         opposed=opposed(tables, level),
         left_out=left_out,
-        statement=_statement(tables, result, left_out, relevant, achieved, level),
+        statement=_statement(tables, result, left_out, relevant, achieved, level, pcr),
     )
 
 
@@ -250,6 +254,7 @@ def _statement(
     relevant: float,
     achieved: float | None,
     level: float,
+    pcr: PcrDefinition,
 ) -> Statement:
     groups = tables.counts.sum(axis=0)  # (group, outcome)
     centres = int(np.count_nonzero(tables.counts.sum(axis=(1, 2))))
@@ -264,7 +269,7 @@ def _statement(
         return Statement(
             result,
             f"{counts}; no centre has both groups and both outcomes, so that nothing compares "
-            f"them. {PCR_DEFINITION}.",
+            f"them. {PCR_DEFINITIONS[pcr]}.",
             _OVERSTATED[result],
         )
     kind = "Mantel-Haenszel" if strata.odds_ratio(tables, level) else "exact conditional"
@@ -288,7 +293,7 @@ def _statement(
     )
     changed = [part.centre for part in left_out if part.verdict != result]
     fragile = f" The verdict changes without {', '.join(changed)}." if changed else ""
-    quote = f"{counts}{comparison}: {meaning}{shown}.{fragile} {PCR_DEFINITION}."
+    quote = f"{counts}{comparison}: {meaning}{shown}.{fragile} {PCR_DEFINITIONS[pcr]}."
     return Statement(result, quote, _OVERSTATED[result])
 
 

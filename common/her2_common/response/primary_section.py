@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from her2_common.clinical import PCR_DEFINITION, PCR_DEFINITIONS
 from her2_common.metrics import Estimate
 from her2_common.response import primary as primary_module
 from her2_common.response import publish, strata, subgroups
@@ -56,7 +55,9 @@ def _shown(study: Study) -> frozenset[str]:
 
 def primary(study: Study) -> Json:
     tables = study.pool.strata("primary", "primary")
-    found = primary_module.compare(tables, relevant=study.plan.relevant_odds_ratio)
+    found = primary_module.compare(
+        tables, relevant=study.plan.relevant_odds_ratio, pcr=study.plan.pcr
+    )
     pooled, shown = tables.counts.sum(axis=0), _shown(study)
     negative, positive = (rate(int(g[1]), int(g.sum())) for g in pooled)
     lines = []
@@ -115,8 +116,7 @@ def primary(study: Study) -> Json:
         "size": found.size,
         "detectable_odds_ratio": number(found.detectable),
         "verdict": found.statement.verdict,
-        # It ends with the default definition; the plan may have another.
-        "quote": found.statement.quote.replace(PCR_DEFINITION, PCR_DEFINITIONS[study.plan.pcr]),
+        "quote": found.statement.quote,
         "do_not_quote": found.statement.do_not_quote,
     }
 
