@@ -117,6 +117,23 @@ def test_a_window_that_hides_the_breast_is_not_used_and_a_remark_says_so(
         np.testing.assert_array_equal(result.values, plain)
 
 
+def test_of_a_scan_on_white_a_reviewer_may_keep_the_mammogram(
+    tmp_path: Path, dicoms: Any, pictures: Any
+) -> None:
+    stored = np.pad(pictures.breast(), ((60, 60), (0, 140)), constant_values=4000)
+    tags = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}
+    path = dicoms.mg(tmp_path / "scan", stored, **tags)
+    with pytest.raises(ImageError) as caught:
+        read(path)
+    assert (caught.value.disposition, caught.value.reason) == ("quarantined", "secondary capture")
+    name = digest(KEY, [path])
+    with pytest.raises(ImageError) as caught:
+        read(path, guard=guard(**{name: Decision(approved=True)}))
+    assert caught.value.reason == "bright background"
+    kept = read(path, guard=guard(**{name: Decision(True, (0, 60, 60, 140))}))
+    assert (kept[0] != 0).any()
+
+
 def test_the_modality_lut_is_applied(tmp_path: Path, dicoms: Any, pictures: Any) -> None:
     stored = pictures.breast()
     turned = dicoms.mg(tmp_path / "t", 4095 - stored, RescaleSlope=-1.0, RescaleIntercept=4095.0)

@@ -41,6 +41,7 @@ pytestmark = pytest.mark.usefixtures("searched", "_coloured")
 def _coloured(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is decoded here is in full colour, which a B-mode picture is not."""
     monkeypatch.setattr("her2_client.ingest.planar.ultrasound.MOST_COLOURED", 1.0)
+    monkeypatch.setattr("her2_client.ingest.planar.ultrasound.MARK_WIDTH", 1)  # no lines
 
 
 def plainly(change: Callable[[Any], None]) -> Callable[[Path], None]:

@@ -24,6 +24,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -232,13 +233,19 @@ def _standardised(
 ) -> Array:
     if box is not None:
         check_box(box, image.shape)
-    breast = Breast(image, box, size, turn)
-    keep = question.keep(image, breast.text())
+    breast = None
+    try:
+        breast = Breast(image, box, size, turn)
+    except ImageError as error:
+        if question.reason is None or error.reason != "bright background":
+            raise  # of a scan a reviewer may keep the part that is a mammogram
+    keep = question.keep(image, [] if breast is None else breast.text())
     if keep is not None:
         x0, y0, x1, y1 = overlap(keep, (0, 0, image.shape[1], image.shape[0]))
         kept = np.full_like(image, image.min())  # what is not kept is as dark as air
         kept[y0:y1, x0:x1] = image[y0:y1, x0:x1]
         image = kept
+    if breast is None or keep is not None:
         breast = Breast(image, box, size, turn)
     if (checked := breast.checked_turn()) != turn:
         breast = Breast(image, box, size, checked)
@@ -247,6 +254,7 @@ def _standardised(
 
 def _brighter_side(image: Array) -> Side:
     half = image.shape[1] // 2
-    image = tissue_of(image).image  # without film edges
+    with suppress(ImageError):  # a fault is reported later, after a reviewer has seen the picture
+        image = tissue_of(image).image  # without film edges
     left, right = (part.mean(dtype=np.float64) for part in (image[:, :half], image[:, -half:]))
     return "L" if left >= right else "R"
