@@ -78,19 +78,25 @@ def answer_or_code(message: Message, work: Callable[[], Message]) -> Message:
     try:
         return work()
     except Her2Error as error:
-        hint = f" (hint: {error.hint})" if error.hint else ""
-        text = printable(f"{error}{hint}")
-        log.error("%s: refused: %s: %s", order_name(message), error.code, text)  # noqa: TRY400
-        return error_reply(message, error.code)
+        return _refused(message, error)
     except OSError as error:
         if (known := storage_error(error)) is None:
-            log.exception("internal error")
-            return error_reply(message, "internal")
-        log.error("%s: %s (hint: %s)", known.code, known, known.hint)  # noqa: TRY400 (as above)
-        return error_reply(message, known.code)
+            return _internal(message)
+        return _refused(message, known)
     except Exception:
-        log.exception("%s: refused: internal", order_name(message))
-        return error_reply(message, "internal")
+        return _internal(message)
+
+
+def _refused(message: Message, error: Her2Error) -> Message:
+    hint = f" (hint: {error.hint})" if error.hint else ""
+    text = printable(f"{error}{hint}")
+    log.error("%s: refused: %s: %s", order_name(message), error.code, text)
+    return error_reply(message, error.code)
+
+
+def _internal(message: Message) -> Message:
+    log.exception("%s: refused: internal", order_name(message))
+    return error_reply(message, "internal")
 
 
 def order_name(message: Message) -> str:

@@ -212,8 +212,8 @@ def _roots(path: Path) -> str:
 def _superlink(config: SiteConfig) -> str:
     address = config.superlink.address
     bypass_proxy_for_loopback()  # as `start` does
-    shaken = check_tls(address, config.superlink.root_certificates)
-    return f"{address} answers{shaken.way}, {shaken.tls}, certificate signed by our root"
+    handshake = check_tls(address, config.superlink.root_certificates)
+    return f"{address} answers{handshake.via}, {handshake.tls}, certificate signed by our root"
 
 
 # --- command ------------------------------------------------------------------------------------

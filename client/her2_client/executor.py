@@ -63,7 +63,7 @@ def run_site(config: SiteConfig, *, notify: Callable[[str], None]) -> None:
         PolicyError: another `her2-client start` of this site is running.
     """
     bypass_proxy_for_loopback()
-    shaken = check_tls(config.superlink.address, config.superlink.root_certificates)
+    handshake = check_tls(config.superlink.address, config.superlink.root_certificates)
     config.state.mkdir(parents=True, exist_ok=True)
     lock = FileLock(config.state / "start.lock")
     try:
@@ -82,7 +82,7 @@ def run_site(config: SiteConfig, *, notify: Callable[[str], None]) -> None:
         node.start()  # it connects while torch and the cohort load
         site = Site(config, notify)
         with interrupted_by_sigterm():
-            _serve(node, secret, Answers(make_app(lambda _: site), config), notify, shaken.way)
+            _serve(node, secret, Answers(make_app(lambda _: site), config), notify, handshake.via)
     except KeyboardInterrupt:
         notify("stopped")
     finally:
@@ -131,7 +131,7 @@ def _serve(
     secret: bytes,
     answers: Answers,
     notify: Callable[[str], None],
-    way: str,
+    via: str,
 ) -> None:
     config = answers.config
     source: TaskSource | None = None
@@ -146,7 +146,7 @@ def _serve(
             continue
         if said != "up":
             said = "up"
-            notify(f"site {config.name} is up, SuperLink {config.superlink.address}{way}")
+            notify(f"site {config.name} is up, SuperLink {config.superlink.address}{via}")
         endpoint = Endpoint(f"127.0.0.1:{node.port}", None)
         if source is None or source.endpoint != endpoint:
             source = TaskSource(endpoint, secret, "flwr-clientapp")

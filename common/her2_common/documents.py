@@ -1,4 +1,4 @@
-"""Text of others -> values: YAML and JSON that can neither run for ever nor end the process.
+"""Untrusted YAML and JSON -> plain values, in bounded time and memory.
 
 A configuration, a manifest or a reply may come from somebody else. Whatever it holds, the readers
 here return plain values or raise ``DocumentError``, at once:
@@ -44,12 +44,12 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise _fault("expected no anchors (&) and aliases (*)", event.start_mark)
+            raise _fault("anchors (&) and aliases (*) are not supported", event.start_mark)
         if getattr(event, "tag", None) is not None:
-            raise _fault("expected no tags (!)", event.start_mark)
+            raise _fault("tags (!) are not supported", event.start_mark)
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise _fault(f"expected at most {MAX_DEPTH} levels", event.start_mark)
+            raise _fault(f"expected at most {MAX_DEPTH} nested levels", event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -64,7 +64,7 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _fault("expected a word as a key", key.start_mark)
+                raise _fault("expected a scalar as a key, got a list or a mapping", key.start_mark)
             if key.value in seen:  # of two, a reader sees one and YAML takes the other
                 raise _fault(f"duplicate key {key.value[:40]!r}", key.start_mark)
             seen.add(key.value)
@@ -83,8 +83,8 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def _fault(problem: str, mark: yaml.Mark | None) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+def _fault(problem: str, mark: yaml.Mark) -> DocumentError:
+    return DocumentError(problem, mark.line + 1)
 
 
 def parse_yaml(text: str) -> Any:
@@ -97,6 +97,8 @@ def parse_yaml(text: str) -> Any:
         raise DocumentError(f"expected at most {MAX_BYTES >> 20} MiB, got {len(text) >> 20} MiB")
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except DocumentError:
+        raise
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else None
@@ -114,6 +116,8 @@ def parse_json(content: str | bytes) -> Any:
     """
     try:
         return json.loads(content, parse_int=_integer)
+    except DocumentError:
+        raise
     except json.JSONDecodeError as error:
         raise DocumentError(f"not JSON: {error.msg}", error.lineno) from None
     except (ValueError, RecursionError) as error:
@@ -122,13 +126,13 @@ def parse_json(content: str | bytes) -> Any:
 
 def _integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise ValueError(_TOO_LONG)
+        raise DocumentError(_TOO_LONG)
     return int(digits)
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
-        return "too many brackets within each other"
+        return "nested too deeply"
     if isinstance(error, UnicodeDecodeError):
         return "expected UTF-8"
     return str(error).splitlines()[0] if str(error) else type(error).__name__

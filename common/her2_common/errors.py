@@ -1,6 +1,6 @@
 """The one error tree.
 
-    Her2Error                     anything a user can cause or mend; shown without a stack trace
+    Her2Error                     anything a user can cause or fix; shown without a stack trace
     ├── ConfigError               site.yaml, federation.yaml or an option is wrong         (exit 2)
     ├── DataError                 what the hospital gave cannot be used                    (exit 1)
     │   ├── TableError            cases.csv or lesions.csv: row, column, expected, got
@@ -31,7 +31,7 @@ subtraction); perhaps showing a name, so that a person must look; or not usable.
 
 
 class Her2Error(Exception):
-    """Base of all errors a user can cause or mend.
+    """Base of all errors a user can cause or fix.
 
     ``hint`` is the next thing to try, in one sentence; ``code`` is what may leave a site.
     """
@@ -94,7 +94,7 @@ class ConnectionFailedError(Her2Error):
 
 
 class StorageError(Her2Error):
-    """A file cannot be written or locked; once that is mended, the same may be tried again."""
+    """A file cannot be written or locked. Once that is fixed, the same may be tried again."""
 
     code = "storage"
 

@@ -1,7 +1,7 @@
-"""Addresses and trust: does a server answer, and is it ours? One error for each way to say no.
+"""Addresses, proxies and TLS: does a server answer, and do we trust it? An error for each cause.
 
-Flower speaks HTTP through httpx, which finds its proxy in HTTPS_PROXY, ALL_PROXY and NO_PROXY. A
-handshake is made through httpx, too, so that it takes the way that the work will take.
+Flower speaks HTTP through httpx, which reads its proxy from HTTPS_PROXY, ALL_PROXY and NO_PROXY.
+``check_tls`` goes through httpx, too, so that it uses the same route as the requests that follow.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ if TYPE_CHECKING:
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
+ASK_ADDRESS: Final = "ask the coordinator for the address"
+
 
 class Handshake(NamedTuple):
-    """A handshake that succeeded: the version of TLS, and the proxy (host:port) on the way."""
+    """A TLS handshake that succeeded: the version of TLS, and the proxy (host:port), if any."""
 
     tls: str
     proxy: str | None
 
     @property
-    def way(self) -> str:
+    def via(self) -> str:
         """ " through the proxy ...", or nothing."""
         return "" if self.proxy is None else f" through the proxy {self.proxy}"
 
@@ -74,7 +76,7 @@ def key_fingerprint(public_key: str) -> str:
 
 
 def check_tls(address: str, root_certificates: Path, *, timeout: float = 10.0) -> Handshake:
-    """Shake hands with ``address``, trusting ``root_certificates`` alone.
+    """Do a TLS handshake with ``address``, trusting ``root_certificates`` alone.
 
     Through the proxy that the environment names, if any, with the user and password in its URL.
     The connection ends after the handshake: no request is made.
@@ -103,25 +105,25 @@ def check_tls(address: str, root_certificates: Path, *, timeout: float = 10.0) -
         if port >= 2**16:
             raise ConnectionFailedError(
                 f"{address} does not answer: there is no port {port}",
-                hint="ask the coordinator for the address",
+                hint=ASK_ADDRESS,
             ) from None
-        raise _unknown_name(address, host) from None
+        raise _unknown_name(address, host, ASK_ADDRESS) from None
     route = _Route((url.host, url.port or 443))  # httpx knows no port of its own scheme
     with _client(context, timeout) as client:
         try:
             client.get(url, extensions={"trace": route.trace})
-        except _ShookHandsError:
+        except _HandshakeDoneError:
             return Handshake(route.tls, route.proxy)
         except httpx.ProxyError as error:
             _refused_by_proxy(address, route, error)
         except UnicodeError:  # no host name at all, "a..b"
-            raise _unknown_name(address, url.host) from None
+            raise _unknown_name(address, url.host, ASK_ADDRESS) from None
         except httpx.TransportError as error:
             _not_connected(address, root_certificates, route, error)
     raise ConnectionFailedError(f"{address}: no TLS handshake was made")  # httpx always makes one
 
 
-class _ShookHandsError(Exception):
+class _HandshakeDoneError(Exception):
     """Ends a request of httpx before it is sent."""
 
 
@@ -143,7 +145,7 @@ class _Route:
             stream = info["return_value"]
             self.tls = stream.get_extra_info("ssl_object").version() or "TLS"
             stream.close()  # httpcore does not, if a trace raises
-            raise _ShookHandsError
+            raise _HandshakeDoneError
 
     @property
     def before_proxy(self) -> bool:
@@ -181,7 +183,7 @@ def _not_connected(
     host, _ = split_address(address)
     who, hint = address, "is the SuperLink running, and does the firewall let this machine out?"
     if route.before_proxy:
-        who, hint = f"the proxy {route.proxy}", "HTTPS_PROXY in the environment names it"
+        who, hint = f"the proxy {route.proxy}", "check HTTPS_PROXY in the environment"
         host, _ = split_address(str(route.proxy))
     if (cause := _cause(error, ssl.SSLCertVerificationError)) is not None:
         if route.before_proxy:
@@ -192,17 +194,17 @@ def _not_connected(
     if (broken := _cause(error, ssl.SSLError)) is not None:
         raise ConnectionFailedError(
             f"{who} answers, but does not speak TLS ({broken.reason or 'handshake failed'})",
-            hint="is that the port of the SuperLink, and is it started with certificates?",
+            hint=hint
+            if route.before_proxy
+            else "is that the port of the SuperLink, and is it started with certificates?",
         ) from None
     if _cause(error, socket.gaierror) is not None:
-        raise _unknown_name(who, host) from None
+        raise _unknown_name(who, host, hint if route.before_proxy else ASK_ADDRESS) from None
     raise ConnectionFailedError(f"{who} does not answer: {failure(error)}", hint=hint) from None
 
 
-def _unknown_name(who: str, host: str) -> ConnectionFailedError:
-    return ConnectionFailedError(
-        f"{who}: the name {host} is unknown here", hint="ask the coordinator for the address"
-    )
+def _unknown_name(who: str, host: str, hint: str) -> ConnectionFailedError:
+    return ConnectionFailedError(f"{who}: the name {host} cannot be resolved", hint=hint)
 
 
 # OpenSSL's X509_V_ERR_*: not yet valid 9, expired 10, host name 62, IP address 64.
@@ -254,7 +256,7 @@ def failure(error: BaseException) -> str:
     if (broken := _cause(error, ssl.SSLError)) is not None:
         return f"TLS handshake failed: {broken.reason or 'no reason given'}"
     if _cause(error, socket.gaierror) is not None:
-        return "the name is unknown here"
+        return "the name cannot be resolved"
     if (lost := _cause(error, OSError)) is not None and lost.strerror:
         return lost.strerror
     if isinstance(error, ValueError):

@@ -222,9 +222,9 @@ def conduct_comparison(
             reasons = "; ".join(f"{n} {o.status}: {o.reason}" for n, o in sorted(outcomes.items()))
             raise RunError(
                 f"compare: expected an answer of a site, got none of {len(names)} ({reasons})",
-                hint=f"mend what is named, then: her2-server compare {folder.path}",
+                hint=f"fix the problems above, then: her2-server compare {folder.path}",
             )
-        way_out = f"its site's owner can mend it; then: her2-server compare {folder.path}"
+        way_out = f"the site can fix it; then: her2-server compare {folder.path}"
         with reducing(folder, TASK, sorted(replies), way_out):
             result = document(read_run(folder.path)[0], replies, outcomes)
             folder.write_json(folder.path / COMPARISON_FILE, result)

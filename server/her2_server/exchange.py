@@ -252,7 +252,7 @@ class _Ask:
                 raise RunError(
                     f"{self.what}: expected {self.quorum} sites, got "
                     f"{sum(s.done for s in self.seats.values())} ({self._reasons()})",
-                    hint=f"mend what is named, then: {self.post.hint}",
+                    hint=f"fix the problems above, then: {self.post.hint}",
                 )
             return enough
         if now < self.started + self.timeout and (

@@ -118,9 +118,9 @@ def authority(tmp_path: Path) -> Authority:
 
 def test_a_trusted_server_is_greeted(authority: Authority) -> None:
     with serving(authority.server()) as address:
-        shaken = check_tls(address, authority.path)
-        assert shaken.tls.startswith("TLSv1.")
-        assert shaken.proxy is None
+        handshake = check_tls(address, authority.path)
+        assert handshake.tls.startswith("TLSv1.")
+        assert handshake.proxy is None
 
 
 def test_each_reason_to_distrust_has_its_own_words(authority: Authority, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_silence_refusal_and_unknown_names_are_told_apart(authority: Authority) 
             check_tls(address, authority.path, timeout=0.2)
     with pytest.raises(ConnectionFailedError, match="does not answer: Connection refused"):
         check_tls(address, authority.path)
-    with pytest.raises(ConnectionFailedError, match=r"the name no-such-host\.invalid is unknown"):
+    with pytest.raises(ConnectionFailedError, match=r"the name no-such-host\.invalid cannot be resolved"):
         check_tls("no-such-host.invalid:8000", authority.path)
     with pytest.raises(ConfigError, match="no such file"):
         check_tls(address, authority.folder / "none.crt")

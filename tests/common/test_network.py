@@ -42,7 +42,7 @@ def test_addresses(address: str, parts: tuple[str, int]) -> None:
 def test_what_is_no_address_at_all(tmp_path: Path) -> None:
     """A host that no name can have, and a port that no machine has, are no stack traces."""
     root = provision(tmp_path, ["localhost"])["root"]
-    with pytest.raises(ConnectionFailedError, match=r"the name a\.\.b is unknown here"):
+    with pytest.raises(ConnectionFailedError, match=r"the name a\.\.b cannot be resolved"):
         check_tls("a..b:443", root, timeout=2)
     with pytest.raises(ConnectionFailedError, match="does not answer"):
         check_tls("localhost:99999", root, timeout=2)
@@ -98,9 +98,9 @@ def test_a_handshake_takes_the_proxy_and_its_password(
 ) -> None:
     with connect_proxy("anna:s3cret", {HOST: "127.0.0.1"}) as proxy:
         through(proxy, monkeypatch, "anna:s3cret@")
-        shaken = check_tls(address_of(server), tmp_path / "ca.crt")
-        assert shaken.proxy == proxy.address
-        assert "s3cret" not in shaken.way
+        handshake = check_tls(address_of(server), tmp_path / "ca.crt")
+        assert handshake.proxy == proxy.address
+        assert "s3cret" not in handshake.via
         assert proxy.asked == [(address_of(server), 200)]
     assert server.seen.total() == 0  # a handshake and no request
 
@@ -124,7 +124,7 @@ def test_no_proxy_goes_past_it(
     with connect_proxy() as proxy:
         monkeypatch.setenv("NO_PROXY", HOST)
         through(proxy, monkeypatch)  # loopback is bypassed, too, and this name still is
-        with pytest.raises(ConnectionFailedError, match="unknown here"):  # nobody else knows it
+        with pytest.raises(ConnectionFailedError, match="cannot be resolved"):  # nobody else knows it
             check_tls(address_of(server), tmp_path / "ca.crt")
         assert proxy.asked == []
 

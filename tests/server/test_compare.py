@@ -258,7 +258,7 @@ def test_a_comparison_without_answers_has_no_figure() -> None:
 def test_a_broken_compare_json_is_named(simulated_run: Path, tmp_path: Path) -> None:
     folder = compared_run(simulated_run, tmp_path / "run")
     (folder / "compare.json").write_text("{")
-    with pytest.raises(RunError, match=r"compare\.json: expected JSON"):
+    with pytest.raises(RunError, match=r"compare\.json: not JSON"):
         write_report(folder)
 
 

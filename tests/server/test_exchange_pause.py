@@ -79,7 +79,7 @@ def test_a_pause_ends_after_its_time_with_a_hint() -> None:
         RunError, match=r"expected 3 sites, got 2 \(b refused: site error: data\)"
     ) as e:
         ask(ear.exchange(make_grid(b=failing(2, "data")), pause_timeout=0.3), quorum=3)
-    assert e.value.hint == "mend what is named, then: her2-server resume runs/test"
+    assert e.value.hint == "fix the problems above, then: her2-server resume runs/test"
 
 
 def test_nothing_busy_waits(monkeypatch: pytest.MonkeyPatch) -> None:

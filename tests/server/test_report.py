@@ -326,8 +326,8 @@ def test_rounds_without_an_answer_leave_gaps(simulated_run: Path, tmp_path: Path
     ("name", "content", "message"),
     [
         ("summary.json", None, "summary.json: no such file"),
-        ("summary.json", "{", "summary.json: expected JSON"),
-        ("summary.json", "[]", "expected the keys version"),
+        ("summary.json", "{", "summary.json: not JSON"),
+        ("summary.json", "[]", "summary.json: expected a JSON object, got list"),
         ("summary.json", '{"version": "1"}', "got no run"),
         ("metrics.jsonl", "{}\n", "metrics.jsonl, line 1: expected the JSON of a round"),
         ("metrics.jsonl", '{"round": 1', "metrics.jsonl, line 1"),

@@ -148,8 +148,8 @@ def test_the_section_of_a_refused_comparison_has_no_figure(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "response.json: expected JSON, got JSONDecodeError"),
-        ("[]", "response.json: expected a document of format"),
+        ("{", "response.json: not JSON"),
+        ("[]", "response.json: expected a JSON object, got list"),
         ('{"format": "her2-map response"}', "response.json: expected the document of a response"),
     ],
 )

@@ -114,7 +114,7 @@ def ingest(
 
 def _next_step(summary: IngestSummary, verdict: Readiness) -> str:
     if verdict.verdict == "not ready":
-        return "mend what is named above, then her2-client ingest"
+        return "fix the problems above, then her2-client ingest"
     if summary.reasons["quarantined"]:
         return "her2-client ingest --review, or go on without those: her2-client start"
     return "her2-client check, then her2-client start"
@@ -159,7 +159,7 @@ def show(summary: IngestSummary, verdict: Readiness) -> None:
         console.print(Padding(f"hint: {escape(hint)}", (0, 0, 0, 2)))
     console.print(verdict.verdict, style="bold")
     for text in verdict.blockers:
-        console.print(Padding(f"must be mended: {escape(text)}", (0, 0, 0, 2)))
+        console.print(Padding(f"to be fixed: {escape(text)}", (0, 0, 0, 2)))
     for text in verdict.gaps:
         console.print(Padding(f"gap: {escape(text)}", (0, 0, 0, 2)))
 

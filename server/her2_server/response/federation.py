@@ -123,7 +123,7 @@ class Sites:
             raise RunError(
                 f"query {self.number} ({query.kind} {query.item}): "
                 + "; ".join(_why(site, outcomes[site]) for site in missing),
-                hint="mend what is named, then call her2-server response again: queries that "
+                hint="fix the problems above, then call her2-server response again: queries that "
                 "were answered are not counted twice",
             )
         return dict(sorted(answers.items()))
@@ -200,7 +200,7 @@ def over_sites(
     manifest = finished_release(folder)
     plan = fix_threshold(plan, option, manifest)
     sites = Sites(grid, folder, plan, notify)
-    way_out = "a site whose owner cannot mend it can be left out by its policy.allowed_tasks"
+    way_out = "to go on without a site: take response out of its policy.allowed_tasks"
     with reducing(folder, TASK, sites.of_site, way_out):
         found = analyse(
             sites,
