@@ -22,7 +22,7 @@ from scipy.stats import fisher_exact
 from her2_common.errors import MetricError
 from her2_common.metrics import Estimate
 from her2_common.response.inference import HypothesisTest, Integers, Vector
-from her2_common.response.strata import Strata, cmh_moments
+from her2_common.response.strata import Strata, cmh_moments, expected_at
 
 _TAIL: Final = 600.0
 """Log probability below the mode at which a tail is dropped: e^-600 is 1e-261."""
@@ -128,9 +128,7 @@ def odds_ratio(strata: Strata, level: float = 0.95) -> Estimate | None:
     least = int(np.maximum(0, responders - usable.counts[:, 0].sum(axis=1)).sum())
     most = int(np.minimum(group, responders).sum())
     tail = (1 - level) / 2
-    (d, c), (b, a) = (usable.counts[:, group].T.astype(np.float64) for group in (0, 1))
-    n = a + b + c + d
-    law = _Law(usable, float(((a * d / n).sum() + 0.5) / ((b * c / n).sum() + 0.5)))
+    law = _Law(usable, _ratio_at(usable, min(max(observed, least + 0.5), most - 0.5)))
 
     def at(statistic: Callable[[int, Vector], float], target: float) -> float:
         def difference(log_ratio: float) -> float:
@@ -152,6 +150,19 @@ def odds_ratio(strata: Strata, level: float = 0.95) -> Estimate | None:
     if observed == most:
         return Estimate(float("inf"), at(at_least, tail), float("inf"))
     return Estimate(at(mean, observed), at(at_least, tail), at(at_most, tail))
+
+
+def _ratio_at(usable: Strata, responders: float) -> float:
+    """The odds ratio at which so many responders in group 1 are expected, by the large-sample mean.
+
+    The number lies in the middle of its distribution there, also where strata contradict each
+    other; at the Mantel-Haenszel odds ratio it may lie beyond the tails that are kept.
+    """
+
+    def excess(log_ratio: float) -> float:
+        return float(expected_at(usable, float(np.exp(log_ratio))).sum()) - responders
+
+    return float(np.exp(brentq(excess, -_LOG_ODDS, _LOG_ODDS)))
 
 
 def power(strata: Strata, ratio: float, *, alpha: float = 0.05) -> float | None:

@@ -366,7 +366,9 @@ def expected_at(strata: Strata, ratio: float) -> Vector:
     x = _Cells.of(strata)
     linear = x.n0 - x.m1 + ratio * (x.n1 + x.m1)
     square = 1 - ratio
-    root = np.sqrt(linear**2 + 4 * square * ratio * x.n1 * x.m1)
+    # The discriminant as a sum of terms none of which is negative, whatever the ratio
+    mixed = 2 * ratio * (x.n1 * x.n0 + x.m1 * (x.n - x.m1))
+    root = np.sqrt((ratio * (x.n1 - x.m1)) ** 2 + mixed + (x.n0 - x.m1) ** 2)
     # A negative linear term makes ratio < 1, so that square is not near 0
     divisor = square if square != 0 else 1.0
     return np.where(

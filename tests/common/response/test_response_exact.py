@@ -203,3 +203,31 @@ def test_impossible_questions_are_refused() -> None:
     with pytest.raises(MetricError, match="power and alpha"):
         exact.detectable(TEA, wanted=1.0)
     assert exact.odds_ratio(Strata.empty()) is None
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [[[7, 24925], [159, 1]], [[88137, 3], [1, 10099]]],
+        [[[208, 214], [2570, 14]], [[3775, 285], [2362, 50618]], [[14, 103], [23, 1]]],
+    ],
+)
+def test_large_centres_that_contradict_each_other_have_an_exact_odds_ratio(
+    counts: list[list[list[int]]],
+) -> None:
+    """The pooled odds ratios lie hundreds of standard errors away from the conditional one."""
+    tables = Strata(tuple("ABC"[: len(counts)]), np.array(counts))
+    found = exact.odds_ratio(tables)
+    assert found is not None
+    observed = int(tables.counts[:, 1, 1].sum())
+
+    def law(ratio: float) -> tuple[np.ndarray, np.ndarray]:
+        first, p = exact.conditional(tables, ratio)
+        return first + np.arange(p.size), p
+
+    values, p = law(found.estimate)
+    assert_allclose(values @ p, observed, rtol=1e-9)
+    values, p = law(found.low)
+    assert_allclose(p[values >= observed].sum(), 0.025, rtol=1e-4)
+    values, p = law(found.high)
+    assert_allclose(p[values <= observed].sum(), 0.025, rtol=1e-4)

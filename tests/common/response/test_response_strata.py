@@ -398,3 +398,13 @@ def test_tables_neither_change_nor_share_their_counts() -> None:
     assert tables.n == 4
     with pytest.raises(ValueError, match="read-only"):
         tables.counts[0, 0, 0] = 7
+
+
+def test_expected_counts_stay_between_the_margins_at_any_odds_ratio() -> None:
+    """Equal margins (n1 = m1) make the quadratic a perfect square far from an odds ratio of 1."""
+    tables = Strata.from_tables({"A": [[1, 2], [2, 1]], "B": [[1530, 2], [2, 8]]})
+    for log_ratio in range(-60, 61, 5):
+        fitted = strata.expected_at(tables, float(np.exp(log_ratio)))
+        assert (fitted >= 0).all()
+        assert (fitted <= np.array([3, 1532]) * (1 + 1e-12)).all()
+    assert_allclose(strata.expected_at(tables, float(np.exp(60))), [3, 1532], rtol=1e-9)
