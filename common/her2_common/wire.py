@@ -160,7 +160,7 @@ class Flow(Section):
     left_out: Cases | None
 
 
-LeftOut = Literal["no_image", "few_cases"] | NoLabel
+LeftOut = Literal["no_image", "few_cases", NoLabel]
 """Why a row of the table is not used: it has no usable image; it has only modalities that too few
 training cases have; or it has no label, and why."""
 

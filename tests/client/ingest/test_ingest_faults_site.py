@@ -89,7 +89,7 @@ FAULTS: dict[str, tuple[Spoil, type[Her2Error], str]] = {
     "open quote": (rows(b'"a,us.dcm,50,L,,,,,'), TableError, "row 2: not CSV"),
     "age": (rows(b"a,us.dcm,7,L,,,,,"), TableError, "row 2, column age: expected an age in years"),
     "side": (rows(b"a,us.dcm,50,left,,,,,"), TableError, "row 2, column laterality: expected one"),
-    "IHC": (rows(b"a,us.dcm,50,,4,,,,"), TableError, "a whole number from 0 to 3, got '4'"),
+    "IHC": (rows(b"a,us.dcm,50,,4,,,,"), TableError, "column biopsy_ihc: expected an IHC score"),
     "twice": (rows(SOUND, SOUND), TableError, "row 4: case_id is the same as in row 2"),
     "blank case": (rows(b",us.dcm,50,L,,,,,"), TableError, "row 2: case_id is blank"),
     "assay": (rows(b"a,us.dcm,50,L,3,0,,,"), TableError, "biopsy_her2 is 0, but biopsy_ihc 3"),
