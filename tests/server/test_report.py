@@ -19,8 +19,27 @@ from her2_common.cases import LABEL_SOURCES, LABELS
 from her2_common.errors import RunError
 from her2_common.wire import LeftOut
 from her2_server.evaluation import evaluate
-from her2_server.report import text, write_report
+from her2_server.report import page, text, write_report
 from her2_server.report.svg import INK, add_axes, new_figure, to_svg
+
+FIGURES: dict[str, Any] = {}
+"""What the figures are drawn from -> the figures: to draw them takes most of a report's time."""
+
+
+@pytest.fixture(autouse=True)
+def _figures_of_one_content_are_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = page._figures
+
+    def drawn_once(summary: Any, rounds: Any) -> Any:
+        parts = ("test", "validation", "sites", "seconds", "temperature")
+        content = [rounds, summary["run"]["final_round"], *(summary.get(p) for p in parts)]
+        key = json.dumps(content)
+        if key not in FIGURES:
+            FIGURES[key] = draw(summary, rounds)
+        return FIGURES[key]
+
+    monkeypatch.setattr(page, "_figures", drawn_once)
+
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -155,6 +174,7 @@ def test_no_number_of_a_suppressed_group_is_in_the_page(
 
 def test_the_same_run_gives_the_same_bytes(simulated_run: Path, tmp_path: Path) -> None:
     one = write_report(change(simulated_run, tmp_path / "a", lambda s: None)).read_bytes()
+    FIGURES.clear()  # drawn anew
     two = write_report(change(simulated_run, tmp_path / "b", lambda s: None)).read_bytes()
     assert one == two
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
