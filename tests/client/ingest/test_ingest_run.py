@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from rich.console import Console
 
@@ -66,6 +67,7 @@ def test_a_whole_site(site: Any) -> None:
         "cases": {"in_table": 4, "accepted": 3, "left_out": {"no image named": 1}},
         "images": dict.fromkeys(("mg_cc", "mg_mlo", "us", "mri"), accepted),
         "reasons": {"set aside": {}, "quarantined": {}, "refused": {}},
+        "remarks": {},
         "lesion_boxes": {"mg_cc": 0, "mg_mlo": 0, "us": 0, "mri": 0},
         "scanners": {"mg": {"not stated": 4}, "us": {"not stated": 2}, "mri": {"not stated": 2}},
         "training": {"mg": 1, "us": 1, "mri": 1, "clinical": 1, "head": 1},
@@ -180,7 +182,9 @@ def faulty(site: Any, pictures: Any) -> Any:
     named(2, "mg_mlo").write_bytes(b"\x89PNG" + bytes(1000))
     site.dicoms.mg(named(3, "mg_cc"), pictures.breast(), PresentationIntentType="FOR PROCESSING")
     (named(4, "mri") / "1-004.dcm").unlink()
-    (named(5, "mri") / "x.dcm").write_bytes((named(5, "mri") / "1-004.dcm").read_bytes())
+    twin = pydicom.dcmread(named(5, "mri") / "1-004.dcm")
+    twin.SOPInstanceUID = twin.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    twin.save_as(named(5, "mri") / "x.dcm")
     site.dicoms.us(named(6, "us"), pictures.echo(), region=None)
     site.rows[7]["us"] = site.rows[7]["mg_cc"]
     return site
