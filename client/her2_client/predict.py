@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,20 @@ from her2_client.engine import make_deterministic, select_device
 from her2_client.keys import read_pseudonym_key
 from her2_client.scoring import score
 from her2_client.served import served
-from her2_common.cases import MODALITIES, PCR_LABELS, SPLITS, Case, Split, pseudonym, read_cases
+from her2_common.cases import (
+    MODALITIES,
+    PCR_LABELS,
+    SPLITS,
+    TRAINED_ON,
+    Case,
+    Split,
+    pseudonym,
+    read_cases,
+)
 from her2_common.clinical import PCR_DEFINITIONS, Her2Level
 from her2_common.config import SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError
+from her2_common.files import replacing_privately
 from her2_common.metrics import GRID
 from her2_common.model import MapModel, preset
 from her2_common.release import Manifest, load_release, read_references
@@ -32,8 +41,6 @@ COLUMNS: Final = (
 )  # fmt: skip
 LEVEL_COLUMNS: Final = ("low_score", "level")
 """Of a release with three HER2 levels, after the others."""
-TRAINED_ON: Final = "trained_on"
-"""The last column: the labels of the runs that made the release, joined by "+"."""
 
 LOW_THRESHOLD: Final = 0.5
 """A negative case is called HER2-low from this low_score on: the likelier of the two levels."""
@@ -141,12 +148,8 @@ def predict_table(
             hint="--split all scores every case; those of train and val served to make the model",
         )
     finish = then(Predicted(model, manifest, cohort, tuple(cases), tuple(rows)))
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    owner_alone = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(owner_alone, "w", encoding="utf-8") as file:
-        file.write(write_csv(columns, rows))
-    temporary.replace(out)
+    with replacing_privately(out) as file:
+        file.write(write_csv(columns, rows).encode())
     finish()
     return len(cases)
 

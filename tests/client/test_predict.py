@@ -92,6 +92,7 @@ def test_the_table(config: SiteConfig, release: Path, tmp_path: Path) -> None:
         "mri_score",
         "modalities",
         "unlike",
+        "trained_on",
     ]
     assert [row["case_id"] for row in table] == ["case-0", "case-1", "case-2", "case-3"]
     assert [row["patient_id"] for row in table] == ["p0", "p1", "p1", "case-3"]
@@ -327,7 +328,7 @@ def test_three_levels(config: SiteConfig, release: Path, tmp_path: Path) -> None
     write_release(release, three, groups)
     predict_table(config, release, tmp_path / "three.csv", split="all")
     table = rows(tmp_path / "three.csv")
-    assert list(table[0])[-2:] == ["low_score", "level"]
+    assert list(table[0])[-3:] == ["low_score", "level", "trained_on"]
     assert "level" not in rows(tmp_path / "two.csv")[0]
     cohort = load_cohort(
         open_cache(config.data.cache), split=None, label=None, image_size=32, volume_size=16
