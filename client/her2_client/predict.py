@@ -72,11 +72,11 @@ def predict_table(
     One row a case: ``case_id`` and ``patient_id`` as in the site's case table (rows of one
     patient_id are one patient), ``split`` as at ingest (train and val cases served to make the
     model, so that only test cases are held out; a test case that this site trained the release's
-    run with is train, and ``notify`` is told), ``score`` (probability of what the release's
+    run with is train, and ``notify`` says so), ``score`` (probability of what the release's
     label asks on the grid of 1/1024: HER2-positive, or for ``pcr`` and ``pcr_strict`` a pCR),
     ``call`` (1 if at or above the release's threshold), each modality's own score (blank where
     absent), ``unlike``: the modalities whose image is beyond the release's limit, joined by "+"
-    (blank if none is, or if the release has no limit: ``notify`` is told for which modalities). A
+    (blank if none is, or if the release has no limit: ``notify`` names those modalities). A
     release with three HER2 levels adds ``low_score`` (probability of HER2-low if not positive) and
     ``level``. ``then`` is called with what will be written, and what it returns once it is.
 
@@ -145,7 +145,7 @@ def predict_table(
     if not cases:
         raise DataError(
             f"no case in split {split!r} that this model can score",
-            hint="--split all scores every case; those of train and val served to make the model",
+            hint="--split all also scores train and val cases, which the model has seen",
         )
     finish = then(Predicted(model, manifest, cohort, tuple(cases), tuple(rows)))
     with replacing_privately(out) as file:

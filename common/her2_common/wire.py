@@ -210,7 +210,7 @@ class SiteReply(Section):
 
 
 Phase = Literal["train", "evaluate"]
-"""What a site's ``seconds`` are told of."""
+"""The phases in a site's ``seconds``."""
 
 ComparedModel = Literal["local", "federated", "personal"]
 """Trained at the site alone; the shared one; the shared one made the site's own."""
@@ -299,7 +299,7 @@ def read_document(record: RecordDict, key: str, schema: type[D]) -> D:
 
 
 def _field_of(schema: type[Section], error: ValidationError) -> str:
-    """The first field of the schema that a document breaks; a name of the sender's is not told."""
+    """The first field of the schema that a document breaks; no name of the sender's is repeated."""
     at = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"]
     return (
         str(at[0]) if at and at[0] in schema.model_fields else "its keys, or what they say together"

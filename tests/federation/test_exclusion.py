@@ -140,7 +140,7 @@ def test_what_cannot_be_excluded_is_named(make_federation: MakeFederation) -> No
             exclude(federation.folder, site, first)
     exclude(federation.folder, OUT)
     exclude(federation.folder, "centre-b")
-    with pytest.raises(ConfigError, match="none: one alone trains"):
+    with pytest.raises(ConfigError, match="none: only one site trains"):
         exclude(federation.folder, "centre-a")
     federation.coordinator().run()
     with pytest.raises(RunError, match="finished"):
