@@ -1,5 +1,5 @@
-"""What lies between a site and the coordinator: a reverse proxy with bad moments, and the proxy of
-a hospital that lets out by CONNECT alone."""
+"""Between a site and the coordinator: a reverse proxy with transient errors, and a hospital's
+forward proxy that allows CONNECT alone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Is the federation worth it here? Models of this site beside the shared one, on its test cases.
 
-1. A site whose test cases are too few to be told of says so at once and trains nothing.
+1. A site whose test cases are too few to be reported says so at once and trains nothing.
 2. Train alone: from the weights that the run began with, by the run's own plan, on this site's
    training cases and no others. Where the run has ``patience``, the site's validation cases end
    this training and choose its round, by the rule that ends the run's. After each round the weights
@@ -71,7 +71,7 @@ def compare(
         test: this site's test cases.
         val: its validation cases.
         site: its name.
-        min_cell: the fewest cases of a class that are told of.
+        min_cell: the fewest cases of a class that are reported.
         first: the weights that the run began with.
         federated: the run's final ones, private groups as this site kept them.
         memory: what the site kept of the run: personal models among it.

@@ -1,9 +1,9 @@
-"""A site's connection: a ``flower-supernode`` child process that is known by its work.
+"""A site's connection: a supervised ``flower-supernode`` child process.
 
 The child (her2_client.supernode) reports each answer of the SuperLink and each failure through a
-pipe. ``SuperNode`` starts it, starts it again when it ends, and says what the site's engineer needs
-to know: since when there has been no answer and why, that there is one again, and why a key is
-refused. What the child logged when it ended is quoted, with the name of its log.
+pipe. ``SuperNode`` starts it, restarts it when it ends, and tells the site's engineer since when
+there has been no answer and why, that there is one again, and why a key is refused. The last error
+in the child's log is quoted, with the name of the log.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ LOG_BYTES: Final = 10_000_000
 that was put aside before: a site that is refused for weeks fills no disk."""
 
 QUOTE_CHARACTERS: Final = 300
-"""Of the log, on the screen."""
+"""Longest quotation of the log on the screen."""
 
 
 class Contact:
-    """When the SuperLink last answered, and what keeps it from answering."""
+    """When the SuperLink last answered, and the reason of the last failure."""
 
     def __init__(self, notify: Callable[[str], None]) -> None:
         self.notify = notify
@@ -86,7 +86,7 @@ class Contact:
                 self.notify("the coordinator answers again")
 
     def look(self) -> None:
-        """Say it, if there has been no answer for SILENCE_SECONDS; again if the reason changes."""
+        """Notify if there has been no answer for SILENCE_SECONDS; again if the reason changes."""
         reason = self.reason or "no answer in time"
         if time.monotonic() - self._at < SILENCE_SECONDS or reason == self._said:
             return
@@ -97,7 +97,7 @@ class Contact:
 
 
 class SuperNode:
-    """The ``flower-supernode`` child process of a site; ``notify`` hears of its contact."""
+    """The ``flower-supernode`` child process of a site; ``notify`` receives its messages."""
 
     def __init__(
         self,
@@ -275,7 +275,7 @@ _RECORD: Final = re.compile(
 
 
 def quote(log: str) -> str:
-    """The last error in a log of Flower's, in one line, without its advertisement; "" if none."""
+    """The last error in a log of Flower's, in one line, without its web link; "" if none."""
     text = _COLOUR.sub("", log)
     _, *records = _RECORD.split(text)  # a level and what it is of, in turn
     for level, record in reversed(list(zip(records[::2], records[1::2], strict=True))):

@@ -144,7 +144,7 @@ policy:
   allowed_bundles: []           # hashes beside the installed version's own
   allowed_tasks: [describe, train, profile, evaluate, compare]
   min_cases: 10                 # train no parameter group on fewer cases
-  min_cell: 10                  # tell no count below this
+  min_cell: 10                  # report no count below this
   max_rounds: 1000
   max_queries: 400              # of the response evaluation; allowed_tasks must name response
 

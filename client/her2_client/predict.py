@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,20 @@ from her2_client.engine import make_deterministic, select_device
 from her2_client.keys import read_pseudonym_key
 from her2_client.scoring import score
 from her2_client.served import served
-from her2_common.cases import MODALITIES, PCR_LABELS, SPLITS, Case, Split, pseudonym, read_cases
+from her2_common.cases import (
+    MODALITIES,
+    PCR_LABELS,
+    SPLITS,
+    TRAINED_ON,
+    Case,
+    Split,
+    pseudonym,
+    read_cases,
+)
 from her2_common.clinical import PCR_DEFINITIONS, Her2Level
 from her2_common.config import SiteConfig
 from her2_common.errors import CacheError, ConfigError, DataError
+from her2_common.files import replacing_privately
 from her2_common.metrics import GRID
 from her2_common.model import MapModel, preset
 from her2_common.release import Manifest, load_release, read_references
@@ -32,8 +41,6 @@ COLUMNS: Final = (
 )  # fmt: skip
 LEVEL_COLUMNS: Final = ("low_score", "level")
 """Of a release with three HER2 levels, after the others."""
-TRAINED_ON: Final = "trained_on"
-"""The last column: the labels of the runs that made the release, joined by "+"."""
 
 LOW_THRESHOLD: Final = 0.5
 """A negative case is called HER2-low from this low_score on: the likelier of the two levels."""
@@ -65,11 +72,11 @@ def predict_table(
     One row a case: ``case_id`` and ``patient_id`` as in the site's case table (rows of one
     patient_id are one patient), ``split`` as at ingest (train and val cases served to make the
     model, so that only test cases are held out; a test case that this site trained the release's
-    run with is train, and ``notify`` is told), ``score`` (probability of what the release's
+    run with is train, and ``notify`` says so), ``score`` (probability of what the release's
     label asks on the grid of 1/1024: HER2-positive, or for ``pcr`` and ``pcr_strict`` a pCR),
     ``call`` (1 if at or above the release's threshold), each modality's own score (blank where
     absent), ``unlike``: the modalities whose image is beyond the release's limit, joined by "+"
-    (blank if none is, or if the release has no limit: ``notify`` is told for which modalities). A
+    (blank if none is, or if the release has no limit: ``notify`` names those modalities). A
     release with three HER2 levels adds ``low_score`` (probability of HER2-low if not positive) and
     ``level``. ``then`` is called with what will be written, and what it returns once it is.
 
@@ -138,15 +145,11 @@ def predict_table(
     if not cases:
         raise DataError(
             f"no case in split {split!r} that this model can score",
-            hint="--split all scores every case; those of train and val served to make the model",
+            hint="--split all also scores train and val cases, which the model has seen",
         )
     finish = then(Predicted(model, manifest, cohort, tuple(cases), tuple(rows)))
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    owner_alone = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(owner_alone, "w", encoding="utf-8") as file:
-        file.write(write_csv(columns, rows))
-    temporary.replace(out)
+    with replacing_privately(out) as file:
+        file.write(write_csv(columns, rows).encode())
     finish()
     return len(cases)
 

@@ -203,8 +203,8 @@ class Responder:
             raise DataError(
                 f"expected test cases that had no part in run {asked.order.run}, got some that "
                 "trained or validated in it",
-                hint="the splits have changed since: ingest with the table and the pseudonym key "
-                "of that time",
+                hint="the splits have changed since: ingest again with the case table and the "
+                "pseudonym key of that run",
             )
         if "clinical" not in asked.weights:
             cohort = cohort.without_clinical()

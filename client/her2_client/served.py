@@ -1,10 +1,10 @@
-"""Which cases served to make a run's model, by the site's own record.
+"""Which cases a run's model was trained and validated on, by the site's own record.
 
-The split of a case is drawn at ingest. A table with other splits, ingested anew, makes a test case
-of one that trained the model of an earlier run, and neither table nor cache tells. So a site notes,
-before it trains, whom it trains and validates with (``state``/served/<run>.json, pseudonyms alone),
-and asks this record before a case counts as held out. With another pseudonym key the record knows
-nobody.
+The split of a case is drawn at ingest. If a table with other splits is ingested later, a case that
+trained an earlier run may become a test case, and neither table nor cache shows it. So a site
+writes the pseudonyms of its training and validation cases to ``state``/served/<run>.json before it
+trains, and reads this record before a case counts as held out. A new pseudonym key makes new
+pseudonyms: the record then matches no case.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from her2_common.documents import parse_json
 from her2_common.errors import DataError
 from her2_common.files import replace_privately
 
@@ -28,7 +29,7 @@ def served(state: Path, run: str) -> frozenset[str]:
     """
     path = state / FOLDER / f"{run}.json"
     try:
-        names: list[str] = json.loads(path.read_bytes())
+        names: list[str] = parse_json(path.read_bytes())
         return frozenset(map(str, names))
     except FileNotFoundError:
         return frozenset()

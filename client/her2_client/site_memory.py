@@ -35,15 +35,13 @@ from typing import Final
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from her2_common.config import KEPT_ROUNDS
 from her2_common.errors import CheckpointError
 from her2_common.files import replacing_privately, sync_folder
 from her2_common.tensors import write_tensors
 
 RUNS_KEPT: Final = 3
 """The newest runs whose memory stays: one at work, and two that may yet be resumed."""
-
-ROUNDS_KEPT: Final = 3
-"""Memories of a run that stay unless run.kept_rounds asks for more."""
 
 _RUN: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 
@@ -69,7 +67,7 @@ class Memory:
         arrays: Mapping[str, np.ndarray],
         *,
         base: int,
-        kept: int = ROUNDS_KEPT,
+        kept: int = KEPT_ROUNDS,
     ) -> None:
         """``save`` to this state."""
         self._newest = None
@@ -111,7 +109,7 @@ def save(
     arrays: Mapping[str, np.ndarray],
     *,
     base: int,
-    kept: int = ROUNDS_KEPT,
+    kept: int = KEPT_ROUNDS,
 ) -> None:
     """Write the memory of a round, durably, and drop what no order can need any more.
 

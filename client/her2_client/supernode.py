@@ -1,4 +1,4 @@
-"""``flower-supernode``, more patient with a bad moment and less with waiting.
+"""``flower-supernode`` with retries after transient errors and shorter waits.
 
     python -m her2_client.supernode <the arguments of flower-supernode>
 
@@ -8,11 +8,11 @@ Flower's SuperNode has no option for what is changed here; a test pins what each
    a few seconds those waits are most of it (tests/benchmarks/bench_round.py prints where a round's
    seconds go), so the one module that sleeps gets a clock of its own.
 2. One HTTP 500 or 404, a page instead of an answer, or one failed TLS handshake ends its loop. What
-   does not come from the SuperLink's own application is tried again for PATIENCE_SECONDS.
+   does not come from the SuperLink's own application is tried again for RETRY_SECONDS.
 3. When its loop ends, or the thread of its heartbeat, the process lives on and the site is gone for
    the coordinator. Here the process ends, and the site starts another.
-4. Each answer and each failure is reported to the site, which thus knows its SuperNode by its work.
-5. A refused key is looked into: is it unknown, or is another session open with it?
+4. Each answer and each failure is reported to the site, which so sees whether its SuperNode works.
+5. A refused key is examined: is it unknown, or is another session open with it?
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ IDLE_SECONDS: Final = 1.0
 REPLY_SECONDS: Final = 0.1
 """Between two looks for the app's reply, on this machine."""
 
-PATIENCE_SECONDS: Final = 60.0
+RETRY_SECONDS: Final = 60.0
 """As long as the SuperLink holds the session of a silent site. A shorter outage costs no session;
 after a longer one, a new process costs nothing more."""
 
@@ -108,8 +108,8 @@ class Reports:
                 os.write(self._descriptor, f"{line}\n".encode())
 
 
-class PatientClient(FleetHttpClient):
-    """The SuperNode's client; its requests outlive a bad moment, and are reported."""
+class RetryingClient(FleetHttpClient):
+    """The SuperNode's client: it retries after transient errors and reports each outcome."""
 
     reports: ClassVar[Reports] = Reports(None)
     node_id_file: ClassVar[Path | None] = None
@@ -130,7 +130,7 @@ class PatientClient(FleetHttpClient):
             reason = _clock(error) or failure(error)
             self.reports.failed(reason)
             since = self._failing.setdefault(method, time.monotonic())
-            if not _refused(error) and time.monotonic() - since < PATIENCE_SECONDS:
+            if not _refused(error) and time.monotonic() - since < RETRY_SECONDS:
                 raise httpx.ReadError("trying again") from error  # which Flower tries again
             raise
         self._answered(method)
@@ -183,7 +183,7 @@ def _code(error: Exception) -> int | None:
 
 
 def _own(error: Exception) -> bool:
-    """Is it an answer of the SuperLink's application, and not of what lies before it?"""
+    """Is it an answer of the SuperLink's application, not of a proxy before it?"""
     return (
         _code(error) is not None
         and isinstance(error, httpx.HTTPStatusError)
@@ -192,7 +192,7 @@ def _own(error: Exception) -> bool:
 
 
 def _refused(error: Exception) -> bool:
-    """Does the SuperLink not accept the signature, or refuse a message's size?"""
+    """Does the SuperLink refuse the signature, or the size of a message?"""
     return isinstance(error, httpx.HTTPStatusError) and error.response.status_code in {401, 413}
 
 
@@ -230,10 +230,10 @@ def main() -> None:
     """Run Flower's SuperNode until its loop ends, and end with it."""
     update_console_handler(timestamps=True, colored=False)
     descriptor = os.environ.get(REPORTS_VARIABLE)
-    PatientClient.reports = Reports(None if descriptor is None else int(descriptor))
-    PatientClient.node_id_file = Path(os.environ.get("FLWR_HOME", ".")) / NODE_ID_FILE
+    RetryingClient.reports = Reports(None if descriptor is None else int(descriptor))
+    RetryingClient.node_id_file = Path(os.environ.get("FLWR_HOME", ".")) / NODE_ID_FILE
     start_client_internal.time = ImpatientClock()  # type: ignore[attr-defined, assignment]
-    fleet_http_connection.FleetHttpClient = PatientClient  # type: ignore[attr-defined]
+    fleet_http_connection.FleetHttpClient = RetryingClient  # type: ignore[attr-defined]
     end_with_threads(lambda: os.kill(os.getpid(), signal.SIGTERM))  # Flower's handler ends in order
     reason = ""
     try:
@@ -243,7 +243,7 @@ def main() -> None:
     # Not reached where Flower ends the process itself. Its threads would keep it alive.
     flwr_exit(
         ExitCode.SUPERNODE_CONNECTION_ERROR,
-        f"The SuperNode's loop has ended. {reason or PatientClient.reports.last}",
+        f"The SuperNode's loop has ended. {reason or RetryingClient.reports.last}",
     )
 
 

@@ -84,6 +84,24 @@ NoLabel = Literal["not_tested", "equivocal", "treated_only", "untreated", "respo
 (possible) therapy; for a response: no neoadjuvant therapy, or nothing is known of it."""
 NO_LABEL: Final[tuple[NoLabel, ...]] = get_args(NoLabel)
 
+SOURCE_NAMES: Final[dict[LabelSource | NoLabel, str]] = {
+    "biopsy": "biopsy",
+    "excised_untreated": "excised tumour, no neoadjuvant therapy",
+    "excised_treated": "excised tumour, after neoadjuvant therapy or perhaps so",
+    "stage": "ypT and ypN",
+    "stated": "a stated pCR",
+    "no_surgery": "no operation after therapy (no pCR)",
+    "not_tested": "no HER2 result",
+    "equivocal": "IHC 2+ without ISH",
+    "treated_only": "tested only after neoadjuvant therapy, or perhaps so",
+    "untreated": "no neoadjuvant therapy, so no response",
+    "response_unknown": "response not known",
+}
+"""The same in words, for the pages."""
+
+TRAINED_ON: Final = "trained_on"
+"""Column of predictions.csv: the labels of the runs that made the release, joined by "+"."""
+
 NoSurgery = Literal["progression", "death", "declined", "other"]
 NO_SURGERY: Final[tuple[NoSurgery, ...]] = get_args(NoSurgery)
 """Why no operation followed the neoadjuvant therapy. All of them count as no pCR."""

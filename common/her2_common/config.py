@@ -60,6 +60,10 @@ MAX_SITE_CASES: Final = 2**24
 
 MAX_ROUNDS: Final = 10_000
 
+KEPT_ROUNDS: Final = 3
+"""Rounds of a run that coordinator and sites keep: the newest, and two to go back to if it is
+damaged. ``run.kept_rounds`` may ask for more."""
+
 MAX_UPDATE_NORM: Final = 3.0
 """Longest change of a group by one site in one round, L2, relative to the group's weights: seven
 times the longest that was measured over honest runs of the synthetic cohort (0.42)."""
@@ -67,8 +71,8 @@ times the longest that was measured over honest runs of the synthetic cohort (0.
 RoundNumber = Annotated[int, Field(ge=0, le=MAX_ROUNDS)]
 """A round of a run; 0 is before the first."""
 
-Wait = Annotated[float, Field(ge=0, le=31 * 86_400)]
-"""Seconds, at most a month."""
+Seconds = Annotated[float, Field(ge=0, le=31 * 86_400)]
+"""Wall time, at most a month."""
 
 Weight = Annotated[float, Field(ge=0, le=1000)]
 """The weight of a term of the loss."""
@@ -183,13 +187,13 @@ class RunConfig(Section):
     strategy: StrategyConfig = StrategyConfig()
     compression: Compression = Compression()
     quorum: int | None = Field(default=None, ge=1, le=10_000)
-    round_timeout: Annotated[Wait, Field(gt=0)] = 3600.0
-    start_timeout: Annotated[Wait, Field(gt=0)] = 600.0
-    pause_timeout: Wait = 86_400.0
+    round_timeout: Annotated[Seconds, Field(gt=0)] = 3600.0
+    start_timeout: Annotated[Seconds, Field(gt=0)] = 600.0
+    pause_timeout: Seconds = 86_400.0
     retries: int = Field(default=2, ge=0, le=100)
     patience: int | None = Field(default=None, ge=1, le=MAX_ROUNDS)
     max_update_norm: float | None = Field(default=MAX_UPDATE_NORM, gt=0, le=1e6)
-    kept_rounds: int = Field(default=3, ge=3, le=1000)
+    kept_rounds: int = Field(default=KEPT_ROUNDS, ge=KEPT_ROUNDS, le=1000)
     seed: int = Field(default=0, ge=0, lt=2**63)
     min_cell: int = Field(default=10, ge=1, le=1_000_000)
 

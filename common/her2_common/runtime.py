@@ -75,7 +75,7 @@ stays away."""
 def own_answer(error: httpx.HTTPStatusError) -> bool:
     """Is an HTTP error the answer of Flower's own application to this request?
 
-    It numbers its errors and refuses a token with 401 or 403. All else is a bad moment, of its
+    It numbers its errors and refuses a token with 401 or 403. All else is a transient error, of its
     database (500) or of what lies between (404 or 502 of a proxy that is being edited).
     """
     answer = error.response

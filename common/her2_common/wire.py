@@ -42,7 +42,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from her2_common.arrays import Arrays, arrays_of, arrays_record, read_array
 from her2_common.cases import MODALITIES, LabelSource, Modality, NoLabel, Split
-from her2_common.config import MAX_SITE_CASES, Name, RoundNumber, RunConfig, Task
+from her2_common.config import MAX_SITE_CASES, Name, RoundNumber, RunConfig, Seconds, Task
 from her2_common.documents import parse_json
 from her2_common.errors import MetricError, UpdateError
 from her2_common.metrics import GRID, ScoreHistogram
@@ -96,9 +96,6 @@ model of three HER2 levels, the score of low against zero of the negatives of a 
 
 Cases = Annotated[int, Field(ge=0, le=MAX_SITE_CASES)]
 """Patients at one site; ``sites[].max_cases`` of federation.yaml sets each its own, lower limit."""
-
-Seconds = Annotated[float, Field(ge=0, le=31 * 86_400)]
-"""Wall time, at most a month."""
 
 Loss = Annotated[float, Field(ge=0, le=1e6)]
 """A mean training loss, nats; a model that guesses at random has less than 10."""
@@ -213,7 +210,7 @@ class SiteReply(Section):
 
 
 Phase = Literal["train", "evaluate"]
-"""What a site's ``seconds`` are told of."""
+"""The phases in a site's ``seconds``."""
 
 ComparedModel = Literal["local", "federated", "personal"]
 """Trained at the site alone; the shared one; the shared one made the site's own."""
@@ -302,7 +299,7 @@ def read_document(record: RecordDict, key: str, schema: type[D]) -> D:
 
 
 def _field_of(schema: type[Section], error: ValidationError) -> str:
-    """The first field of the schema that a document breaks; a name of the sender's is not told."""
+    """The first field of the schema that a document breaks; no name of the sender's is repeated."""
     at = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"]
     return (
         str(at[0]) if at and at[0] in schema.model_fields else "its keys, or what they say together"

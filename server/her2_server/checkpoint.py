@@ -34,16 +34,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from her2_common.broadcast import fingerprint
+from her2_common.config import KEPT_ROUNDS
 from her2_common.documents import parse_json
 from her2_common.errors import CheckpointError
 from her2_common.files import naming, sync_folder, write_durably
 from her2_common.tensors import write_tensors
 from her2_server.strategies.step import Sliced, parts
-
-KEPT: Final = 3
-"""Rounds that stay: the newest, and two to go back to if it is damaged. run.kept_rounds may ask for
-more."""
-
 
 _READ_AT_ONCE: Final = 2**20
 """Values, a design value."""
@@ -171,7 +167,7 @@ class Draft:
         sync_folder(self.temporary)
         self.seconds += time.perf_counter() - began
 
-    def publish(self, keep: int | None = None, kept: int = KEPT) -> Checkpoint:
+    def publish(self, keep: int | None = None, kept: int = KEPT_ROUNDS) -> Checkpoint:
         """Let the round be seen, and drop all but the newest ``kept`` and round ``keep``; one of
         the same number is replaced."""
         began = time.perf_counter()

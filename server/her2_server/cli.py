@@ -59,7 +59,10 @@ def resume(
     first: Annotated[
         int | None,
         typer.Option(
-            "--from", metavar="ROUND", min=1, help="... from this round on; default: the next."
+            "--from",
+            metavar="ROUND",
+            min=1,
+            help="First round without that site; default: the next.",
         ),
     ] = None,
     json: Json = False,

@@ -7,7 +7,7 @@
 2. exclusions.json names the site and the round, and from then on the run is that of the others.
 
 A kill before 2 leaves a run that had come less far. The site's updates of earlier rounds stay in,
-and with them its account; the report names it as excluded. What the test cases were scored with
+and its row in the report, as excluded. What the test cases were scored with
 is worked out again if the run goes back, and else kept, for sites score them with one set of
 weights a run.
 """
@@ -34,7 +34,9 @@ def exclude(folder: RunFolder, site: str, first: int | None = None) -> int:
             hint="begin another run, with a federation.yaml without the site",
         )
     if site not in config.training or len(config.training) < 2:
-        names = ", ".join(config.training) if len(config.training) > 1 else "none: one alone trains"
+        names = (
+            ", ".join(config.training) if len(config.training) > 1 else "none: only one site trains"
+        )
         raise ConfigError(f"--without: expected a site that trains ({names}), got {site!r}")
     kept = checkpoint.kept_rounds(folder.rounds)
     last = checkpoint.latest(folder.rounds).round if kept else 0

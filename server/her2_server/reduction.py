@@ -1,8 +1,8 @@
-"""What is computed from the answers of several sites, and what happens if that fails.
+"""Errors in what is computed from the answers of several sites.
 
-A number may be within its bounds at each site and still make nonsense with the others'. Then the
-step ends with an error that names whose answers they were; nothing of it is on the disk, so that
-the run can be resumed, without one of them if need be.
+Numbers may be within their bounds at each site and still give no result together. Then the step
+ends with an error that names the sites; nothing of it is on the disk, so that the run can be
+resumed, without one of them if need be.
 """
 
 from __future__ import annotations

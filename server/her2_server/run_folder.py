@@ -6,7 +6,7 @@ runs/<name>/
 ├── flower-run        Flower's number of the run, to stop a killed one
 ├── metrics.jsonl     one line a round
 ├── status.json       where the run stands, for her2-server watch
-├── run.log           what the coordinator said, each line with its moment, and why in full
+├── run.log           messages of the coordinator with date and time (UTC), and reasons in full
 ├── exclusions.json   sites that were excluded, and from which round (her2_server.exclusion)
 ├── settled/          what the test cases are scored with, from then to the end (her2_server.frozen)
 ├── summary.json      at the end
@@ -37,7 +37,7 @@ from her2_common.files import NO_LOCKS, naming, replace_durably
 from her2_common.text import printable
 
 _ENTRY_CHARACTERS: Final = 20_000
-"""Of one entry of run.log, its end: the last lines of a trace say most."""
+"""Longest entry of run.log; of a longer one, the end is kept: the last lines of a trace."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class RunFolder:
 
     @property
     def log_file(self) -> Path:
-        """What the coordinator said."""
+        """The coordinator's messages."""
         return self.path / "run.log"
 
     @property
@@ -143,7 +143,7 @@ class RunFolder:
             RunError: another one is at work here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        # A moment's patience: whoever watches the run looks whether the lock is taken.
+        # `watch` takes the lock for a moment to see whether the run is conducted.
         lock = FileLock(self.path / ".lock", timeout=1)
         try:
             with naming(self.path / ".lock"):
@@ -185,7 +185,7 @@ class RunFolder:
         replace_durably(self.path / "flower-run", f"{number}\n".encode())
 
     def log(self, text: str) -> None:
-        """Append to run.log, with the moment (UTC); a full disk ends no run for its sake."""
+        """Append to run.log with date and time (UTC); a full disk does not end the run."""
         moment = datetime.now(UTC).isoformat(timespec="seconds")
         lines = printable(text[-_ENTRY_CHARACTERS:]).splitlines() or [""]
         entry = "".join(f"{moment if i == 0 else '   '} {line}\n" for i, line in enumerate(lines))
@@ -209,18 +209,16 @@ class RunFolder:
         Raises:
             RunError: exclusions.json is damaged.
         """
-        if not self.exclusions.exists():
-            return {}
+        document = read_json(self.exclusions) or {}
         try:
-            document = json.loads(self.exclusions.read_text(encoding="utf-8"))
-            return {str(name): int(number) for name, number in document.items()}
-        except (ValueError, TypeError, AttributeError):
+            return {name: int(number) for name, number in document.items()}
+        except (ValueError, TypeError):
             raise RunError(
                 f"{self.exclusions}: damaged", hint='expected {"site": first round without it}'
             ) from None
 
     def exclude(self, site: str, first: int) -> None:
-        """Take part no more: ``site``, from round ``first`` on."""
+        """Exclude ``site`` from round ``first`` on."""
         self.write_json(self.exclusions, self.excluded() | {site: first})
 
     def load_config(self) -> FederationConfig:

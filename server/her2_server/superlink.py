@@ -156,7 +156,7 @@ def conduct(
                 yield Conduct(grid, task.run.run_id)
                 completed, details = True, ""
             except httpx.HTTPError as error:
-                run_id = 0  # nobody is there to be told
+                run_id = 0  # nobody to report to
                 raise _broken_off(superlink.address, error, again) from None
             finally:
                 if run_id:
@@ -181,7 +181,7 @@ def conduct(
         control.close()
 
 
-LOG_HINT: Final = "the reason stands in the SuperLink's log, what flower-superlink printed"
+LOG_HINT: Final = "see the SuperLink's log, the output of flower-superlink, for the reason"
 
 
 def _unanswered(error: httpx.HTTPError) -> str:
@@ -196,7 +196,7 @@ def _broken_off(address: str, error: httpx.HTTPError, again: str) -> RunError:
         # it does not know the run, or no longer believes that we conduct it
         return RunError(
             f"{address}: the SuperLink has given this run up ({failure(error)})",
-            hint=f"was it started anew, or away for long? go on: {again}",
+            hint=f"was the SuperLink restarted, or unreachable for long? go on: {again}",
         )
     remedy = LOG_HINT if isinstance(error, httpx.HTTPStatusError) else "start it again"
     return RunError(
@@ -254,7 +254,7 @@ def _acquire(endpoint: Endpoint, secret: bytes) -> str:
                     ) from None
                 if own or time.monotonic() >= deadline:
                     raise
-                continue  # a bad moment; the source has waited
+                continue  # a transient error; `acquire` has waited
             if token is not None:
                 return token
             time.sleep(0.2)

@@ -144,9 +144,7 @@ def test_silence_refusal_and_unknown_names_are_told_apart(authority: Authority) 
             check_tls(address, authority.path, timeout=0.2)
     with pytest.raises(ConnectionFailedError, match="does not answer: Connection refused"):
         check_tls(address, authority.path)
-    with pytest.raises(
-        ConnectionFailedError, match=r"the name no-such-host\.invalid cannot be resolved"
-    ):
+    with pytest.raises(ConnectionFailedError, match=r"no-such-host\.invalid cannot be resolved"):
         check_tls("no-such-host.invalid:8000", authority.path)
     with pytest.raises(ConfigError, match="no such file"):
         check_tls(address, authority.folder / "none.crt")

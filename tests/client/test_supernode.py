@@ -25,11 +25,11 @@ from her2_client.connection import ANSWERED, FAILED, OPEN_SESSION, UNKNOWN_KEY
 from her2_client.supernode import (
     IDLE_SECONDS,
     NODE_ID_FILE,
-    PATIENCE_SECONDS,
     REPLY_SECONDS,
+    RETRY_SECONDS,
     ImpatientClock,
-    PatientClient,
     Reports,
+    RetryingClient,
 )
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -50,7 +50,7 @@ class Client:
         self._read, write = os.pipe()
         os.set_blocking(self._read, False)
 
-        class Ours(PatientClient):
+        class Ours(RetryingClient):
             reports = Reports(write)
             node_id_file = folder / NODE_ID_FILE
 
@@ -93,7 +93,7 @@ def test_what_is_not_flowers_own_answer_is_tried_again_for_its_time(
         assert client.reported() == [f"{FAILED} {reason}"] * 2 + [ANSWERED]
         with pytest.raises(httpx.ReadError):
             client.pull()
-        later(PATIENCE_SECONDS)
+        later(RETRY_SECONDS)
         with pytest.raises((httpx.HTTPStatusError, ValueError)) as caught:
             client.pull()
         assert not isinstance(caught.value, httpx.TransportError)  # now Flower's rules hold
@@ -192,8 +192,8 @@ def quiet_main(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]]
     ):
         monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    monkeypatch.setattr(PatientClient, "reports", Reports(None))
-    monkeypatch.setattr(PatientClient, "node_id_file", None)
+    monkeypatch.setattr(RetryingClient, "reports", Reports(None))
+    monkeypatch.setattr(RetryingClient, "node_id_file", None)
     monkeypatch.delenv("HER2_REPORTS", raising=False)
     monkeypatch.setattr("flwr.supercore.exit.exit.threading.Thread", _NoThread)
 

@@ -124,9 +124,7 @@ def test_no_proxy_goes_past_it(
     with connect_proxy() as proxy:
         monkeypatch.setenv("NO_PROXY", HOST)
         through(proxy, monkeypatch)  # loopback is bypassed, too, and this name still is
-        with pytest.raises(
-            ConnectionFailedError, match="cannot be resolved"
-        ):  # nobody else knows it
+        with pytest.raises(ConnectionFailedError, match="cannot be resolved"):
             check_tls(address_of(server), tmp_path / "ca.crt")
         assert proxy.asked == []
 

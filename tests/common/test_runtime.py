@@ -1,4 +1,4 @@
-"""Requests of Flower's task protocol outlive a bad moment, and what Flower answers is an answer."""
+"""Requests of Flower's task protocol are retried; an error that Flower itself answers is not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ask(address: str, seconds: float = 10.0) -> None:
 
 
 @pytest.mark.parametrize("status", [500, 404, 502, 503])
-def test_a_bad_moment_is_tried_again(status: int) -> None:
+def test_a_transient_error_is_retried(status: int) -> None:
     with scripted((status, {}, PAGE), (status, {}, PAGE), EMPTY) as server:
         ask(server.address)
         assert len(server.asked) == 3

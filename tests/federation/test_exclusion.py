@@ -140,7 +140,7 @@ def test_what_cannot_be_excluded_is_named(make_federation: MakeFederation) -> No
             exclude(federation.folder, site, first)
     exclude(federation.folder, OUT)
     exclude(federation.folder, "centre-b")
-    with pytest.raises(ConfigError, match="none: one alone trains"):
+    with pytest.raises(ConfigError, match="none: only one site trains"):
         exclude(federation.folder, "centre-a")
     federation.coordinator().run()
     with pytest.raises(RunError, match="finished"):
@@ -173,7 +173,7 @@ def test_a_kill_while_a_run_goes_back_leaves_a_run_that_came_less_far(
 def test_damaged_exclusions_are_an_error(make_federation: MakeFederation) -> None:
     federation = make_federation(**OPTIONS)
     federation.folder.exclusions.write_text("[]", encoding="utf-8")
-    with pytest.raises(RunError, match="damaged"):
+    with pytest.raises(RunError, match=r"exclusions\.json"):
         federation.coordinator()
 
 

@@ -73,7 +73,7 @@ def work(node: SuperNode, proxy: ReverseProxy) -> None:
     wait_for(asked, 120)
 
 
-def test_a_bad_moment_ends_neither_session_nor_process(
+def test_a_transient_error_ends_neither_session_nor_process(
     make_federation: MakeFederation, ground: Ground, proxy: ReverseProxy
 ) -> None:
     """And a refused key whose session is open is told from one that is not known."""
@@ -103,7 +103,7 @@ def test_a_bad_moment_ends_neither_session_nor_process(
         assert reason in log
 
 
-def test_the_coordinator_outlives_a_bad_moment_and_names_a_lasting_one(
+def test_the_coordinator_outlives_a_transient_error_and_names_a_lasting_one(
     make_federation: MakeFederation, ground: Ground, proxy: ReverseProxy
 ) -> None:
     federation = make_federation(centres=SITES)
@@ -143,7 +143,7 @@ def test_the_coordinator_outlives_a_bad_moment_and_names_a_lasting_one(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_goes_on_with_a_site_after_its_bad_moments(
+def test_a_run_goes_on_with_a_site_after_its_transient_errors(
     make_federation: MakeFederation, ground: Ground, proxy: ReverseProxy, tmp_path: Path
 ) -> None:
     federation = make_federation(centres=SITES, rounds=4)

@@ -493,7 +493,8 @@ def test_real_outcomes_give_what_statsmodels_gives(tmp_path: Path, rule: str) ->
     }[rule]
     rows = [
         {"case_id": str(i), "pcr": row["pCR"], "er": row["HR"], "pr": row["HR"],
-         "biopsy_her2": row["HER2pos"], "anti_her2": row["HER2pos"], "score": row["HER2pos"], "centre": centre(i, row),
+         "biopsy_her2": row["HER2pos"], "anti_her2": row["HER2pos"], "score": row["HER2pos"],
+         "centre": centre(i, row),
          "split": "test"}
         for i, row in enumerate(read)
     ]  # fmt: skip

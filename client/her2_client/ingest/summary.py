@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from her2_client.ingest.outcome import Note, Outcome
+from her2_common import cases
 from her2_common.cases import (
     IMAGES,
     MODALITIES,
     SPLITS,
     Case,
     Image,
+    LabelSource,
     Modality,
+    NoLabel,
     Split,
 )
 from her2_common.clinical import IHC_SCORES
@@ -29,13 +32,10 @@ UNKNOWN: Final = "unknown"
 DISPOSITIONS: Final[tuple[Disposition, ...]] = get_args(Disposition)
 STATES: Final = ("accepted", *DISPOSITIONS)
 
-SOURCE_NAMES: Final = {
-    "biopsy": "biopsy",
-    "excised_untreated": "excised tumour, no neoadjuvant therapy",
-    "treated_only": "tested only after neoadjuvant therapy, or perhaps so",
-    "equivocal": "IHC 2+ without ISH",
-    "not_tested": "no HER2 result",
-}
+_REFERENCE_SOURCES: Final[tuple[LabelSource | NoLabel, ...]] = (
+    "biopsy", "excised_untreated", "treated_only", "equivocal", "not_tested",
+)  # fmt: skip
+SOURCE_NAMES: Final = {str(source): cases.SOURCE_NAMES[source] for source in _REFERENCE_SOURCES}
 """Where the reference label comes from, then why a case has none."""
 
 TRAINING_GROUPS: Final = (*MODALITIES, "clinical", "head")

@@ -39,7 +39,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from her2_common.cases import MODALITIES
 from her2_common.errors import MetricError
 from her2_common.metrics import GRID, MAX_CASES, ScoreHistogram, quantise
 from her2_common.response.cells import Blocks, Positions, attainable
@@ -72,10 +71,6 @@ ARRAYS: Final[dict[Kind, frozenset[str]]] = {
     "change": frozenset({"beta", "reduced"}),
 }
 """The arrays of a query of each kind; one with others is refused."""
-
-RIVALS: Final = ("biopsy", "treated", *MODALITIES)
-"""Items of scores: the score against the biopsy, within the primary population (no rival), and
-against the score from one modality alone."""
 
 
 @dataclass(frozen=True, eq=False)

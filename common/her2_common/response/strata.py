@@ -132,10 +132,6 @@ class Strata:
         keep = [index for index, other in enumerate(self.names) if other != name]
         return Strata(tuple(self.names[index] for index in keep), self.counts[keep])
 
-    def collapsed(self, name: str = "all") -> Strata:
-        """All patients in one table: what ignoring the strata would say."""
-        return Strata((name,), self.counts.sum(axis=0, keepdims=True))
-
     def informative(self) -> Strata:
         """The strata that have both groups and both outcomes."""
         keep = np.flatnonzero(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from matplotlib.axes import Axes
@@ -21,24 +20,12 @@ from her2_server.report.svg import (
     to_svg,
 )
 from her2_server.report.text import listed, shorten
-from her2_server.run_folder import read_json
-
-FILE: Final = "compare.json"
 
 MODELS: Final = {"local": "local", "federated": "federated", "personal": "personalised"}
 """Model -> how the report calls it."""
 
 _DRAWN: Final = (("federated - local", BLUE, "s"), ("personal - local", GREEN, "o"))
 """The differences of the figure: colour and marker."""
-
-
-def read_comparison(run_folder: Path) -> dict[str, Any] | None:
-    """compare.json of a run; None if the centres were not compared.
-
-    Raises:
-        RunError: it is no JSON.
-    """
-    return read_json(run_folder / FILE)
 
 
 def section(result: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -24,7 +24,8 @@ from her2_common.errors import RunError
 from her2_common.pages import environment, style
 from her2_server.report import comparison, figures, flow, text
 from her2_server.report.response import response_section
-from her2_server.run_folder import RunFolder
+from her2_server.run_folder import RunFolder, read_json
+from her2_server.status import COMPARISON_FILE
 
 _NEEDED: Final = ("version", "run", "sites", "threshold", "validation", "test", "bytes", "seconds")
 
@@ -57,7 +58,7 @@ def write_report(run_folder: Path) -> Path:
         page = render(
             summary,
             rounds,
-            comparison.read_comparison(run_folder),
+            read_json(run_folder / COMPARISON_FILE),
             response_section(run_folder),
         )
     except (KeyError, TypeError, AttributeError, UndefinedError) as error:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from her2_common.cases import PCR_LABELS, Label, LabelSource, NoLabel
+from her2_common import cases
+from her2_common.cases import PCR_LABELS, Label
 from her2_common.clinical import PCR_DEFINITIONS
 
 MODALITY_NAMES: Final = {"mg": "mammography", "us": "ultrasound", "mri": "MRI"}
@@ -32,20 +33,10 @@ LABEL_SOURCES: Final[dict[Label, str]] = {
     **dict.fromkeys(PCR_LABELS, "pathological complete response"),
 }
 
-SOURCE_NAMES: Final[dict[LabelSource | NoLabel | str, str]] = {
-    "biopsy": "biopsy",
-    "excised_untreated": "excised tumour, no neoadjuvant therapy",
-    "excised_treated": "excised tumour, after neoadjuvant therapy or perhaps so",
-    "stage": "ypT and ypN",
-    "stated": "a stated pCR",
-    "no_surgery": "no operation after therapy (no pCR)",
-    "no_image": "no usable picture",
-    "few_cases": "a modality of too few cases alone",
-    "not_tested": "no HER2 result",
-    "equivocal": "IHC 2+ without ISH",
-    "treated_only": "tested only after neoadjuvant therapy, or perhaps so",
-    "untreated": "no neoadjuvant therapy, so no response",
-    "response_unknown": "response not known",
+SOURCE_NAMES: Final[dict[str, str]] = {
+    **{str(source): name for source, name in cases.SOURCE_NAMES.items()},
+    "no_image": "no usable image",
+    "few_cases": "only modalities with too few cases",
 }
 """Where labels come from, and why cases are left out, in words."""
 

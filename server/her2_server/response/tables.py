@@ -33,6 +33,7 @@ from her2_common.cases import (
     LABELS,
     MODALITIES,
     PARSERS,
+    TRAINED_ON,
     BadCellError,
     post_therapy,
     response_faults,
@@ -47,8 +48,6 @@ SCORES: Final = ("score", "her2_imaging")
 """Columns that hold the score; a table has one of them."""
 
 _MODALITY_SCORES: Final = {f"{m}_score": m for m in MODALITIES}
-TRAINED_ON: Final = "trained_on"
-"""Column of predictions.csv: the labels of the runs that made the release."""
 _IGNORED: Final = ("call", "unlike", "low_score", "level")
 """Columns of predictions.csv that are not needed here."""
 

@@ -54,7 +54,7 @@ def test_berkeley_is_what_r_prints() -> None:
 
 def test_berkeley_as_one_table_is_simpsons_paradox() -> None:
     """Bickel et al.: 44.5 % of men and 30.4 % of women admitted, odds ratio 1.84."""
-    together = strata.odds_ratio(BERKELEY.collapsed())
+    together = strata.odds_ratio(Strata(("all",), BERKELEY.counts.sum(axis=0, keepdims=True)))
     assert round(together.estimate, 2) == 1.84
     assert together.low > 1 > strata.odds_ratio(BERKELEY).low
 
