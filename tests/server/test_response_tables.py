@@ -21,6 +21,7 @@ from her2_common.errors import ConfigError, TableError
 from her2_common.model import build_model, get_groups
 from her2_common.release import Manifest, read_release, write_release
 from her2_common.response.plan import Model, Plan
+from her2_common.response.scores_section import HER2_WARNING
 from her2_server.report.response import render_response
 from her2_server.response import csv_rows, text
 from her2_server.response.command import (
@@ -199,7 +200,40 @@ def test_scores_of_a_model_that_learnt_from_the_outcome_are_refused(
 @pytest.mark.parametrize("trained_on", ["reference", "biopsy+reference", "reference+pcr", "pcr"])
 def test_scores_of_other_models_are_taken(tmp_path: Path, trained_on: str) -> None:
     path = write(tmp_path / "north.csv", added(trained_on=trained_on)(rows_of("north", 0, 40)))
-    assert read_tables([path]).trained_on
+    assert read_tables([path]).trained_on == (trained_on,)
+
+
+def test_scores_of_her2_and_of_the_response_are_not_mixed(tmp_path: Path) -> None:
+    paths = [
+        write(tmp_path / f"{name}.csv", added(trained_on=labels)(rows_of(name, seed, 40)))
+        for seed, (name, labels) in enumerate([("north", "reference"), ("south", "biopsy+pcr")])
+    ]
+    with pytest.raises(TableError, match=r"south.csv, column trained_on: .* north.csv"):
+        read_tables(paths)
+
+
+def test_what_the_score_means_is_read_from_the_tables_without_a_release(tmp_path: Path) -> None:
+    path = write(tmp_path / "north.csv", added(trained_on="pcr")(rows_of("north", 0, 40)))
+    assert HER2_WARNING not in over_tables([path], PLAN, 0.5, None)["net_benefit"]["warning"]
+    path = write(tmp_path / "north.csv", added(trained_on="reference")(rows_of("north", 0, 40)))
+    assert HER2_WARNING in over_tables([path], PLAN, 0.5, None)["net_benefit"]["warning"]
+
+
+def test_a_release_that_did_not_score_the_tables_is_refused(tmp_path: Path) -> None:
+    release = tmp_path / "release"
+    manifest = Manifest(run="a-run", preset="compact", label="reference", image_size=32,
+                        volume_size=16, threshold=0.5, groups=["head"])  # fmt: skip
+    write_release(release, manifest, get_groups(build_model("compact", 0), ["head"]))
+    path = write(tmp_path / "north.csv", added(trained_on="biopsy")(rows_of("north", 0, 40)))
+    with pytest.raises(TableError, match=r"column trained_on: expected reference.*got biopsy"):
+        over_tables([path], PLAN, None, release)
+
+
+def test_a_blank_word_on_the_label_is_none(tmp_path: Path) -> None:
+    rows = added(trained_on="reference")(rows_of("north", 0, 40))
+    rows[3]["trained_on"] = ""
+    found = over_tables([write(tmp_path / "north.csv", rows)], PLAN, 0.5, None)
+    assert LABEL_UNKNOWN in found["warnings"]
 
 
 def test_without_a_word_on_the_label_the_result_warns(tmp_path: Path) -> None:
@@ -405,13 +439,18 @@ def test_the_hash_covers_the_threshold_and_its_origin(tables: list[Path], tmp_pa
     assert len({document["plan"]["sha256"] for document in found}) == 4
     document = found[0]["plan"]["document"]
     assert (document["threshold"], document["threshold_from"]) == (0.5, "release")
-    assert document["release_sha256"] == read_release(release)[0].sha256
+    assert document["release_sha256"] == read_release(release)[0].digest
     # Typed or not, the release's own threshold is the release's
     assert over_tables(tables, PLAN, 0.5, release)["plan"] == found[0]["plan"]
     # The plan of the result is a plan, and holds for no other release
     again = Plan(**document)
     assert over_tables(tables, again, None, release)["plan"] == found[0]["plan"]
     write_release(release, manifest, get_groups(build_model("compact", 1), ["head"]))
+    with pytest.raises(ConfigError, match="that of another release"):
+        over_tables(tables, again, None, release)
+    # The same weights with another threshold are another release, as in source.release_sha256
+    lower = manifest.model_copy(update={"threshold": 0.25})
+    write_release(release, lower, get_groups(build_model("compact", 0), ["head"]))
     with pytest.raises(ConfigError, match="that of another release"):
         over_tables(tables, again, None, release)
 

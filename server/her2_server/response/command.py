@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from her2_common import __version__
-from her2_common.cases import PCR_LABELS, post_therapy
+from her2_common.cases import post_therapy
 from her2_common.config import load
 from her2_common.errors import ConfigError, DataError, MetricError, TableError
 from her2_common.metrics import GRID, grid_index
@@ -31,7 +31,7 @@ from her2_common.response.queries import Source
 from her2_common.response.study import Label
 from her2_server.report.response import DOCUMENT, PAGE, write_response_report
 from her2_server.response.csv_rows import to_csv
-from her2_server.response.tables import Tables, read_tables
+from her2_server.response.tables import TRAINED_ON, Tables, of_response, read_tables
 
 FORMAT: Final = "her2-map response"
 
@@ -104,14 +104,14 @@ def fix_threshold(
             raise ConfigError(
                 f"--threshold: expected {plan.threshold}, which the plan fixes, got {option}"
             )
-        if manifest is not None and plan.release_sha256 not in (None, manifest.sha256):
+        if manifest is not None and plan.release_sha256 not in (None, manifest.digest):
             raise ConfigError(
-                "plan: its threshold is that of another release: expected SHA-256 "
-                f"{plan.release_sha256}, got {manifest.sha256}"
+                "plan: its threshold is that of another release: expected digest "
+                f"{plan.release_sha256}, got {manifest.digest}"
             )
         return plan
     if manifest is not None and option in (None, manifest.threshold):
-        return plan.fix(manifest.threshold, "release", manifest.sha256)
+        return plan.fix(manifest.threshold, "release", manifest.digest)
     if option is not None:
         return plan.fix(option, origin)
     if binary:
@@ -142,9 +142,22 @@ def check_evidence(manifest: Manifest) -> Manifest:
     return manifest
 
 
-def label_of(manifest: Manifest | None) -> Label:
-    """What the score is a probability of."""
-    return "pcr" if manifest is not None and manifest.label in PCR_LABELS else "her2"
+def label_of(trained_on: Iterable[str]) -> Label:
+    """What the score is a probability of, by the labels of the release, joined by "+"."""
+    return "pcr" if any(map(of_response, trained_on)) else "her2"
+
+
+def check_scored(tables: Tables, manifest: Manifest) -> None:
+    """Raises:
+    TableError: a row says that another release scored it.
+    """
+    expected = "+".join(manifest.trained_on)
+    if other := [labels for labels in tables.trained_on if labels not in ("", expected)]:
+        raise TableError(
+            f"column {TRAINED_ON}: expected {expected}, as the release of {manifest.run} states, "
+            f"got {other[0]}",
+            hint="--release takes the release that scored the tables",
+        )
 
 
 def over_tables(
@@ -164,10 +177,12 @@ def over_tables(
     if plan.threshold != "release" or option is not None or manifest is not None:
         fix_threshold(plan, option, manifest)  # its faults before those of the tables
     tables = read_tables(paths, definition=plan.pcr, out_of_fold=out_of_fold)
+    if manifest is not None:
+        check_scored(tables, manifest)
     plan = fix_threshold(plan, option, manifest, binary=tables.binary)
     threshold = plan.fixed_threshold
     warnings = [*tables.warnings, *check_outcomes(tables, plan)]
-    if manifest is None and not tables.trained_on:
+    if manifest is None and "" in tables.trained_on:
         warnings.append(LABEL_UNKNOWN)
     if len(tables.centres) < plan.min_centres:
         warnings.append(
@@ -175,7 +190,8 @@ def over_tables(
             "little of other centres, and should not be published as that of several"
         )
     sources = [Source(patients, plan, threshold) for patients in tables.centres]
-    found = analyse(ask_sources(sources), plan, threshold, label=label_of(manifest))
+    trained_on = tables.trained_on if manifest is None else manifest.trained_on[-1:]
+    found = analyse(ask_sources(sources), plan, threshold, label=label_of(trained_on))
     if "refused" not in found["auc"]:
         found["auc"]["on_grid"] = _on_grid(tables)
     if found["suppressed"]:

@@ -206,7 +206,7 @@ def over_sites(
             sites,
             plan,
             plan.fixed_threshold,
-            label=label_of(manifest),
+            label=label_of(manifest.trained_on[-1:]),
             min_centres=plan.min_centres,
         )
         json.dumps(found, allow_nan=False)

@@ -20,7 +20,7 @@ Each column is parsed once a distinct text, not once a row: a million rows take 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +33,7 @@ from her2_common.cases import (
     LABELS,
     MODALITIES,
     PARSERS,
+    PCR_LABELS,
     TRAINED_ON,
     BadCellError,
     post_therapy,
@@ -84,15 +85,15 @@ class Tables:
     """The centres' rows and what there is to say about them.
 
     ``binary`` says that every score is 0 or 1, so that any threshold gives the same calls;
-    ``trained_on`` that all tables say on which labels the model was trained. ``without_split``
-    counts the rows that are held out by the user's statement alone.
+    ``trained_on`` holds what the rows say of the labels on which the model was trained, "" if one
+    says nothing. ``without_split`` counts the rows that are held out by the user's statement alone.
     """
 
     centres: list[Patients]
     names: tuple[str, ...]
     warnings: list[str] = field(default_factory=list)
     binary: bool = False
-    trained_on: bool = False
+    trained_on: tuple[str, ...] = ("",)
     without_split: int = 0
 
 
@@ -115,12 +116,13 @@ def read_tables(
     rows: dict[str, list[dict[str, Vector]]] = {}
     of_table: dict[str, int] = {}
     warnings: list[str] = []
-    trained_on = True
+    trained_on: dict[str, str] = {}  # and the first table that says so
     without_split = 0
     absent: dict[str, list[str]] = {}
     for index, path in enumerate(paths):
         table = _Table(path, definition, out_of_fold)
-        trained_on &= TRAINED_ON in table.cells
+        for labels in table.trained_on:
+            trained_on.setdefault(labels, path.name)
         without_split += table.without_split
         for name in table.centre_names():
             if of_table.setdefault(name, index) != index:
@@ -134,6 +136,7 @@ def read_tables(
         for name, columns in table.by_centre():
             rows.setdefault(name, []).append(columns)
         warnings += table.warnings
+    _check_one_kind(trained_on)
     if absent:
         parted = (
             what if len(names) == len(paths) else f"{what} in {', '.join(names)}"
@@ -146,9 +149,26 @@ def read_tables(
         centres.append(Patients(name, columns))
     scores = np.concatenate([patients.column("score") for patients in centres])
     binary = bool(np.isin(scores[~np.isnan(scores)], (0, 1)).all())
-    return Tables(
-        centres, tuple(path.name for path in paths), warnings, binary, trained_on, without_split
-    )
+    names = tuple(path.name for path in paths)
+    return Tables(centres, names, warnings, binary, tuple(trained_on), without_split)
+
+
+def of_response(labels: str) -> bool:
+    """Whether a cell of ``TRAINED_ON`` says that the score is a probability of pCR, not of HER2."""
+    return labels.split("+")[-1] in PCR_LABELS
+
+
+def _check_one_kind(trained_on: Mapping[str, str]) -> None:
+    """Raises:
+    TableError: some scores are probabilities of HER2, others of pCR.
+    """
+    name_of = {of_response(labels): name for labels, name in trained_on.items() if labels}
+    if len(name_of) > 1:
+        raise TableError(
+            f"{name_of[True]}, column {TRAINED_ON}: expected scores of HER2, as in "
+            f"{name_of[False]}, got scores of the response",
+            hint="give scores of one kind; her2-client predict writes the column",
+        )
 
 
 class _Table:
@@ -173,6 +193,8 @@ class _Table:
         self._check_cases()
         self.faults.raise_if_any()
         self.kept = self._held_out()
+        said = np.array(self.cells.get(TRAINED_ON, [""] * len(self.numbers)))
+        self.trained_on: list[str] = sorted(set(said[self.kept].tolist()))
         self._name_missing_scores()
 
     def _warn(self, text: str) -> None:
