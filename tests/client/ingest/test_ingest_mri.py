@@ -166,7 +166,7 @@ def _timed(key: str, values: list[Any], date: list[str] | None = None) -> Change
         _timed("TriggerTime", [9.0, 10.0, 100.0]),  # as numbers, not as text
         _timed("AcquisitionTime", ["095900", "100030.5", "100200"]),
         _timed("AcquisitionTime", ["235900", "000030", "000200"],
-               ["20200101", "20200102", "20200102"]),
+               ["20200102", "20200103", "20200103"]),
         _timed("ContentTime", ["10", "1001", "100200"]),
     ],
 )  # fmt: skip

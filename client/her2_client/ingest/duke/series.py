@@ -44,14 +44,8 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from her2_client.ingest import dicom
-from her2_client.ingest.mri.headers import (
-    DATES,
-    PHASE_KEYS,
-    WITHIN_SERIES,
-    Moment,
-    moment,
-    number,
-)
+from her2_client.ingest.dicom import Moment, moment, number
+from her2_client.ingest.mri.headers import DATES, PHASE_KEYS, WITHIN_SERIES
 from her2_common.errors import ImageError
 
 DYNAMIC: Final = re.compile(r"dyn|vibrant|multi ?phase|\b3d pre\b")

@@ -16,13 +16,12 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from her2_client.ingest import dicom
+from her2_client.ingest.dicom import Moment
 from her2_client.ingest.mri.headers import (
     PROTOCOL,
-    Moment,
     Slice,
     check_geometry,
     is_original,
-    moment,
 )
 from her2_client.ingest.mri.kinds import (
     ANOTHER,
@@ -155,15 +154,9 @@ def _when(found: _Groups, temporal: int | None) -> tuple[Moment | None, ...]:
     return (
         None if index is None else ("", float(index)),
         None if offset is None or not np.isfinite(float(offset)) else ("", float(offset)),
-        _moment(found.value(content, "FrameAcquisitionDateTime")),
-        _moment(found.value(content, "FrameReferenceDateTime")),
+        dicom.moment_of(str(found.value(content, "FrameAcquisitionDateTime") or "")),
+        dicom.moment_of(str(found.value(content, "FrameReferenceDateTime") or "")),
     )
-
-
-def _moment(value: object) -> Moment | None:
-    """YYYYMMDDHHMMSS.FFFFFF&ZZXX (PS3.5 6.2, DT); the zone is the same for all frames."""
-    text = str(value or "").split("+")[0].split("-")[0]
-    return moment(text[:8], text[8:]) if len(text) > 8 else None
 
 
 def _protocol(found: _Groups) -> tuple[float | None, ...]:

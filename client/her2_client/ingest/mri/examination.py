@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from her2_client.ingest.dicom import Moment
 from her2_client.ingest.mri import kinds
-from her2_client.ingest.mri.headers import PHASE_KEYS, Moment, Slice
+from her2_client.ingest.mri.headers import PHASE_KEYS, Slice
 from her2_client.ingest.mri.scan import Found
 from her2_common.errors import ImageError
 

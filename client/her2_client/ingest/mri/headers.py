@@ -6,7 +6,6 @@ bytes, once; where that fails or finds nothing the library reads the whole heade
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from her2_client.ingest import dicom
+from her2_client.ingest.dicom import Moment, moment, number
 from her2_client.ingest.mri.kinds import is_motion_corrected
 from her2_common.errors import ImageError
 
@@ -79,8 +79,6 @@ _BINARY: Final = ("Rows", "Columns", "TemporalPositionIdentifier")
 """Kept as unsigned 16-bit integers where the file says so (VR US)."""
 
 Header = Mapping[str, tuple[str, ...]]
-Moment = tuple[str, float]
-"""A date, or "", and seconds or a number: a later one sorts later, also past midnight."""
 
 
 @dataclass(frozen=True)
@@ -256,31 +254,9 @@ def _numbers(keyword: str, parts: tuple[str, ...], count: int) -> tuple[float, .
     return values
 
 
-def number(text: str) -> float | None:
-    """The finite number that ``text`` says, or None."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def _when(header: Header, key: str) -> Moment | None:
     text = header.get(key, ("",))[0]
     if key in DATES:
         return moment(header.get(DATES[key], ("",))[0], text)
     value = number(text)
     return None if value is None else ("", value)
-
-
-def moment(date: str, time: str) -> Moment | None:
-    """A date YYYYMMDD, which may be blank, and a time HHMMSS.FFFFFF, or None if it is none.
-
-    >>> moment("20200101", "1000"), moment("", "none")
-    (('20200101', 36000.0), None)
-    """
-    clock = time.replace(":", "")
-    seconds = [number(clock[0:2]), number(clock[2:4] or "0"), number(clock[4:] or "0")]
-    if seconds[0] is None or seconds[1] is None or seconds[2] is None:
-        return None
-    return date.replace(".", ""), seconds[0] * 3600 + seconds[1] * 60 + seconds[2]

@@ -18,7 +18,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from her2_client.ingest.mri.headers import DATES, PHASE_KEYS, WITHIN_SERIES, Moment, Slice
+from her2_client.ingest.dicom import Moment
+from her2_client.ingest.mri.headers import DATES, PHASE_KEYS, WITHIN_SERIES, Slice
 from her2_client.ingest.mri.scan import set_aside
 from her2_client.ingest.mri.series import ONE_A_PHASE, Family, is_sagittal, told
 from her2_common.cases import Box

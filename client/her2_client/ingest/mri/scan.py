@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from her2_client.ingest import dicom
-from her2_client.ingest.dicom import MAX_FILES
+from her2_client.ingest.dicom import MAX_FILES, number
 from her2_client.ingest.mri import kinds
 from her2_client.ingest.mri.enhanced import frames_of
 from her2_client.ingest.mri.headers import (
@@ -23,7 +23,6 @@ from her2_client.ingest.mri.headers import (
     PHASE_KEYS,
     Header,
     Slice,
-    number,
     read_header,
     slice_of,
 )
