@@ -125,6 +125,16 @@ ENCAPSULATED_PDF: Final = "1.2.840.10008.5.1.4.1.1.104.1"
 SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
 """The SOP class, and with a further number its multi-frame kinds."""
 
+COMPUTED: Final = "1.2.840.10008.5.1.4.1.1.1"
+"""Computed Radiography, the class of imaging plates; it has no PresentationIntentType."""
+DIGITAL: Final = ("1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1.1")
+"""Digital X-Ray, for presentation and for processing."""
+BREAST: Final = {"BREAST", "MAMMA", "BRUST", "SEIN", "MAMA", "MAMMELLA", "SENO", "BORST"}
+"""In BodyPartExamined: the standard's word, and what plate readers are set up with."""
+BREAST_CODES: Final = {"76752008", "T-04000", "80248007", "T-04030", "73056007", "T-04020"}
+"""Breast, left and right breast (CID 4013), SNOMED CT and SNOMED RT."""
+MAMMOGRAPHIC_VIEWS: Final = {f"{side}{view}" for side in ("", "L", "R") for view in ("CC", "MLO")}
+
 _IMAGE_KINDS: Final = "1 1.1 1.2 1.2.1 4 4.1 4.3 4.4 6.1 6.2 3.1 7 7.1 7.2 7.3 7.4"
 _IMAGE_STORAGE: Final = {f"1.2.840.10008.5.1.4.1.1.{kind}" for kind in _IMAGE_KINDS.split()}
 """SOP classes of X-ray, mammography, MR, ultrasound and secondary captures (PS3.4 B.5)."""
@@ -296,7 +306,7 @@ def _check_inflated(stream: BinaryIO) -> None:
 def read(path: Path, modality: str) -> tuple[Dataset, bool]:
     """An image of ``modality`` without its pixels, and whether it is a secondary capture.
 
-    A capture may also be filed as OT, SC or nothing.
+    A capture may also be filed as OT, SC or nothing, a mammogram from an imaging plate as CR or DX.
 
     Raises:
         ImageError: missing file, not DICOM, truncated, damaged, not an image, wrong modality.
@@ -306,9 +316,24 @@ def read(path: Path, modality: str) -> tuple[Dataset, bool]:
         check_image(dataset)
         got = str(dataset.get("Modality", "") or "")
         captured = is_secondary_capture(dataset)
-        if not (captured and got in ("OT", "SC", "")):
+        filed_elsewhere = captured and got in ("OT", "SC", "")
+        if not filed_elsewhere and not (modality == "MG" and is_plate_mammogram(dataset)):
             check_modality(got, modality)
     return dataset, captured
+
+
+def is_plate_mammogram(dataset: Dataset) -> bool:
+    """Whether an image of computed or digital radiography shows a breast, by its tags."""
+    if str(dataset.get("Modality", "") or "") not in ("CR", "DX", ""):
+        return False
+    if str(dataset.get("SOPClassUID", "")) not in (COMPUTED, *DIGITAL):
+        return False
+    region = dataset.get("AnatomicRegionSequence", None) or []
+    return (
+        said(dataset, "BodyPartExamined").upper() in BREAST
+        or bool({str(code.get("CodeValue", "")) for code in region} & BREAST_CODES)
+        or said(dataset, "ViewPosition").upper() in MAMMOGRAPHIC_VIEWS
+    )
 
 
 def check_image(dataset: Dataset) -> None:
@@ -382,16 +407,14 @@ def number(text: str) -> float | None:
 def moment(date: str, time: str) -> Moment | None:
     """A date YYYYMMDD, which may be blank, and a time HHMMSS.FFFFFF, or None if it is none.
 
-    A date that says nothing is a blank one.
-
-    >>> moment("20200102", "1000"), moment("19000101", "1000"), moment("", "none")
-    (('20200102', 36000.0), ('', 36000.0), None)
+    >>> moment("20200102", "1000"), moment("", "none")
+    (('20200102', 36000.0), None)
     """
     clock = time.replace(":", "")
     seconds = [number(clock[0:2]), number(clock[2:4] or "0"), number(clock[4:] or "0")]
     if seconds[0] is None or seconds[1] is None or seconds[2] is None:
         return None
-    return real_date(date), seconds[0] * 3600 + seconds[1] * 60 + seconds[2]
+    return date.replace(".", ""), seconds[0] * 3600 + seconds[1] * 60 + seconds[2]
 
 
 def moment_of(text: str) -> Moment | None:

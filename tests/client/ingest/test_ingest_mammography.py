@@ -25,6 +25,9 @@ KEY = b"k" * 32
 pytestmark = pytest.mark.usefixtures("searched")
 
 
+CR, DX = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1"
+
+
 def guard(**decisions: Decision) -> Guard:
     return Guard(KEY, decisions)
 
@@ -231,7 +234,11 @@ def test_a_marker_within_the_crop_does_not_enter(
     [
         ({"PresentationIntentType": "FOR PROCESSING"}, "refused", "for processing"),
         ({"PresentationIntentType": None, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.2.1"},
+         "refused", "for processing"),
+        ({"PresentationIntentType": None, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.3"},
          "refused", "no intent"),
+        ({"Modality": "CR", "SOPClassUID": CR, "ViewPosition": "PA"}, "refused", "wrong modality"),
+        ({"Modality": "CR", "BodyPartExamined": "BREAST"}, "refused", "wrong modality"),
         ({"Modality": "US"}, "refused", "wrong modality"),
         ({"ViewPosition": "MLO"}, "refused", "wrong view"),
         ({"ViewPosition": None, "ViewCodeSequence": view_code("R-10226")}, "refused", "wrong view"),
@@ -288,6 +295,40 @@ def test_what_is_accepted_without_the_usual_tags(
         Laterality="L",
     )
     np.testing.assert_array_equal(read(coded, laterality="L"), plain)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"Modality": "CR", "SOPClassUID": CR},
+        {"Modality": "MG", "SOPClassUID": CR},
+        {"Modality": "CR", "SOPClassUID": CR, "ViewPosition": None, "SeriesDescription": "L CC",
+         "BodyPartExamined": "BREAST"},
+        {"Modality": "CR", "SOPClassUID": CR, "ViewPosition": None, "SeriesDescription": "L CC",
+         "AnatomicRegionSequence": view_code("T-04000")},
+        {"Modality": "DX", "SOPClassUID": DX},
+    ],
+)  # fmt: skip
+def test_mammograms_of_imaging_plates_are_used(
+    tmp_path: Path, dicoms: Any, pictures: Any, tags: dict[str, Any]
+) -> None:
+    plain = read(dicoms.mg(tmp_path / "a.dcm", pictures.breast()))
+    made = dicoms.mg(tmp_path / "b.dcm", pictures.breast(), PresentationIntentType=None, **tags)
+    np.testing.assert_array_equal(read(made, laterality="L"), plain)
+
+
+@pytest.mark.parametrize("dummy", ["19000101", "19700101", "20200101"])
+def test_two_studies_of_one_dummy_date_are_refused_in_a_folder(
+    tmp_path: Path, dicoms: Any, pictures: Any, dummy: str
+) -> None:
+    folder, stored = tmp_path / "exam", pictures.breast()
+    day = {"StudyDate": dummy, "AcquisitionDate": dummy}
+    dicoms.mg(folder / "a", stored, StudyInstanceUID="1.2.1", AcquisitionTime="1000", **day)
+    second = {"StudyInstanceUID": "1.2.2", "AcquisitionTime": "1010", **day}
+    dicoms.mg(folder / "b", stored[::-1] + 100, **second)
+    with pytest.raises(ImageError) as caught:
+        read(folder, laterality="L")
+    assert caught.value.reason == "several examinations"
 
 
 def test_blank_pictures_and_boxes_outside_are_refused(

@@ -20,7 +20,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from her2_client.ingest import dicom
-from her2_client.ingest.dicom import Moment, moment, number
+from her2_client.ingest.dicom import Moment, moment, moment_of, number
 from her2_client.ingest.mri.kinds import is_motion_corrected
 from her2_common.errors import ImageError
 
@@ -34,11 +34,20 @@ GEOMETRY: Final = {
     "ImagePositionPatient": 3,
 }
 """What places a slice (PS3.3 C.7.6.2), and how many values each has."""
-PHASE_KEYS: Final = ("TemporalPositionIdentifier", "TriggerTime", "AcquisitionTime", "ContentTime")
+PHASE_KEYS: Final = (
+    "TemporalPositionIdentifier",
+    "TriggerTime",
+    "AcquisitionTime",
+    "AcquisitionDateTime",
+    "ContentTime",
+    "AcquisitionNumber",
+)
 """What tells phases apart, the most trusted first; an enhanced file has its own names for them."""
-WITHIN_SERIES: Final = ("TriggerTime",)
+WITHIN_SERIES: Final = ("TriggerTime", "AcquisitionNumber")
 """Keys that count from the start of a series and so do not order several."""
 DATES: Final = {"AcquisitionTime": "AcquisitionDate", "ContentTime": "ContentDate"}
+TIMED: Final = (*DATES, "AcquisitionDateTime")
+"""Keys that are times of day."""
 PROTOCOL: Final = ("RepetitionTime", "EchoTime", "FlipAngle")
 """What all phases of one dynamic series share."""
 ENHANCED_CLASSES: Final = (
@@ -60,6 +69,7 @@ _KEYWORDS: Final = {
         "ImageType",
         "Manufacturer",
         "SeriesInstanceUID",
+        "SeriesNumber",
         "SeriesDescription",
         "NumberOfFrames",
         "BurnedInAnnotation",
@@ -199,7 +209,7 @@ def slice_of(path: Path, header: Header) -> Slice:
     check_geometry(spacing, directions, position)
     return Slice(
         path=path,
-        series=" ".join(header.get("SeriesInstanceUID", ())) or str(path.parent),
+        series=series_of(path, header),
         size=(int(numbers["Rows"][0]), int(numbers["Columns"][0])),
         spacing=(spacing[0], spacing[1]),
         directions=directions,
@@ -214,6 +224,14 @@ def slice_of(path: Path, header: Header) -> Slice:
         b_value=number(header.get("DiffusionBValue", ("",))[0]) or 0.0,
         moved=is_motion_corrected(header.get("ImageType", ()), header.get("SeriesDescription", ())),
     )
+
+
+def series_of(path: Path, header: Header) -> str:
+    """The name of the series: its UID and number, since there are archives that give all series
+    one UID; the folder where it has no UID."""
+    name = " ".join(header.get("SeriesInstanceUID", ()))
+    number = " ".join(header.get("SeriesNumber", ()))
+    return f"{str(path.parent) if dicom.is_dummy(name) else name} {number}"
 
 
 def is_original(image_type: tuple[str, ...]) -> bool:
@@ -256,6 +274,8 @@ def _numbers(keyword: str, parts: tuple[str, ...], count: int) -> tuple[float, .
 
 def _when(header: Header, key: str) -> Moment | None:
     text = header.get(key, ("",))[0]
+    if key == "AcquisitionDateTime" or (key == "AcquisitionTime" and not text):
+        return moment_of(header.get("AcquisitionDateTime", ("",))[0])
     if key in DATES:
         return moment(header.get(DATES[key], ("",))[0], text)
     value = number(text)

@@ -24,6 +24,7 @@ from her2_client.ingest.mri.headers import (
     Header,
     Slice,
     read_header,
+    series_of,
     slice_of,
 )
 from her2_common.errors import ImageError
@@ -141,9 +142,12 @@ def _look(path: Path, found: Found) -> None:
         if instance in found.instances:
             return  # the same image, copied
         found.instances.add(instance)
-    series = " ".join(header.get("SeriesInstanceUID", ())) or str(path.parent)
+    series = series_of(path, header)
     if owner := "".join(c for c in "".join(header.get("PatientID", ())) if c.isascii()).strip():
-        found.patients.add(owner)  # ASCII alone: other characters depend on how a header is read
+        if not dicom.is_dummy(owner):
+            found.patients.add(
+                owner
+            )  # ASCII alone: other characters depend on how a header is read
     if (reason := _other(header)) is not None:
         found.others[series, reason] += 1
         return

@@ -1,12 +1,13 @@
 """One mammographic view -> two channels: the whole view and the lesion.
 
-1. FOR PRESENTATION alone. The view and the side must be those of the table (views.py). Spot,
-   magnification, implant, partial, biopsy and contrast-enhanced views, tomosynthesis and what
-   is made of it are set aside. Of a folder the diagnostic picture is used: a primary image before
-   a secondary one, FOR PRESENTATION before FOR PROCESSING. Of several exposures that call
-   themselves the same the last one is used, if all lie within half an hour: a technologist
-   repeats a view at once where the first is not good enough. Everything else is a tie and refused,
-   as are several patients, or dates.
+1. FOR PRESENTATION alone, by PresentationIntentType, else by the SOP class; of imaging plates
+   (Computed Radiography), which have no such tag, all that are mammograms by their tags. The view
+   and the side must be those of the table (views.py). Spot, magnification, implant, partial,
+   biopsy and contrast-enhanced views, tomosynthesis and what is made of it are set aside. Of a
+   folder the diagnostic picture is used: a primary image before a secondary one, FOR PRESENTATION
+   before FOR PROCESSING. Of several exposures that call themselves the same the last one is used,
+   if all lie within half an hour: a technologist repeats a view at once where the first is not
+   good enough. Everything else is a tie and refused, as are several patients, or dates.
 2. Modality LUT, VOI LUT (DICOM PS3.4 N.2), MONOCHROME1 inverted: bright is dense. Padding pixels
    become as dark as the darkest of the others. A window or VOI LUT that hides the breast is not
    used, and a remark says so. A PNG or JPEG is taken as it is shown.
@@ -61,7 +62,9 @@ from her2_common.errors import ImageError
 
 Array = npt.NDArray[Any]
 
-FOR_PRESENTATION_CLASS: Final = "1.2.840.10008.5.1.4.1.1.1.2"
+PRESENTED_CLASSES: Final = ("1.2.840.10008.5.1.4.1.1.1.2", dicom.DIGITAL[0], dicom.COMPUTED)
+FOR_PROCESSING_CLASSES: Final = ("1.2.840.10008.5.1.4.1.1.1.2.1", dicom.DIGITAL[1])
+"""What counts where PresentationIntentType is missing."""
 REPEATED_WITHIN_S: Final = 30 * 60
 """How long after the first exposure of a view its last repeat may be taken (a design value): an
 exposure hours later belongs to a biopsy or to another question."""
@@ -124,13 +127,15 @@ class _Image:
 def _look(path: Path) -> _Image:
     header, captured = dicom.read(path, "MG")
     check_kind(header)
-    intent = str(header.get("PresentationIntentType", "") or "")
-    presented = intent == "FOR PRESENTATION" or header.get("SOPClassUID") == FOR_PRESENTATION_CLASS
-    if not (presented or captured or intent == "FOR PROCESSING"):
+    intent = dicom.said(header, "PresentationIntentType").upper()
+    sop_class = str(header.get("SOPClassUID", ""))
+    raw = intent == "FOR PROCESSING" or (not intent and sop_class in FOR_PROCESSING_CLASSES)
+    presented = intent == "FOR PRESENTATION" or sop_class in PRESENTED_CLASSES
+    if not (presented or captured or raw):
         raise ImageError("expected FOR PRESENTATION, got no intent", reason="no intent")
     view, side = view_of(header), side_of(header)
     secondary = captured or "SECONDARY" in _type(header)
-    return _Image(path, header, view, side, intent == "FOR PROCESSING", captured, secondary)
+    return _Image(path, header, view, side, raw, captured, secondary)
 
 
 def _check(image: _Image, view: View, side: Side | None) -> None:

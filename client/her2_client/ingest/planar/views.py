@@ -227,8 +227,8 @@ def view_of(dataset: Dataset) -> str | None:
         ImageError: two places name different views (reason "contradictory view").
     """
     named = []
-    if position := str(dataset.get("ViewPosition", "") or "").strip().upper():
-        named.append(position)
+    if position := dicom.said(dataset, "ViewPosition").upper():
+        named.append(_said(position)[0] or position)
     for code in dataset.get("ViewCodeSequence", None) or []:
         named.append(VIEW_CODES.get(str(code.get("CodeValue", "")), "another"))
     if len(set(named)) <= 1 and "another" not in named:
@@ -248,14 +248,15 @@ def side_of(dataset: Dataset) -> Side | None:
     named: list[Side] = []
     for item in (dataset, *_frame_anatomy(dataset)):
         for keyword in ("ImageLaterality", "Laterality", "FrameLaterality"):
-            if (side := str(item.get(keyword, "") or "")) in ("L", "R"):
-                named.append("L" if side == "L" else "R")
+            if (side := dicom.said(item, keyword).upper()) in _SIDES:
+                named.append(_SIDES[side])
         for region in item.get("AnatomicRegionSequence", None) or []:
             modifiers = region.get("AnatomicRegionModifierSequence", None) or []
             for code in (region, *modifiers):
                 if (value := str(code.get("CodeValue", ""))) in SIDE_CODES:
                     named.append(SIDE_CODES[value])
-    named += [side for _, side in map(_said, _texts(dataset)) if side is not None]
+    texts = [dicom.said(dataset, "ViewPosition"), *_texts(dataset)]
+    named += [side for _, side in map(_said, texts) if side is not None]
     agreed = _agreed(named, "laterality")
     return None if agreed is None else "L" if agreed == "L" else "R"
 
