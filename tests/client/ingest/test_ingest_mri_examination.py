@@ -104,7 +104,7 @@ def test_two_patients_in_the_folders_of_one_case(add: Add, phases: Any) -> None:
         lambda n: {"StudyInstanceUID": f"1.9.{n}", "StudyDate": "20200101"},
         lambda n: {"StudyInstanceUID": None, "StudyDate": f"2020010{n}"},
         lambda n: {"StudyInstanceUID": "1.9", "StudyDate": f"2020020{n}"},
-        lambda n: {"StudyInstanceUID": "NONE", "StudyDate": f"2020020{n}"},
+        lambda n: {"StudyInstanceUID": "0", "StudyDate": f"2020020{n}"},
     ],
     ids=["uid", "date", "date of one uid", "date of a dummy uid"],
 )

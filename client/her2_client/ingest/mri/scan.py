@@ -143,11 +143,10 @@ def _look(path: Path, found: Found) -> None:
             return  # the same image, copied
         found.instances.add(instance)
     series = series_of(path, header)
-    if owner := "".join(c for c in "".join(header.get("PatientID", ())) if c.isascii()).strip():
-        if not dicom.is_dummy(owner):
-            found.patients.add(
-                owner
-            )  # ASCII alone: other characters depend on how a header is read
+    # ASCII alone: other characters depend on how a header is read
+    owner = "".join(c for c in "".join(header.get("PatientID", ())) if c.isascii()).strip()
+    if not dicom.is_dummy(owner):
+        found.patients.add(owner)
     if (reason := _other(header)) is not None:
         found.others[series, reason] += 1
         return
