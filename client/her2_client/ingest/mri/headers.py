@@ -192,7 +192,15 @@ def _parts(keyword: str, element: RawDataElement | DataElement) -> tuple[str, ..
         return tuple(str(value) for (value,) in struct.iter_unpack(f"{order}d", content))
     if keyword in _BINARY and (element.VR == "US" or keyword in ("Rows", "Columns")):
         return (str(int.from_bytes(content, "little" if element.is_little_endian else "big")),)
-    return tuple(part.strip(" \0") for part in content.decode("ascii", "replace").split("\\"))
+    return tuple(part.strip(" \0") for part in _decoded(content).split("\\"))
+
+
+def _decoded(content: bytes) -> str:
+    """Text of any SpecificCharacterSet, as far as words of western languages need it."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
 def slice_of(path: Path, header: Header) -> Slice:
