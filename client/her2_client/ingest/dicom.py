@@ -10,6 +10,7 @@ name a patient.
 
 from __future__ import annotations
 
+import datetime
 import errno
 import io
 import logging
@@ -50,6 +51,20 @@ _VIEWS: Final = (
 """PS3.16 CID 4014, as ViewPosition has them."""
 CODES: Final = frozenset((*_MODALITIES.split(), *_VIEWS.split()))
 """Values that a message may show: a tag can hold anything, a name of four capitals, too."""
+_DUMMIES: Final = (
+    "|NONE|NULL|NAN|NIL|NA|N/A|U|UNKNOWN|UNKNOW|UNSPECIFIED|UNDEFINED|NOT AVAILABLE|NOT SPECIFIED"
+    "|NOT APPLICABLE|ANON|ANONYM|ANONYMOUS|ANONYMOUS PATIENT|ANONYMIZED|ANONYMISED|ANONYMIZE"
+    "|DEIDENTIFIED|DE-IDENTIFIED|REMOVED|REDACTED|DELETED|DUMMY|XXX|XXXX"
+    "|UNBEKANNT|KEINE|ANONYMISIERT|INCONNU|AUCUN|ANONYME|ANONYMISE|DESCONOCIDO|NINGUNO|ANONIMO"
+    "|ANONIMIZADO|SCONOSCIUTO|NESSUNO|ANONIMIZZATO|ONBEKEND|GEEN|ANONIEM|DESCONHECIDO"
+)
+DUMMIES: Final = frozenset(_DUMMIES.split("|"))
+"""What modalities and de-identifying software write into a tag for which they have no value."""
+FIRST_YEAR: Final = 1985
+"""The first edition of the standard, ACR-NEMA 300."""
+LAST_YEAR: Final = 2100
+Moment = tuple[str, float]
+"""A date, or "", and seconds or a number: a later one sorts later, also past midnight."""
 MAX_SAMPLES: Final = 1 << 26
 """Samples of one frame, 64 Mi: twice the largest mammogram (a design value)."""
 MAX_FILES: Final = 20_000
@@ -109,6 +124,16 @@ _NIFTI_AT: Final = 344
 ENCAPSULATED_PDF: Final = "1.2.840.10008.5.1.4.1.1.104.1"
 SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
 """The SOP class, and with a further number its multi-frame kinds."""
+
+COMPUTED: Final = "1.2.840.10008.5.1.4.1.1.1"
+"""Computed Radiography, the class of imaging plates; it has no PresentationIntentType."""
+DIGITAL: Final = ("1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1.1")
+"""Digital X-Ray, for presentation and for processing."""
+BREAST: Final = {"BREAST", "MAMMA", "BRUST", "SEIN", "MAMA", "MAMMELLA", "SENO", "BORST"}
+"""In BodyPartExamined: the standard's word, and what plate readers are set up with."""
+BREAST_CODES: Final = {"76752008", "T-04000", "80248007", "T-04030", "73056007", "T-04020"}
+"""Breast, left and right breast (CID 4013), SNOMED CT and SNOMED RT."""
+MAMMOGRAPHIC_VIEWS: Final = {f"{side}{view}" for side in ("", "L", "R") for view in ("CC", "MLO")}
 
 _IMAGE_KINDS: Final = "1 1.1 1.2 1.2.1 4 4.1 4.3 4.4 6.1 6.2 3.1 7 7.1 7.2 7.3 7.4"
 _IMAGE_STORAGE: Final = {f"1.2.840.10008.5.1.4.1.1.{kind}" for kind in _IMAGE_KINDS.split()}
@@ -281,7 +306,7 @@ def _check_inflated(stream: BinaryIO) -> None:
 def read(path: Path, modality: str) -> tuple[Dataset, bool]:
     """An image of ``modality`` without its pixels, and whether it is a secondary capture.
 
-    A capture may also be filed as OT, SC or nothing.
+    A capture may also be filed as OT, SC or nothing, a mammogram from an imaging plate as CR or DX.
 
     Raises:
         ImageError: missing file, not DICOM, truncated, damaged, not an image, wrong modality.
@@ -291,9 +316,24 @@ def read(path: Path, modality: str) -> tuple[Dataset, bool]:
         check_image(dataset)
         got = str(dataset.get("Modality", "") or "")
         captured = is_secondary_capture(dataset)
-        if not (captured and got in ("OT", "SC", "")):
+        filed_elsewhere = captured and got in ("OT", "SC", "")
+        if not filed_elsewhere and not (modality == "MG" and is_plate_mammogram(dataset)):
             check_modality(got, modality)
     return dataset, captured
+
+
+def is_plate_mammogram(dataset: Dataset) -> bool:
+    """Whether an image of computed or digital radiography shows a breast, by its tags."""
+    if str(dataset.get("Modality", "") or "") not in ("CR", "DX", ""):
+        return False
+    if str(dataset.get("SOPClassUID", "")) not in (COMPUTED, *DIGITAL):
+        return False
+    region = dataset.get("AnatomicRegionSequence", None) or []
+    return (
+        said(dataset, "BodyPartExamined").upper() in BREAST
+        or bool({str(code.get("CodeValue", "")) for code in region} & BREAST_CODES)
+        or said(dataset, "ViewPosition").upper() in MAMMOGRAPHIC_VIEWS
+    )
 
 
 def check_image(dataset: Dataset) -> None:
@@ -336,6 +376,74 @@ def code(value: object) -> str:
     if not text:
         return "none"
     return text if text in CODES else "another"
+
+
+def said(dataset: Dataset, keyword: str) -> str:
+    """The text of ``keyword``; "" where it is blank or says that nothing is known.
+
+    >>> example = Dataset()
+    >>> example.ViewPosition, example.PatientID = "UNKNOWN", "0012"
+    >>> said(example, "ViewPosition"), said(example, "PatientID"), said(example, "BodyPartExamined")
+    ('', '0012', '')
+    """
+    text = str(dataset.get(keyword, "") or "").strip(" \0")
+    return "" if is_dummy(text) else text
+
+
+def is_dummy(text: str) -> bool:
+    """Whether ``text`` stands where nothing is known, or where something was taken out."""
+    return text.strip(" \0<>[]().-_*#?").upper() in DUMMIES or not text.strip("0.")
+
+
+def number(text: str) -> float | None:
+    """The finite number that ``text`` says, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def moment(date: str, time: str) -> Moment | None:
+    """A date YYYYMMDD, which may be blank, and a time HHMMSS.FFFFFF, or None if it is none.
+
+    >>> moment("20200102", "1000"), moment("", "none")
+    (('20200102', 36000.0), None)
+    """
+    clock = time.replace(":", "")
+    seconds = [number(clock[0:2]), number(clock[2:4] or "0"), number(clock[4:] or "0")]
+    if seconds[0] is None or seconds[1] is None or seconds[2] is None:
+        return None
+    return date.replace(".", ""), seconds[0] * 3600 + seconds[1] * 60 + seconds[2]
+
+
+def moment_of(text: str) -> Moment | None:
+    """Of a date and time YYYYMMDDHHMMSS.FFFFFF&ZZXX (PS3.5 6.2, DT); its zone is left out.
+
+    >>> moment_of("20200102100000.5+0100"), moment_of("20200102")
+    (('20200102', 36000.5), None)
+    """
+    text = text.split("+")[0].split("-")[0]
+    return moment(text[:8], text[8:]) if len(text) > 8 else None
+
+
+def real_date(text: str) -> str:
+    """YYYYMMDD, or "" where that is no day on which a picture was taken.
+
+    De-identifying software writes 19000101 or 19700101, or leaves the year alone and writes
+    January 1st. Nobody is examined on that day, and no picture is older than ``FIRST_YEAR``.
+
+    >>> real_date("2020.01.02"), real_date("19000101"), real_date("20150101"), real_date("20151301")
+    ('20200102', '', '', '')
+    """
+    digits = text.strip().replace(".", "").replace("-", "")
+    try:
+        day = datetime.date.fromisoformat(digits) if len(digits) == 8 else None
+    except ValueError:
+        day = None
+    if day is None or not FIRST_YEAR <= day.year < LAST_YEAR or (day.month, day.day) == (1, 1):
+        return ""
+    return digits
 
 
 def order_key(dataset: Dataset, *keywords: str) -> tuple[str, ...]:

@@ -25,6 +25,9 @@ KEY = b"k" * 32
 pytestmark = pytest.mark.usefixtures("searched")
 
 
+CR, DX = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1"
+
+
 def guard(**decisions: Decision) -> Guard:
     return Guard(KEY, decisions)
 
@@ -248,7 +251,11 @@ def test_a_marker_within_the_crop_does_not_enter(
     [
         ({"PresentationIntentType": "FOR PROCESSING"}, "refused", "for processing"),
         ({"PresentationIntentType": None, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.2.1"},
+         "refused", "for processing"),
+        ({"PresentationIntentType": None, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.3"},
          "refused", "no intent"),
+        ({"Modality": "CR", "SOPClassUID": CR, "ViewPosition": "PA"}, "refused", "wrong modality"),
+        ({"Modality": "CR", "BodyPartExamined": "BREAST"}, "refused", "wrong modality"),
         ({"Modality": "US"}, "refused", "wrong modality"),
         ({"ViewPosition": "MLO"}, "refused", "wrong view"),
         ({"ViewPosition": None, "ViewCodeSequence": view_code("R-10226")}, "refused", "wrong view"),
@@ -305,6 +312,40 @@ def test_what_is_accepted_without_the_usual_tags(
         Laterality="L",
     )
     np.testing.assert_array_equal(read(coded, laterality="L"), plain)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"Modality": "CR", "SOPClassUID": CR},
+        {"Modality": "MG", "SOPClassUID": CR},
+        {"Modality": "CR", "SOPClassUID": CR, "ViewPosition": None, "SeriesDescription": "L CC",
+         "BodyPartExamined": "BREAST"},
+        {"Modality": "CR", "SOPClassUID": CR, "ViewPosition": None, "SeriesDescription": "L CC",
+         "AnatomicRegionSequence": view_code("T-04000")},
+        {"Modality": "DX", "SOPClassUID": DX},
+    ],
+)  # fmt: skip
+def test_mammograms_of_imaging_plates_are_used(
+    tmp_path: Path, dicoms: Any, pictures: Any, tags: dict[str, Any]
+) -> None:
+    plain = read(dicoms.mg(tmp_path / "a.dcm", pictures.breast()))
+    made = dicoms.mg(tmp_path / "b.dcm", pictures.breast(), PresentationIntentType=None, **tags)
+    np.testing.assert_array_equal(read(made, laterality="L"), plain)
+
+
+@pytest.mark.parametrize("dummy", ["19000101", "19700101", "20200101"])
+def test_two_studies_of_one_dummy_date_are_refused_in_a_folder(
+    tmp_path: Path, dicoms: Any, pictures: Any, dummy: str
+) -> None:
+    folder, stored = tmp_path / "exam", pictures.breast()
+    day = {"StudyDate": dummy, "AcquisitionDate": dummy}
+    dicoms.mg(folder / "a", stored, StudyInstanceUID="1.2.1", AcquisitionTime="1000", **day)
+    second = {"StudyInstanceUID": "1.2.2", "AcquisitionTime": "1010", **day}
+    dicoms.mg(folder / "b", stored[::-1] + 100, **second)
+    with pytest.raises(ImageError) as caught:
+        read(folder, laterality="L")
+    assert caught.value.reason == "several examinations"
 
 
 def test_blank_pictures_and_boxes_outside_are_refused(
@@ -455,11 +496,11 @@ def test_the_right_image_of_a_folder_is_used(tmp_path: Path, dicoms: Any, pictur
     )
 
 
-def test_of_a_repeat_the_last_counts_whatever_the_names(
+def test_of_repeats_within_half_an_hour_the_last_is_used_whatever_the_names(
     tmp_path: Path, dicoms: Any, pictures: Any
 ) -> None:
     stored = pictures.breast()
-    times = ["093000", "100000.2", "100000.1", "080000"]
+    times = ["093000", "095000.2", "095000.1", "092500"]
     for number, names in enumerate(("abcd", "dcba", "bdac")):
         folder = tmp_path / str(number)
         for shift, (name, time) in enumerate(zip(names, times, strict=True)):
@@ -478,14 +519,16 @@ def test_images_of_several_dates_or_patients_are_refused(
     tmp_path: Path, dicoms: Any, pictures: Any
 ) -> None:
     folder, stored = tmp_path / "exam", pictures.breast()
-    early = {"StudyDate": "20200101", "StudyInstanceUID": "1.2.1", "AcquisitionTime": "0900"}
+    early = {"StudyDate": "20200102", "StudyInstanceUID": "1.2.1", "AcquisitionTime": "0900"}
     late = {"StudyDate": "20200630", "StudyInstanceUID": "1.2.2", "AcquisitionTime": "0800"}
     dicoms.mg(folder / "a", stored, **early)
     dicoms.mg(folder / "mlo", stored, ViewPosition="MLO", **late)
     dicoms.mg(folder / "right", stored[:, ::-1], ImageLaterality="R", **late)
     dicoms.mg(folder / "raw", stored, PresentationIntentType="FOR PROCESSING", **late)
     plain = read(folder, laterality="L")
-    dicoms.mg(folder / "b", stored + 9, **(late | {"StudyDate": "20200101"}))
+    dicoms.mg(
+        folder / "b", stored + 9, **(late | {"StudyDate": "20200102", "AcquisitionTime": "0840"})
+    )
     assert [n.reason for n in standardised(folder, laterality="L").set_aside].count("repeat") == 1
     np.testing.assert_array_equal(plain, read(folder / "a"))
     dicoms.mg(folder / "b", stored + 9, **late)
@@ -499,6 +542,134 @@ def test_images_of_several_dates_or_patients_are_refused(
         read(folder, laterality="L")
     assert (caught.value.disposition, caught.value.reason) == ("refused", "several patients")
     assert "CANARY" not in str(caught.value)
+
+
+def item(**tags: Any) -> Sequence:
+    dataset = Dataset()
+    for keyword, value in tags.items():
+        setattr(dataset, keyword, value)
+    return Sequence([dataset])
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"ImageType": ["DERIVED", "PRIMARY", "STEREO", "LEFT"]}, "biopsy view"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D"]}, "synthetic view"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "RECOMBINED"]}, "contrast-enhanced view"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "", "", "LOW_ENERGY"]}, "contrast-enhanced view"),
+        ({"ImageType": ["DERIVED", "SECONDARY"]}, "secondary capture"),
+        ({"ContrastBolusAgent": "iohexol"}, "contrast-enhanced view"),
+        ({"SpecimenDescriptionSequence": item(SpecimenIdentifier="1")}, "specimen"),
+        ({"ViewCodeSequence": item(CodeValue="127457009")}, "specimen"),
+        ({"QualityControlImage": "YES"}, "phantom"),
+        ({"PartialViewCodeSequence": item(CodeValue="112182")}, "partial view"),
+        ({"DistanceSourceToDetector": 650, "DistanceSourceToPatient": 360}, "magnification view"),
+        ({"ImagerPixelSpacing": [0.05, 0.05]}, "partial view"),
+        ({"BodyPartExamined": "AXILLA"}, "partial view"),
+        ({"SeriesDescription": "L CC C-View"}, "synthetic view"),
+        ({"SeriesDescription": "L CC Präparateradiographie"}, "specimen"),
+        ({"SeriesDescription": "L CC nach Stanzbiopsie"}, "biopsy view"),
+        ({"ProtocolName": "CESM L"}, "contrast-enhanced view"),
+        ({"PaddleDescription": "BIOPSY 5X5"}, "biopsy view"),
+        ({"PresentationIntentType": "FOR PROCESSING"}, "for processing"),
+    ],
+)
+@pytest.mark.parametrize("minutes", [-20, 20, 120])
+def test_the_diagnostic_picture_of_a_folder_is_used_whenever_the_other_was_taken(
+    tmp_path: Path, dicoms: Any, pictures: Any, tags: dict[str, Any], reason: str, minutes: int
+) -> None:
+    stored, hour = pictures.breast(), 10 * 60
+    plain = read(dicoms.mg(tmp_path / "alone.dcm", stored))
+    day = {"StudyDate": "20200102", "AcquisitionDate": "20200102"}
+    dicoms.mg(tmp_path / "exam" / "a.dcm", stored, AcquisitionTime="100000", **day)
+    time = "{:02d}{:02d}00".format(*divmod(hour + minutes, 60))
+    other = {"AcquisitionTime": time, **day, **tags}
+    dicoms.mg(tmp_path / "exam" / "b.dcm", stored[::-1] + 100, **other)
+    result = standardised(tmp_path / "exam", laterality="L")
+    np.testing.assert_array_equal(result.values, plain)
+    assert [(n.disposition, n.reason) for n in result.set_aside] == [("set aside", reason)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({}, {}),
+        ({"AcquisitionTime": "100000"}, {}),
+        ({"AcquisitionTime": "100000"}, {"AcquisitionTime": "100000"}),
+        ({"AcquisitionTime": "000000"}, {"AcquisitionTime": "000000"}),
+        ({"AcquisitionTime": "100000"}, {"AcquisitionTime": "103001"}),
+        ({"AcquisitionDateTime": "20200102100000"}, {"AcquisitionDateTime": "20200103100100"}),
+        (
+            {"AcquisitionTime": "100000", "SeriesDescription": "L CC"},
+            {"AcquisitionTime": "100100", "SeriesDescription": "L CC zusätzlich"},
+        ),
+        (
+            {"AcquisitionTime": "100000", "ImageType": ["ORIGINAL", "PRIMARY"]},
+            {"AcquisitionTime": "100100", "ImageType": ["DERIVED", "PRIMARY", "NEW_KIND"]},
+        ),
+    ],
+)
+def test_exposures_that_no_tag_ranks_are_refused_until_the_table_names_a_file(
+    tmp_path: Path, dicoms: Any, pictures: Any, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    stored = pictures.breast()
+    path = dicoms.mg(tmp_path / "exam" / "a.dcm", stored, **first)
+    dicoms.mg(tmp_path / "exam" / "b.dcm", stored[::-1] + 100, **second)
+    with pytest.raises(ImageError) as caught:
+        read(tmp_path / "exam", laterality="L")
+    assert (caught.value.disposition, caught.value.reason) == ("refused", "several exposures")
+    assert "file" in str(caught.value.hint)
+    plain = read(dicoms.mg(tmp_path / "alone.dcm", stored))
+    np.testing.assert_array_equal(read(path, laterality="L"), plain)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"AcquisitionTime": "100000"}, {"AcquisitionTime": "100400"}),
+        ({"AcquisitionTime": "000000", "ContentTime": "0959"}, {"ContentTime": "1001"}),
+        ({"AcquisitionDateTime": "20200102100000.1"}, {"AcquisitionDateTime": "20200102100400"}),
+        (
+            {"AcquisitionTime": "100000", "SeriesDescription": "L CC"},
+            {"AcquisitionTime": "100400", "SeriesDescription": "LCC, Wdh. 2"},
+        ),
+        (
+            {"AcquisitionTime": "100000", "ImageType": ["ORIGINAL", "PRIMARY", "", "15"]},
+            {"AcquisitionTime": "100400", "ImageType": ["DERIVED", "PRIMARY", "", "16"]},
+        ),
+    ],
+)
+def test_a_repeat_replaces_the_exposure_before_it(
+    tmp_path: Path, dicoms: Any, pictures: Any, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    stored = pictures.breast()
+    plain = read(dicoms.mg(tmp_path / "alone.dcm", stored))
+    dicoms.mg(tmp_path / "exam" / "b.dcm", stored[::-1] + 100, **first)
+    dicoms.mg(tmp_path / "exam" / "a.dcm", stored, **second)
+    result = standardised(tmp_path / "exam", laterality="L")
+    np.testing.assert_array_equal(result.values, plain)
+    assert [n.reason for n in result.set_aside] == ["repeat"]
+
+
+def test_one_picture_sent_under_two_uids_is_no_tie(
+    tmp_path: Path, dicoms: Any, pictures: Any
+) -> None:
+    stored = pictures.breast()
+    plain = read(dicoms.mg(tmp_path / "exam" / "a.dcm", stored))
+    dicoms.mg(tmp_path / "exam" / "b.dcm", stored, SeriesDescription="L CC archive")
+    np.testing.assert_array_equal(read(tmp_path / "exam", laterality="L"), plain)
+
+
+def test_views_that_share_a_uid_are_no_copies_of_one_another(
+    tmp_path: Path, dicoms: Any, pictures: Any
+) -> None:
+    stored, uid = pictures.breast(), "1.2.3"
+    dicoms.mg(tmp_path / "exam" / "a.dcm", stored, SOPInstanceUID=uid)
+    other = {"SOPInstanceUID": uid, "ViewPosition": "MLO"}
+    dicoms.mg(tmp_path / "exam" / "b.dcm", stored[::-1] + 100, **other)
+    plain = read(dicoms.mg(tmp_path / "alone.dcm", stored))
+    np.testing.assert_array_equal(read(tmp_path / "exam", laterality="L"), plain)
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,14 @@ def _timed(key: str, values: list[Any], date: list[str] | None = None) -> Change
     return change
 
 
+def _with(change: Change, **more: Any) -> Change:
+    def changed(phase: int, z: int, tags: dict[str, Any]) -> dict[str, Any] | None:
+        edited = change(phase, z, tags)
+        return None if edited is None else edited | more
+
+    return changed
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -166,8 +174,14 @@ def _timed(key: str, values: list[Any], date: list[str] | None = None) -> Change
         _timed("TriggerTime", [9.0, 10.0, 100.0]),  # as numbers, not as text
         _timed("AcquisitionTime", ["095900", "100030.5", "100200"]),
         _timed("AcquisitionTime", ["235900", "000030", "000200"],
-               ["20200101", "20200102", "20200102"]),
+               ["20200102", "20200103", "20200103"]),
+        _timed("AcquisitionDateTime", ["20200102095900", "20200102100030.5", "202001021002+0100"]),
+        _timed("AcquisitionDateTime", ["20200102235900", "20200103000030", "20200103000200"]),
+        _with(_timed("AcquisitionDateTime", ["20200102095900", "20200102100030", "20200102100200"]),
+              AcquisitionTime="000000", TemporalPositionIdentifier=1, TriggerTime=0),
         _timed("ContentTime", ["10", "1001", "100200"]),
+        _with(_timed("ContentTime", ["10", "1001", "100200"]), AcquisitionNumber=1),
+        _timed("AcquisitionNumber", [1, 2, 10]),
     ],
 )  # fmt: skip
 def test_phases_are_told_apart_by_the_first_key_that_does(written: Any, change: Change) -> None:

@@ -103,8 +103,10 @@ def test_two_patients_in_the_folders_of_one_case(add: Add, phases: Any) -> None:
     [
         lambda n: {"StudyInstanceUID": f"1.9.{n}", "StudyDate": "20200101"},
         lambda n: {"StudyInstanceUID": None, "StudyDate": f"2020010{n}"},
+        lambda n: {"StudyInstanceUID": "1.9", "StudyDate": f"2020020{n}"},
+        lambda n: {"StudyInstanceUID": "0", "StudyDate": f"2020020{n}"},
     ],
-    ids=["uid", "date"],
+    ids=["uid", "date", "date of one uid", "date of a dummy uid"],
 )
 def test_two_examinations_in_a_folder(
     add: Add, exam: Path, phases: Any, study: Callable[[int], Tags], count: int, shift: float
@@ -115,6 +117,16 @@ def test_two_examinations_in_a_folder(
     error = refused(exam)
     assert error.reason == "several examinations"
     assert "baseline" in str(error.hint)
+
+
+def test_one_examination_of_dummy_tags_is_used(
+    add: Add, exam: Path, phases: Any, plain: Any
+) -> None:
+    """A patient's name and a series' UID that were taken out tell nothing apart."""
+    dummies = {"StudyInstanceUID": "1.9", "StudyDate": "19000101", "SeriesInstanceUID": "1.2.3"}
+    add(phases, 1, PatientID="ANONYMOUS", SeriesNumber=4, **dummies)
+    add(phases[:1], 2, shift=40.0, SeriesNumber=5, **dummies)
+    np.testing.assert_array_equal(read(exam).values, plain)
 
 
 def test_a_series_of_another_study_that_is_not_dynamic_is_set_aside(

@@ -92,6 +92,29 @@ def _temporal(phase: int, _z: int, tags: dict[str, Any]) -> dict[str, Any]:
         ({"ImageType": ["ORIGINAL", "PRIMARY", "F", "F"]}, "another series"),
         ({"SeriesDescription": "ax dyn SUB"}, "subtraction series"),
         ({"SeriesDescription": "sub1"}, "subtraction series"),
+        *[
+            (
+                {"SeriesDescription": text, "SpecificCharacterSet": "ISO_IR 100"},
+                "subtraction series",
+            )
+            for text in (
+                "ax Subtraktion",
+                "soustraction 1",
+                "sustracción",
+                "sottrazione",
+                "subtractie",
+            )
+        ],
+        ({"SeriesDescription": "Projektion"}, "projection series"),
+        (
+            {"SeriesDescription": "proyección", "SpecificCharacterSet": "ISO_IR 192"},
+            "projection series",
+        ),
+        (
+            {"SeriesDescription": "repérage", "SpecificCharacterSet": "ISO_IR 100"},
+            "localiser series",
+        ),
+        ({"SeriesDescription": "Localizador"}, "localiser series"),
         ({"SeriesDescription": "Subtraction_2nd pass"}, "subtraction series"),
         ({"SeriesDescription": "MIP of dyn"}, "projection series"),
         ({"SeriesDescription": "cor MPR"}, "projection series"),

@@ -412,8 +412,17 @@ def test_one_picture_of_an_unverified_folder_goes_to_the_reviewer(
     ("first", "second", "reason"),
     [
         ({"StudyDate": "20200101"}, {"StudyDate": "20200630"}, "several examinations"),
-        ({"StudyDate": "20200101", "StudyInstanceUID": "1.2.1"},
-         {"StudyDate": "20200101", "StudyInstanceUID": "1.2.2"}, None),
+        ({"StudyDate": "20200102", "StudyInstanceUID": "1.2.1"},
+         {"StudyDate": "20200102", "StudyInstanceUID": "1.2.2"}, None),
+        *[({"StudyDate": dummy, "StudyInstanceUID": "1.2.1"},
+           {"StudyDate": dummy, "StudyInstanceUID": "1.2.2"}, "several examinations")
+          for dummy in ("19000101", "19700101", "20200101", "00010101", "99991231", "")],
+        ({"StudyDate": "19000101", "StudyInstanceUID": "1.2.1"},
+         {"StudyDate": "20200630", "StudyInstanceUID": "1.2.1"}, None),
+        ({"StudyDate": "19000101", "AcquisitionDate": "20200102", "StudyInstanceUID": "1.2.1"},
+         {"StudyDate": "19000101", "AcquisitionDate": "20200630", "StudyInstanceUID": "1.2.1"},
+         "several examinations"),
+        ({"PatientID": "ANONYMOUS"}, {"PatientID": "4711"}, None),
         ({"StudyInstanceUID": "1.2.1"}, {"StudyInstanceUID": "1.2.2"}, "several examinations"),
         ({"StudyInstanceUID": "1.2.1"}, {}, None),
         ({"StudyDate": "20200101", "StudyInstanceUID": "1.2.1"},
@@ -435,6 +444,27 @@ def test_a_folder_holds_one_examination_of_one_patient(
         read(tmp_path / "exam")
     assert (caught.value.disposition, caught.value.reason) == ("refused", reason)
     assert "2020" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"SeriesDescription": "US guided biopsy"}, "biopsy view"),
+        ({"SeriesDescription": "Mamma-Sono, Stanzbiopsie"}, "biopsy view"),
+        ({"ProtocolName": "écho pièce opératoire"}, "specimen"),
+        ({"SeriesDescription": "mit Kontrastmittel"}, "contrast-enhanced view"),
+        ({"SeriesDescription": "Phantom"}, "phantom"),
+    ],
+)
+def test_pictures_of_another_kind_are_set_aside(
+    tmp_path: Path, dicoms: Any, pictures: Any, tags: dict[str, Any], reason: str
+) -> None:
+    plain = read(dicoms.us(tmp_path / "alone.dcm", pictures.echo()))
+    dicoms.us(tmp_path / "exam" / "a", pictures.echo(), SeriesDescription="Mamma links Zoom")
+    dicoms.us(tmp_path / "exam" / "b", pictures.echo()[::-1], **tags)
+    result = standardised(tmp_path / "exam")
+    np.testing.assert_array_equal(result.values, plain)
+    assert [(n.disposition, n.reason) for n in result.set_aside] == [("set aside", reason)]
 
 
 def test_a_box_needs_one_picture(tmp_path: Path, dicoms: Any, pictures: Any) -> None:

@@ -50,6 +50,12 @@ LEFT_MODIFIER = code("T-04000", AnatomicRegionModifierSequence=code("7771000"))
         ({"Laterality": "R"}, None, "R"),
         ({"ImageLaterality": "R", "Laterality": "R"}, None, "R"),
         ({"ImageLaterality": "U"}, None, None),
+        ({"ViewPosition": "NONE", "SeriesDescription": "L CC"}, "CC", "L"),
+        ({"ViewPosition": "UNKNOWN", "ViewCodeSequence": code("R-10226")}, "MLO", None),
+        ({"ViewPosition": "LCC"}, "CC", "L"),
+        ({"ImageLaterality": "", "Laterality": "LEFT"}, None, "L"),
+        ({"ImageLaterality": "U", "Laterality": "R"}, None, "R"),
+        ({"SeriesDescription": "links CC"}, "CC", "L"),
         ({"ImageLaterality": "B"}, None, None),
         ({"SharedFunctionalGroupsSequence": SHARED_LEFT}, None, "L"),
         ({"PerFrameFunctionalGroupsSequence": SHARED_LEFT}, None, "L"),
@@ -155,6 +161,82 @@ def test_special_views_are_set_aside(tags: dict[str, Any], kind: str) -> None:
     with pytest.raises(ImageError, match="expected a full view") as caught:
         check_kind(header(**tags))
     assert (caught.value.disposition, caught.value.reason) == ("set aside", kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts"),
+    [
+        (
+            "synthetic view",
+            "L CC C-View; RMLO S-View; V-Preview; Insight 2D; Intelligent 2D; synthesized 2D; "
+            "synthetische Aufnahme; image synthétique; 2D sintética; vista sintetizada; "
+            "2D sintetica; "
+            "synthetisch beeld",
+        ),
+        (
+            "contrast-enhanced view",
+            "CESM; CEM recombined; dual energy; mit Kontrastmittel; L CC KM; Niedrigenergie; "
+            "avec contraste; basse énergie; angiomammographie; con contraste; baja energía; "
+            "doppia energia; con contrasto; met contrastmiddel; lage energie; Galaktographie",
+        ),
+        (
+            "specimen",
+            "Specimen; Präparat; Praeparatradiographie; PRÄPARATE; pièce opératoire; "
+            "pieza quirúrgica; espécimen; pezzo operatorio; campione; preparaat; preparaatfoto",
+        ),
+        (
+            "biopsy view",
+            "Biopsy; post-biopsy; stereo -15; Stereotactic; needle localization; wire; Biopsie; "
+            "Vakuumbiopsie; Stereotaxie; Drahtmarkierung; Markierung; nach Clip; biopsie mammaire; "
+            "stéréotaxie; harpon; repérage; biopsia; estereotaxia; arpón; aguja; "
+            "biopsia stereotassica; "
+            "localizzazione; biopt; stereotactische biopsie; draadlokalisatie; prefire",
+        ),
+        ("tomosynthesis", "Tomo; tomosynthèse; Tomosynthese; tomosíntesis; tomosintesi; DBT"),
+        ("magnification view", "MAG; MAG1.8x; Vergrößerung; Vergroesserung; agrandissement; "
+         "ampliación; ingrandimento; vergroting; L M CC RMCC"),
+        ("spot view", "spot; Zielaufnahme; compression localisée; compresión focalizada; "
+         "compressione mirata; detailopname; RSMLO"),
+        ("implant", "implant; Implantat; prothèse; prótesis; protesi; borstprothese; implantaat"),
+        ("implant displaced", "Eklund; implant displaced; RMLOID"),
+        ("partial view", "rolled; LCCRL; tangential; Achsel; axilla; cavo ascellare; oksel"),
+        ("phantom", "Phantom; Fantôme; fantoma; fantoom; QC; flat field"),
+    ],
+)  # fmt: skip
+def test_kinds_are_recognised_in_the_languages_of_the_makes(kind: str, texts: str) -> None:
+    for text in texts.split("; "):
+        for keyword in ("SeriesDescription", "ProtocolName"):
+            with pytest.raises(ImageError) as caught:
+                check_kind(header(**{keyword: text}))
+            assert (text, caught.value.reason) == (text, kind)
+            assert caught.value.disposition == "set aside"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "L CC", "R MLO Screening", "Mammographie beidseits", "Mamma links cc", "Routine MLO droite",
+        "mamografía bilateral", "mammografia sintomatica", "mammografie rechts",
+        "CC without contrast",
+        "ohne KM", "sans contraste", "sin contraste", "senza contrasto", "zonder contrast",
+        "high contrast", "Combo tomo 2D", "no implant", "Magnolia", "Prospect", "Wirefree", "Spo t",
+        "Kinder", "medio-lateral oblique", "18x24 Hologic",
+    ],
+)  # fmt: skip
+def test_words_of_plain_views_name_no_kind(text: str) -> None:
+    check_kind(header(SeriesDescription=text, ProtocolName=text))
+
+
+def test_meanings_of_codes_name_a_kind() -> None:
+    context = items({"ConceptCodeSequence": items({"CodeMeaning": "Stereotactic biopsy"})})
+    for tags in (
+        {"ViewCodeSequence": code("X", CodeMeaning="specimen")},
+        {"ViewCodeSequence": code("R-10242", ViewModifierCodeSequence=items(
+            {"CodeValue": "442581004", "CodeMeaning": "Vergrößerung"}))},
+        {"AcquisitionContextSequence": context},
+    ):  # fmt: skip
+        with pytest.raises(ImageError):
+            check_kind(header(**tags))
 
 
 def test_the_codes_are_those_of_the_standard() -> None:

@@ -44,14 +44,8 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from her2_client.ingest import dicom
-from her2_client.ingest.mri.headers import (
-    DATES,
-    PHASE_KEYS,
-    WITHIN_SERIES,
-    Moment,
-    moment,
-    number,
-)
+from her2_client.ingest.dicom import Moment, moment, moment_of, number
+from her2_client.ingest.mri.headers import DATES, PHASE_KEYS, WITHIN_SERIES
 from her2_common.errors import ImageError
 
 DYNAMIC: Final = re.compile(r"dyn|vibrant|multi ?phase|\b3d pre\b")
@@ -240,6 +234,8 @@ def _series(folder: Path, patient: str, named: Mapping[Path, str]) -> Series | N
 
 def _moment(head: Dataset, key: str) -> Moment | None:
     text = str(head.get(key) or "").strip()
+    if key == "AcquisitionDateTime":
+        return moment_of(text)
     if key in DATES:
         return moment(str(head.get(DATES[key]) or ""), text)
     value = number(text)

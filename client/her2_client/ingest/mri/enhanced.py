@@ -16,13 +16,14 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from her2_client.ingest import dicom
+from her2_client.ingest.dicom import Moment
 from her2_client.ingest.mri.headers import (
     PROTOCOL,
-    Moment,
+    Header,
     Slice,
     check_geometry,
     is_original,
-    moment,
+    series_of,
 )
 from her2_client.ingest.mri.kinds import (
     ANOTHER,
@@ -110,7 +111,7 @@ def _slice(
     intercept = found.value(transformed, "RescaleIntercept")
     return Slice(
         path=path,
-        series=str(dataset.get("SeriesInstanceUID", "")) or str(path.parent),
+        series=series_of(path, _plain(dataset)),
         size=(int(dataset.Rows), int(dataset.Columns)),
         spacing=(spacing[0], spacing[1]),
         directions=directions,
@@ -133,6 +134,11 @@ def _slice(
     )
 
 
+def _plain(dataset: Dataset) -> Header:
+    keywords = ("SeriesInstanceUID", "SeriesNumber")
+    return {keyword: (text,) for keyword in keywords if (text := dicom.said(dataset, keyword))}
+
+
 def _is_another_sequence(dataset: Dataset, found: _Groups) -> bool:
     echo_time = found.value("MREchoSequence", "EffectiveEchoTime")
     planar = str(dataset.get("EchoPlanarPulseSequence", "")).upper() == "YES"
@@ -151,19 +157,16 @@ def _when(found: _Groups, temporal: int | None) -> tuple[Moment | None, ...]:
         values = found.value(content, "DimensionIndexValues")
         listed = [values] if isinstance(values, int) else list(values or [])
         index = listed[temporal] if temporal < len(listed) else None
+    acquisition = found.value(content, "FrameAcquisitionNumber")
     offset = found.value("TemporalPositionSequence", "TemporalPositionTimeOffset")
     return (
         None if index is None else ("", float(index)),
         None if offset is None or not np.isfinite(float(offset)) else ("", float(offset)),
-        _moment(found.value(content, "FrameAcquisitionDateTime")),
-        _moment(found.value(content, "FrameReferenceDateTime")),
+        dicom.moment_of(str(found.value(content, "FrameAcquisitionDateTime") or "")),
+        None,
+        dicom.moment_of(str(found.value(content, "FrameReferenceDateTime") or "")),
+        None if acquisition is None else ("", float(acquisition)),
     )
-
-
-def _moment(value: object) -> Moment | None:
-    """YYYYMMDDHHMMSS.FFFFFF&ZZXX (PS3.5 6.2, DT); the zone is the same for all frames."""
-    text = str(value or "").split("+")[0].split("-")[0]
-    return moment(text[:8], text[8:]) if len(text) > 8 else None
 
 
 def _protocol(found: _Groups) -> tuple[float | None, ...]:

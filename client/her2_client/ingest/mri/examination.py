@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from her2_client.ingest.dicom import Moment, is_dummy, real_date
 from her2_client.ingest.mri import kinds
-from her2_client.ingest.mri.headers import PHASE_KEYS, Moment, Slice
+from her2_client.ingest.mri.headers import PHASE_KEYS, Slice
 from her2_client.ingest.mri.scan import Found
 from her2_common.errors import ImageError
 
@@ -34,12 +35,15 @@ CLOCK: Final = PHASE_KEYS.index("AcquisitionTime")
 def check_one_examination(dynamic: Sequence[Family]) -> None:
     """Raises ImageError (reason "several examinations") where ``dynamic`` are of several studies.
 
-    StudyInstanceUID tells, and StudyDate where that is blank.
+    StudyInstanceUID tells, and StudyDate, each unless it is a dummy: software that takes
+    identities out gives all studies one date, or one UID.
     """
     studies = {item.study for family in dynamic for item in family.slices}
-    named = {uid for uid, _ in studies if uid}
-    unnamed = any(not uid for uid, _ in studies)
-    count = max(len(named), len({date for _, date in studies if date}) if unnamed else 0)
+    named = {uid for uid, _ in studies if not is_dummy(uid)}
+    dates = {date for _, date in studies if date}
+    if all(not is_dummy(uid) for uid, _ in studies):
+        dates = {date for date in dates if real_date(date)}
+    count = max(len(named), len(dates))
     if count > 1:
         raise ImageError(
             f"expected one examination in a folder, got dynamic series of {count}",

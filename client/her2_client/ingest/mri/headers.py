@@ -6,7 +6,6 @@ bytes, once; where that fails or finds nothing the library reads the whole heade
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from her2_client.ingest import dicom
+from her2_client.ingest.dicom import Moment, moment, moment_of, number
 from her2_client.ingest.mri.kinds import is_motion_corrected
 from her2_common.errors import ImageError
 
@@ -34,11 +34,20 @@ GEOMETRY: Final = {
     "ImagePositionPatient": 3,
 }
 """What places a slice (PS3.3 C.7.6.2), and how many values each has."""
-PHASE_KEYS: Final = ("TemporalPositionIdentifier", "TriggerTime", "AcquisitionTime", "ContentTime")
+PHASE_KEYS: Final = (
+    "TemporalPositionIdentifier",
+    "TriggerTime",
+    "AcquisitionTime",
+    "AcquisitionDateTime",
+    "ContentTime",
+    "AcquisitionNumber",
+)
 """What tells phases apart, the most trusted first; an enhanced file has its own names for them."""
-WITHIN_SERIES: Final = ("TriggerTime",)
+WITHIN_SERIES: Final = ("TriggerTime", "AcquisitionNumber")
 """Keys that count from the start of a series and so do not order several."""
 DATES: Final = {"AcquisitionTime": "AcquisitionDate", "ContentTime": "ContentDate"}
+TIMED: Final = (*DATES, "AcquisitionDateTime")
+"""Keys that are times of day."""
 PROTOCOL: Final = ("RepetitionTime", "EchoTime", "FlipAngle")
 """What all phases of one dynamic series share."""
 ENHANCED_CLASSES: Final = (
@@ -60,6 +69,7 @@ _KEYWORDS: Final = {
         "ImageType",
         "Manufacturer",
         "SeriesInstanceUID",
+        "SeriesNumber",
         "SeriesDescription",
         "NumberOfFrames",
         "BurnedInAnnotation",
@@ -79,8 +89,6 @@ _BINARY: Final = ("Rows", "Columns", "TemporalPositionIdentifier")
 """Kept as unsigned 16-bit integers where the file says so (VR US)."""
 
 Header = Mapping[str, tuple[str, ...]]
-Moment = tuple[str, float]
-"""A date, or "", and seconds or a number: a later one sorts later, also past midnight."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +192,15 @@ def _parts(keyword: str, element: RawDataElement | DataElement) -> tuple[str, ..
         return tuple(str(value) for (value,) in struct.iter_unpack(f"{order}d", content))
     if keyword in _BINARY and (element.VR == "US" or keyword in ("Rows", "Columns")):
         return (str(int.from_bytes(content, "little" if element.is_little_endian else "big")),)
-    return tuple(part.strip(" \0") for part in content.decode("ascii", "replace").split("\\"))
+    return tuple(part.strip(" \0") for part in _decoded(content).split("\\"))
+
+
+def _decoded(content: bytes) -> str:
+    """Text of any SpecificCharacterSet, as far as words of western languages need it."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
 def slice_of(path: Path, header: Header) -> Slice:
@@ -201,7 +217,7 @@ def slice_of(path: Path, header: Header) -> Slice:
     check_geometry(spacing, directions, position)
     return Slice(
         path=path,
-        series=" ".join(header.get("SeriesInstanceUID", ())) or str(path.parent),
+        series=series_of(path, header),
         size=(int(numbers["Rows"][0]), int(numbers["Columns"][0])),
         spacing=(spacing[0], spacing[1]),
         directions=directions,
@@ -216,6 +232,14 @@ def slice_of(path: Path, header: Header) -> Slice:
         b_value=number(header.get("DiffusionBValue", ("",))[0]) or 0.0,
         moved=is_motion_corrected(header.get("ImageType", ()), header.get("SeriesDescription", ())),
     )
+
+
+def series_of(path: Path, header: Header) -> str:
+    """The name of the series: its UID and number, since there are archives that give all series
+    one UID; the folder where it has no UID."""
+    name = " ".join(header.get("SeriesInstanceUID", ()))
+    number = " ".join(header.get("SeriesNumber", ()))
+    return f"{str(path.parent) if dicom.is_dummy(name) else name} {number}"
 
 
 def is_original(image_type: tuple[str, ...]) -> bool:
@@ -256,31 +280,11 @@ def _numbers(keyword: str, parts: tuple[str, ...], count: int) -> tuple[float, .
     return values
 
 
-def number(text: str) -> float | None:
-    """The finite number that ``text`` says, or None."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def _when(header: Header, key: str) -> Moment | None:
     text = header.get(key, ("",))[0]
+    if key == "AcquisitionDateTime" or (key == "AcquisitionTime" and not text):
+        return moment_of(header.get("AcquisitionDateTime", ("",))[0])
     if key in DATES:
         return moment(header.get(DATES[key], ("",))[0], text)
     value = number(text)
     return None if value is None else ("", value)
-
-
-def moment(date: str, time: str) -> Moment | None:
-    """A date YYYYMMDD, which may be blank, and a time HHMMSS.FFFFFF, or None if it is none.
-
-    >>> moment("20200101", "1000"), moment("", "none")
-    (('20200101', 36000.0), None)
-    """
-    clock = time.replace(":", "")
-    seconds = [number(clock[0:2]), number(clock[2:4] or "0"), number(clock[4:] or "0")]
-    if seconds[0] is None or seconds[1] is None or seconds[2] is None:
-        return None
-    return date.replace(".", ""), seconds[0] * 3600 + seconds[1] * 60 + seconds[2]

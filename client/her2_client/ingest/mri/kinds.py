@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
+from unicodedata import combining, normalize
 
 SUBTRACTION: Final = "subtraction series"
 PROJECTION: Final = "projection series"
@@ -32,15 +33,25 @@ IMAGE_TYPES: Final[Mapping[str, frozenset[str]]] = {
 """Values of ImageType beyond the first (PS3.3 C.7.6.1.1.2 and the makes' own)."""
 
 DESCRIPTIONS: Final[Mapping[str, re.Pattern[str]]] = {
-    SUBTRACTION: re.compile(r"(subs?|subtr|subtract|subtracted|subtractions?|sbtr)\d*"),
-    PROJECTION: re.compile(r"(mips?|minip|mprs?|projections?|reformat|reformatted)\d*"),
-    LOCALISER: re.compile(r"(locs?|locali[sz]ers?|scout|survey|calibration)\d*"),
+    SUBTRACTION: re.compile(
+        r"(subs?|subtr|subtract|subtracted|subtractions?|sbtr|subtraktion(en)?|subtrahiert|"
+        r"soustractions?|sustraccion(es)?|sottrazion[ei]|subtracties?|subtracao)\d*"
+    ),
+    PROJECTION: re.compile(
+        r"(mips?|minip|mprs?|projections?|reformat|reformatted|projektion(en)?|rekonstruktion(en)?|"
+        r"proyeccion(es)?|proiezion[ei]|projecties?|projecao|reformatage|reformatiert)\d*"
+    ),
+    LOCALISER: re.compile(
+        r"(locs?|locali[sz]ers?|scout|survey|calibration|lokalisator|lokali[sz]er|localisateur|"
+        r"reperages?|localizador|localizzatore|centratura|planscan|kalibrierung|calibracion)\d*"
+    ),
     ANOTHER: re.compile(
         r"adc|e?dwi(bs)?|diff|diffusion|dti|trace|t2[a-z]*|stir|flair|tirm|maps?|mrs|"
         r"spectroscopy|washin|washout|colou?r"
     ),
 }
-"""Whole words of SeriesDescription."""
+"""Whole words of SeriesDescription, in English, German, French, Spanish, Italian, Dutch and
+Portuguese, without accents."""
 
 ECHO_PLANAR: Final = "EP"
 """In ScanningSequence (PS3.3 C.8.3.1)."""
@@ -61,12 +72,13 @@ _NUMBERS: Final = (
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of ``text``, in lower case.
+    """The words of ``text``, in lower case and without accents.
 
-    >>> words("Ph1/ax 3d_DYN")
-    ('ph1', 'ax', '3d', 'dyn')
+    >>> words("Ph1/ax 3d_DYN"), words("repérage")
+    (('ph1', 'ax', '3d', 'dyn'), ('reperage',))
     """
-    return tuple(re.findall(r"[a-z0-9]+", text.lower()))
+    plain = normalize("NFKD", text.lower())
+    return tuple(re.findall(r"[a-z0-9]+", "".join(c for c in plain if not combining(c))))
 
 
 def kind(image_type: Iterable[str], description: str) -> str | None:

@@ -3,7 +3,7 @@
 1. Phases are told apart by the first key of ``headers.PHASE_KEYS`` that every slice has and that
    does: by its values, or, where every slice has a time of its own, because all slices of one phase
    come before those of the next.
-   Every further key that tells them apart must give the same order, but for ContentTime.
+   Every further key that tells them apart must give the same order, but for ``WEAK`` ones.
 2. Where no key does, SeriesDescription is asked, one phase a series. A series' number is never
    trusted. Descriptions that contradict the times are refused.
 3. Duplicates, mixed phases, gaps and incomplete phases are refused, each by its own reason. Only an
@@ -18,7 +18,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from her2_client.ingest.mri.headers import DATES, PHASE_KEYS, WITHIN_SERIES, Moment, Slice
+from her2_client.ingest.dicom import Moment, real_date
+from her2_client.ingest.mri.headers import PHASE_KEYS, TIMED, WITHIN_SERIES, Slice
 from her2_client.ingest.mri.scan import set_aside
 from her2_client.ingest.mri.series import ONE_A_PHASE, Family, is_sagittal, told
 from her2_common.cases import Box
@@ -30,8 +31,9 @@ GAP_TOLERANCE: Final = 0.1
 """Share of the slice spacing by which one step may differ (design value)."""
 MIDNIGHT_SECONDS: Final = 12 * 3600.0
 """Times without dates that lie further apart may have passed midnight (design value)."""
-CREATED: Final = "ContentTime"
-"""When an image was made, perhaps long after it was acquired: it contradicts no other key."""
+WEAK: Final = ("ContentTime", "AcquisitionNumber")
+"""When an image was made, perhaps long after it was acquired, and a number that makes use as they
+like: they contradict no other key."""
 BREASTS_APART: Final = 3.0
 BREASTS_APART_MM: Final = 10.0
 """The one step between slices, in median steps and in mm, that parts slabs (design values)."""
@@ -163,11 +165,11 @@ def _labels(family: Family) -> Array:
         labels = _by_key(family, place)
         if labels is None:
             continue
-        if said is not None and (said != labels).any() and (chosen is None or key != CREATED):
+        if said is not None and (said != labels).any() and (chosen is None or key not in WEAK):
             raise _contradiction(family, key, "SeriesDescription")
         if chosen is None:
             chosen = key, labels
-        elif key != CREATED and (chosen[1] != labels).any():
+        elif key not in WEAK and (chosen[1] != labels).any():
             raise _contradiction(family, key, chosen[0])
     if chosen is not None:
         return chosen[1]
@@ -210,10 +212,10 @@ def _contradiction(family: Family, key: str, other: str) -> ImageError:
 def _comparable(known: Sequence[Moment], key: str) -> bool:
     """Whether all have a date or, being times of day, need none."""
     dates = {date for date, _ in known}
-    if "" not in dates:
-        return True
+    if "" not in dates and (len(dates) > 1 or key not in TIMED or all(map(real_date, dates))):
+        return True  # one dummy date, the same for all, does not say whether midnight passed
     seconds = [value for _, value in known]
-    return len(dates) == 1 and (key not in DATES or max(seconds) - min(seconds) < MIDNIGHT_SECONDS)
+    return len(dates) == 1 and (key not in TIMED or max(seconds) - min(seconds) < MIDNIGHT_SECONDS)
 
 
 def _by_value(values: Array, family: Family) -> Array | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from her2_client.ingest import dicom
-from her2_client.ingest.dicom import MAX_FILES
+from her2_client.ingest.dicom import MAX_FILES, number
 from her2_client.ingest.mri import kinds
 from her2_client.ingest.mri.enhanced import frames_of
 from her2_client.ingest.mri.headers import (
@@ -23,8 +23,8 @@ from her2_client.ingest.mri.headers import (
     PHASE_KEYS,
     Header,
     Slice,
-    number,
     read_header,
+    series_of,
     slice_of,
 )
 from her2_common.errors import ImageError
@@ -142,9 +142,11 @@ def _look(path: Path, found: Found) -> None:
         if instance in found.instances:
             return  # the same image, copied
         found.instances.add(instance)
-    series = " ".join(header.get("SeriesInstanceUID", ())) or str(path.parent)
-    if owner := "".join(c for c in "".join(header.get("PatientID", ())) if c.isascii()).strip():
-        found.patients.add(owner)  # ASCII alone: other characters depend on how a header is read
+    series = series_of(path, header)
+    # ASCII alone: other characters depend on how a header is read
+    owner = "".join(c for c in "".join(header.get("PatientID", ())) if c.isascii()).strip()
+    if not dicom.is_dummy(owner):
+        found.patients.add(owner)
     if (reason := _other(header)) is not None:
         found.others[series, reason] += 1
         return

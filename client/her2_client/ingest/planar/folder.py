@@ -69,7 +69,7 @@ def examine(
 
 def check_patient(headers: Iterable[Dataset]) -> None:
     """Raises ImageError (reason "several patients") unless one patient is named, or none."""
-    if len({_said(header, "PatientID") for header in headers} - {""}) > 1:
+    if len({dicom.said(header, "PatientID") for header in headers} - {""}) > 1:
         raise ImageError(
             "expected the images of one patient in a folder, got several patients",
             reason="several patients",
@@ -79,14 +79,18 @@ def check_patient(headers: Iterable[Dataset]) -> None:
 def check_examination(headers: Sequence[Dataset]) -> None:
     """Refuse images of several dates: a later examination shows a treated lesion.
 
-    Studies of one date are one examination; where no date is left the study's UID counts.
+    Studies of one date are one examination; where no date is left the study's UID counts. Dummies
+    such as 19000101 are no dates.
 
     Raises:
         ImageError: reason "several examinations".
     """
-    studies = [(_said(h, "StudyDate"), _said(h, "StudyInstanceUID")) for h in headers]
-    dated = {uid for date, uid in studies if date}
-    examinations = {date or uid for date, uid in studies if date or uid not in dated} - {""}
+    studies = [(*_date(header), dicom.said(header, "StudyInstanceUID")) for header in headers]
+    dated = {uid for date, _, uid in studies if date} - {""}
+    # A dummy date makes no two studies one: their UIDs count before it.
+    examinations = {
+        date or uid or dummy for date, dummy, uid in studies if date or uid not in dated
+    } - {""}
     if len(examinations) > 1:
         raise ImageError(
             f"expected one examination, got {len(examinations)}",
@@ -95,8 +99,10 @@ def check_examination(headers: Sequence[Dataset]) -> None:
         )
 
 
-def _said(header: Dataset, keyword: str) -> str:
-    return str(header.get(keyword, "") or "").strip()
+def _date(header: Dataset) -> tuple[str, str]:
+    """(the date of the examination, or "", what StudyDate says)."""
+    said = [str(header.get(keyword, "") or "") for keyword in ("StudyDate", "AcquisitionDate")]
+    return next(filter(None, map(dicom.real_date, said)), ""), said[0].strip()
 
 
 def met_in_folder(error: ImageError) -> ImageError:

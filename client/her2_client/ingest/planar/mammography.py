@@ -1,9 +1,13 @@
 """One mammographic view -> two channels: the whole view and the lesion.
 
-1. FOR PRESENTATION alone. The view and the side must be those of the table (views.py). Spot,
-   magnification, implant, partial, biopsy and contrast-enhanced views, tomosynthesis and what
-   is made of it are set aside. In a folder one image must be left; of several exposures the
-   last one is used: a repeat replaces a bad one. Several patients, or dates, are refused.
+1. FOR PRESENTATION alone, by PresentationIntentType, else by the SOP class; of imaging plates
+   (Computed Radiography), which have no such tag, all that are mammograms by their tags. The view
+   and the side must be those of the table (views.py). Spot, magnification, implant, partial,
+   biopsy and contrast-enhanced views, tomosynthesis and what is made of it are set aside. Of a
+   folder the diagnostic picture is used: a primary image before a secondary one, FOR PRESENTATION
+   before FOR PROCESSING. Of several exposures that call themselves the same the last one is used,
+   if all lie within half an hour: a technologist repeats a view at once where the first is not
+   good enough. Everything else is a tie and refused, as are several patients, or dates.
 2. Modality LUT, VOI LUT (DICOM PS3.4 N.2), MONOCHROME1 inverted: bright is dense. Padding pixels
    become as dark as the darkest of the others. A window or VOI LUT that hides the breast is not
    used, and a remark says so. A PNG or JPEG is taken as it is shown.
@@ -23,9 +27,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,7 +55,7 @@ from her2_client.ingest.planar.folder import (
 )
 from her2_client.ingest.planar.orientation import Turn, turn_of
 from her2_client.ingest.planar.picture import is_picture, read_picture
-from her2_client.ingest.planar.views import Side, View, check_kind, side_of, view_of
+from her2_client.ingest.planar.views import Side, View, check_kind, other_words, side_of, view_of
 from her2_client.ingest.privacy.guard import Guard
 from her2_client.ingest.privacy.search import found_message
 from her2_common.cases import Box
@@ -57,8 +63,18 @@ from her2_common.errors import ImageError
 
 Array = npt.NDArray[Any]
 
-FOR_PRESENTATION_CLASS: Final = "1.2.840.10008.5.1.4.1.1.1.2"
-LAST_ACQUIRED: Final = ("AcquisitionDate", "AcquisitionTime", "ContentTime", "SOPInstanceUID")
+PRESENTED_CLASSES: Final = ("1.2.840.10008.5.1.4.1.1.1.2", dicom.DIGITAL[0], dicom.COMPUTED)
+FOR_PROCESSING_CLASSES: Final = ("1.2.840.10008.5.1.4.1.1.1.2.1", dicom.DIGITAL[1])
+"""What counts where PresentationIntentType is missing."""
+REPEATED_WITHIN_S: Final = 30 * 60
+"""How long after the first exposure of a view its last repeat may be taken (a design value): an
+exposure hours later belongs to a biopsy or to another question."""
+_REPEATED: Final = (
+    "REPEAT REPEATED RPT REP REDO RETAKE WIEDERHOLUNG WIEDERHOLT WDH REPETITION REPETEE REPETE "
+    "REPRISE REPETICION REPETIDA RIPETIZIONE RIPETUTA RIPETUTO HERHALING HERHAALD REPETICAO"
+)
+REPEATED: Final = frozenset(_REPEATED.split())
+"""Words by which a repeat may call itself, in capitals without accents."""
 
 
 def mammogram(
@@ -97,7 +113,8 @@ def mammogram(
 
 @dataclass(frozen=True)
 class _Image:
-    """An image's header and what it says; ``captured``: a secondary capture."""
+    """An image's header and what it says; ``captured``: a secondary capture; ``secondary``: that,
+    or made out of another image (value 2 of ImageType)."""
 
     path: Path
     header: Dataset
@@ -105,17 +122,21 @@ class _Image:
     side: Side | None
     for_processing: bool
     captured: bool
+    secondary: bool
 
 
 def _look(path: Path) -> _Image:
     header, captured = dicom.read(path, "MG")
     check_kind(header)
-    intent = str(header.get("PresentationIntentType", "") or "")
-    presented = intent == "FOR PRESENTATION" or header.get("SOPClassUID") == FOR_PRESENTATION_CLASS
-    if not (presented or captured or intent == "FOR PROCESSING"):
+    intent = dicom.said(header, "PresentationIntentType").upper()
+    sop_class = str(header.get("SOPClassUID", ""))
+    raw = intent == "FOR PROCESSING" or (not intent and sop_class in FOR_PROCESSING_CLASSES)
+    presented = intent == "FOR PRESENTATION" or sop_class in PRESENTED_CLASSES
+    if not (presented or captured or raw):
         raise ImageError("expected FOR PRESENTATION, got no intent", reason="no intent")
     view, side = view_of(header), side_of(header)
-    return _Image(path, header, view, side, intent == "FOR PROCESSING", captured)
+    secondary = captured or "SECONDARY" in _type(header)
+    return _Image(path, header, view, side, raw, captured, secondary)
 
 
 def _check(image: _Image, view: View, side: Side | None) -> None:
@@ -134,8 +155,7 @@ def _of_folder(folder: Path, view: View, side: Side | None) -> tuple[_Image, lis
     """The one image of ``view`` and ``side``, and notes on the others."""
     what = f"a {view} view" if side is None else f"a {view} view of side {side}"
     found, notes = examine(folder, _look, what=what)
-    # the same image may have been copied twice
-    images = list({i.header.get("SOPInstanceUID") or i.path: i for i in found}.values())
+    images = list({_identity(i): i for i in found}.values())  # it may have been copied twice
     if len(images) == 1 and not notes:
         _check(images[0], view, side)
         return images[0], []
@@ -158,17 +178,95 @@ def _of_folder(folder: Path, view: View, side: Side | None) -> tuple[_Image, lis
             reason="side unclear",
             hint=None if side else "state the laterality in the case table",
         )
-    if any(not image.captured for image in images):
-        keep(lambda i: not i.captured, "secondary capture", "a secondary capture")
+    if any(not image.secondary for image in images):
+        keep(lambda i: not i.secondary, "secondary capture", "a secondary image")
     if any(not image.for_processing for image in images):
         keep(lambda i: not i.for_processing, "for processing", "one FOR PROCESSING")
     if not images:
         raise nothing_left([met_in_folder(note) for note in notes], what)
     check_examination([image.header for image in images])
-    last = max(images, key=lambda i: dicom.order_key(i.header, *LAST_ACQUIRED))
+    last = images[0] if len(images) == 1 else _last(images, what)
     keep(lambda i: i is last, "repeat", "an earlier exposure of the same")
     _check(last, view, side)
     return last, notes
+
+
+def _identity(image: _Image) -> object:
+    """What two copies of one picture share: there are archives that give all one UID."""
+    name = dicom.said(image.header, "SOPInstanceUID")
+    if not name:
+        return image.path
+    return name, image.view, image.side, _type(image.header), tuple(_times(image.header))
+
+
+def _last(images: list[_Image], what: str) -> _Image:
+    """The last of several exposures, if they are repeats of one view, or of one sent twice.
+
+    Raises:
+        ImageError: they are not, or no tag says so (reason "several exposures").
+    """
+    taken = _taken(images)
+    got = None
+    if len({(_type(image.header), _named(image)) for image in images}) > 1:
+        got = "whose ImageType or SeriesDescription differs"
+    elif len(set(taken)) < len(images):
+        got = "of which no time says that one repeats the other"
+    elif _seconds_apart(min(taken), max(taken)) > REPEATED_WITHIN_S:
+        got = f"over more than {REPEATED_WITHIN_S // 60} minutes"
+    if got is None:
+        return images[taken.index(max(taken))]
+    if _same_pixels(images):
+        return images[0]
+    raise ImageError(
+        f"expected {what}, got {len(images)} exposures {got}",
+        reason="several exposures",
+        hint="name the file of the diagnostic picture in the case table instead of the folder",
+    )
+
+
+def _taken(images: list[_Image]) -> list[dicom.Moment]:
+    """When each was taken, by the first time that all of them have; none if there is no such."""
+    for source in zip(*(_times(image.header) for image in images), strict=True):
+        known = [moment for moment in source if moment is not None]
+        if len(known) == len(images):
+            return known
+    return []
+
+
+def _seconds_apart(first: dicom.Moment, last: dicom.Moment) -> float:
+    return last[1] - first[1] if first[0] == last[0] else math.inf
+
+
+def _times(header: Dataset) -> list[dicom.Moment | None]:
+    """When it was exposed and, the last, when the picture was made, each as far as it is known."""
+    said = partial(dicom.said, header)
+    return [
+        dicom.moment(said("AcquisitionDate"), said("AcquisitionTime")),
+        dicom.moment_of(said("AcquisitionDateTime")),
+        dicom.moment(said("ContentDate"), said("ContentTime")),
+    ]
+
+
+def _type(header: Dataset) -> frozenset[str]:
+    """The words of ImageType; numbers and what is said of every picture do not count."""
+    values = header.get("ImageType", None) or []
+    values = [values] if isinstance(values, str) else values
+    named = {str(value).strip().upper() for value in list(values)[1:]}
+    return frozenset(value for value in named - {"", "PRIMARY"} if not value.isdecimal())
+
+
+def _named(image: _Image) -> frozenset[str]:
+    """The words of SeriesDescription without numbers and what says that it repeats another."""
+    said = other_words(dicom.said(image.header, "SeriesDescription"))
+    return frozenset(word for word in said if not word.isdecimal()) - REPEATED
+
+
+def _same_pixels(images: list[_Image]) -> bool:
+    """Whether they are one picture that was sent several times under several names."""
+    if len({(image.header.Rows, image.header.Columns) for image in images}) > 1:
+        return False
+    first = dicom.pixels(images[0].header)
+    return all(np.array_equal(first, dicom.pixels(image.header)) for image in images[1:])
 
 
 # --- pixels -------------------------------------------------------------------------------------

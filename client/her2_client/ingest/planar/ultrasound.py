@@ -37,6 +37,7 @@ from scipy import ndimage
 from her2_client.ingest import dicom
 from her2_client.ingest.outcome import NO_MAKE, Standardised, scanner_make
 from her2_client.ingest.pixels import coloured_pixels, grey, overlap, resample, square, standardise
+from her2_client.ingest.planar import words
 from her2_client.ingest.planar.folder import aside, check_examination, check_patient, examine
 from her2_client.ingest.planar.picture import is_picture, read_picture
 from her2_client.ingest.planar.regions import Region, choose, overlaid, regions_of
@@ -58,6 +59,8 @@ MARK_WIDTH: Final = 5
 """Pixels across from which what is coloured is an area, not a line or cross (a design value)."""
 MOST_MARKED: Final = 0.05
 """Share of the pixels that coloured marks may cover (a design value)."""
+OF_ANOTHER_KIND: Final = {words.PHANTOM, words.SPECIMEN, words.BIOPSY, words.CONTRAST}
+"""What descriptions may call a picture that does not show the lesion as it was found."""
 MARKS_FILLED: Final = "coloured marks filled"
 
 COLOURS: Final = (
@@ -112,9 +115,18 @@ class _Picture:
 
 def _look(path: Path) -> _Picture:
     header, captured = dicom.read(path, "US")
+    texts = (dicom.said(header, keyword) for keyword in ("SeriesDescription", "ProtocolName"))
+    if (kind := words.kind_of(texts)) in OF_ANOTHER_KIND:
+        raise aside(f"expected a picture of the lesion, got another kind: {kind}", str(kind))
     if header.PhotometricInterpretation not in COLOURS:
         raise ImageError("expected grey, RGB, YBR or a palette, got another", reason="colour space")
     return _Picture(path, header, regions_of(header), captured)
+
+
+def _identity(picture: _Picture) -> object:
+    """What two copies of one picture share: there are archives that give all one UID."""
+    name = dicom.said(picture.header, "SOPInstanceUID")
+    return (name, dicom.order_key(picture.header, *IN_ORDER)) if name else picture.path
 
 
 def _from_folder(
@@ -125,7 +137,7 @@ def _from_folder(
     verified = [picture for picture in found if picture.verified]
     # Copies of one picture must not weigh in the draw; of them the longest file is whole.
     copies = sorted(verified or found, key=lambda picture: picture.path.stat().st_size)
-    by_name = {p.header.get("SOPInstanceUID") or p.path: p for p in copies}
+    by_name = {_identity(p): p for p in copies}
     pool = sorted(by_name.values(), key=lambda p: dicom.order_key(p.header, *IN_ORDER))
     check_examination([picture.header for picture in pool])
     if box is not None and len(pool) > 1:

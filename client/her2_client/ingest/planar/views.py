@@ -11,12 +11,15 @@ nothing about one image of it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Final, Literal
 
 from pydicom.dataset import Dataset
 
+from her2_client.ingest import dicom
+from her2_client.ingest.planar import words
 from her2_client.ingest.planar.folder import aside
 from her2_common.errors import ImageError
 
@@ -59,6 +62,11 @@ TOMOSYNTHESIS: Final = "1.2.840.10008.5.1.4.1.1.13.1."
 MAGNIFIED: Final = 1.4
 """Radiographic magnification from which a view is a magnification view: about 1.05 on the
 detector, 1.5 or more on a magnification stand (a design value)."""
+FULL_VIEW_MM: Final = 100.0
+"""The longer side of the smallest full view: detectors of biopsy units have 50 mm, of mammography
+180 mm and more, part of which may have been cut off (a design value)."""
+SPECIMEN_VIEWS: Final = {"127457009", "G-8310"}
+"""Tissue specimen from breast (CID 4014), SNOMED CT and SNOMED RT."""
 
 IMAGE_TYPES: Final = {
     "GENERATED_2D": "synthetic view",
@@ -76,7 +84,7 @@ IMAGE_TYPES: Final = {
 """Values 3 and more of ImageType (PS3.3 C.8.11.7.1.4, tables C.8-74b to e), and what some makes
 write in their place. The first that stands here counts: a synthetic view calls itself
 tomosynthesis, too. Value 1, DERIVED, is said of every processed image and means nothing."""
-BIOPSY: Final = ("STEREO_", "TOMO_SCOUT", "PREFIRE", "POSTFIRE", "POSTBIOPSY", "POSTMARKER")
+BIOPSY: Final = ("STEREO", "TOMO_SCOUT", "PREFIRE", "POSTFIRE", "POSTBIOPSY", "POSTMARKER")
 """How value 3 starts in images that guide a needle (tables C.8-74a and C.8.21.6-1a)."""
 
 DESCRIPTIONS: Final = (
@@ -84,14 +92,37 @@ DESCRIPTIONS: Final = (
     "ProtocolName",
     "AcquisitionDeviceProcessingDescription",
 )
-_TOKEN: Final = re.compile(r"[A-Z0-9]+")
-_SIDE_AND_VIEW: Final = re.compile(r"([LR]?)(CC|MLO|ML|LM|LMO|XCC[LM]?|SIO)(ID)?")
-"""LCC, RMLO, MLO, and as some makes write it RCCID for an implant displaced."""
-_SIDES: Final[dict[str, Side]] = {"L": "L", "LEFT": "L", "R": "R", "RIGHT": "R"}
-_SPECIAL_WORDS: Final = {
-    "SPOT": "spot view",
-    "MAG": "magnification view",
-    "MAGNIFICATION": "magnification view",
+"""What may name a view and a side."""
+MORE_DESCRIPTIONS: Final = (
+    "AcquisitionProtocolName",
+    "AcquisitionProtocolDescription",
+    "PaddleDescription",
+    "ViewPosition",
+    "BodyPartExamined",
+)
+"""What may name a special view, too, as may the meanings of codes."""
+CODED: Final = (
+    "ViewCodeSequence",
+    "ViewModifierCodeSequence",
+    "AnatomicRegionSequence",
+    "AcquisitionContextSequence",
+    "ConceptCodeSequence",
+    "PerformedProtocolCodeSequence",
+)
+_SIDE_AND_VIEW: Final = re.compile(r"([LR]?)(M|S)?(CC|MLO|ML|LM|LMO|XCC[LM]?|SIO)(ID|R[LMIS])?")
+"""LCC, RMLO, MLO, and with what the labels of the ACR add: RMCC, LSMLO, RCCID, LCCRL."""
+_ADDED: Final = {
+    "M": words.MAGNIFICATION,
+    "S": words.SPOT,
+    "ID": words.IMPLANT_DISPLACED,
+    **dict.fromkeys(("RL", "RM", "RI", "RS"), words.PARTIAL),
+}
+"""Magnified, spot, implant displaced, rolled (laterally, medially, inferiorly, superiorly)."""
+_SIDES: Final[dict[str, Side]] = {
+    **dict.fromkeys(("L", "LEFT", "LINKS", "GAUCHE", "IZQUIERDA", "SINISTRA", "ESQUERDA"), "L"),
+    **dict.fromkeys(
+        ("R", "RIGHT", "RECHTS", "DROITE", "DROIT", "DERECHA", "DESTRA", "DIREITA"), "R"
+    ),
 }
 
 
@@ -99,47 +130,94 @@ def check_kind(dataset: Dataset) -> None:
     """Set aside what is no full view of one breast in one exposure.
 
     Raises:
-        ImageError: tomosynthesis or a view made of it, a contrast-enhanced or biopsy view,
-            several frames, an implant, a spot, magnification or partial view (all set aside).
+        ImageError: tomosynthesis or a view made of it, a contrast-enhanced or biopsy view, a
+            specimen, a phantom, several frames, an implant, a spot, magnification or partial view
+            (all set aside).
     """
-    kind = _kind(dataset)
+    kind = _by_tags(dataset) or _by_words(dataset)
     if kind is not None:
         raise aside(f"expected a full view, got another kind: {kind}", kind)
 
 
-def _kind(dataset: Dataset) -> str | None:
+def _by_tags(dataset: Dataset) -> str | None:
     if str(dataset.get("SOPClassUID", "")).startswith(TOMOSYNTHESIS):
-        return "tomosynthesis"
+        return words.TOMOSYNTHESIS
+    if dicom.said(dataset, "QualityControlImage").upper() == "YES":
+        return words.PHANTOM
+    codes = {str(code.get("CodeValue", "")) for code in dataset.get("ViewCodeSequence", None) or []}
+    if dataset.get("SpecimenDescriptionSequence", None) or codes & SPECIMEN_VIEWS:
+        return words.SPECIMEN
     if kind := _by_image_type(dataset):
         return kind
-    if str(dataset.get("NumberOfFrames", "") or 1).strip() != "1":
+    agents = dataset.get("ContrastBolusAgentSequence", None)
+    if agents or dicom.said(dataset, "ContrastBolusAgent"):
+        return words.CONTRAST
+    if (dicom.said(dataset, "NumberOfFrames") or "1") != "1":
         return "several frames"
     for modifier in _modifiers(dataset):
         if modifier not in FULL_VIEW_CODES:
-            return SPECIAL_VIEW_CODES.get(modifier, "partial view")
-    if dataset.get("BreastImplantPresent") == "YES":
-        return "implant"
-    if dataset.get("PartialView") == "YES":
-        return "partial view"
-    if float(dataset.get("EstimatedRadiographicMagnificationFactor", None) or 1) >= MAGNIFIED:
-        return "magnification view"
-    for text in (*_texts(dataset), str(dataset.get("PaddleDescription", "") or "")):
-        for token in _TOKEN.findall(text.upper()):
-            if token in _SPECIAL_WORDS:
-                return _SPECIAL_WORDS[token]
-            if (match := _SIDE_AND_VIEW.fullmatch(token)) and match[3]:
-                return "implant displaced"
+            return SPECIAL_VIEW_CODES.get(modifier, words.PARTIAL)
+    if dicom.said(dataset, "BreastImplantPresent").upper() == "YES":
+        return words.IMPLANT
+    if dicom.said(dataset, "PartialView").upper() == "YES":
+        return words.PARTIAL
+    if dataset.get("PartialViewCodeSequence", None):
+        return words.PARTIAL
+    if _magnification(dataset) >= MAGNIFIED:
+        return words.MAGNIFICATION
+    return words.PARTIAL if _longer_side(dataset) < FULL_VIEW_MM else None
+
+
+def _magnification(dataset: Dataset) -> float:
+    """As stated, or by the distances from the source to the detector and to the breast."""
+    if stated := dicom.said(dataset, "EstimatedRadiographicMagnificationFactor"):
+        return float(stated)
+    detector = float(dicom.said(dataset, "DistanceSourceToDetector") or 0)
+    breast = float(dicom.said(dataset, "DistanceSourceToPatient") or 0)
+    return detector / breast if detector > 0 and breast > 0 else 1.0
+
+
+def _longer_side(dataset: Dataset) -> float:
+    """In mm on the detector, infinite if ImagerPixelSpacing is not there."""
+    spacing = [float(mm) for mm in dataset.get("ImagerPixelSpacing", None) or []]
+    if len(spacing) != 2 or not all(mm > 0 for mm in spacing):
+        return math.inf
+    return max(int(dataset.Rows) * spacing[0], int(dataset.Columns) * spacing[1])
+
+
+def _by_words(dataset: Dataset) -> str | None:
+    more = (dicom.said(dataset, keyword) for keyword in MORE_DESCRIPTIONS)
+    texts = [*_texts(dataset), *more, *_meanings(dataset)]
+    if (kind := words.kind_of([*texts, " ".join(_image_type(dataset))])) is not None:
+        return kind
+    for token in (token for text in texts for token in words.tokens(text)):
+        if (match := _SIDE_AND_VIEW.fullmatch(token)) and (match[2] or match[4]):
+            return _ADDED[match[4] or match[2]]
     return None
 
 
-def _by_image_type(dataset: Dataset) -> str | None:
+def _meanings(dataset: Dataset) -> Iterator[str]:
+    """The meanings of the codes that say what the picture shows, at every depth."""
+    for keyword in CODED:
+        for item in dataset.get(keyword, None) or []:
+            yield str(item.get("CodeMeaning", "") or "")
+            yield str(item.get("TextValue", "") or "")
+            yield from _meanings(item)
+
+
+def _image_type(dataset: Dataset) -> list[str]:
+    """Values 3 and more of ImageType."""
     values = dataset.get("ImageType", None) or []
     values = [values] if isinstance(values, str) else values
-    words = [str(value).strip().upper() for value in values][2:]
+    return [str(value).strip().upper() for value in values][2:]
+
+
+def _by_image_type(dataset: Dataset) -> str | None:
+    named = _image_type(dataset)
     for word, kind in IMAGE_TYPES.items():
-        if word in words:
+        if word in named:
             return kind
-    return "biopsy view" if any(word.startswith(BIOPSY) for word in words) else None
+    return words.BIOPSY if any(word.startswith(BIOPSY) for word in named) else None
 
 
 def view_of(dataset: Dataset) -> str | None:
@@ -149,8 +227,8 @@ def view_of(dataset: Dataset) -> str | None:
         ImageError: two places name different views (reason "contradictory view").
     """
     named = []
-    if position := str(dataset.get("ViewPosition", "") or "").strip().upper():
-        named.append(position)
+    if position := dicom.said(dataset, "ViewPosition").upper():
+        named.append(_said(position)[0] or position)
     for code in dataset.get("ViewCodeSequence", None) or []:
         named.append(VIEW_CODES.get(str(code.get("CodeValue", "")), "another"))
     if len(set(named)) <= 1 and "another" not in named:
@@ -170,14 +248,15 @@ def side_of(dataset: Dataset) -> Side | None:
     named: list[Side] = []
     for item in (dataset, *_frame_anatomy(dataset)):
         for keyword in ("ImageLaterality", "Laterality", "FrameLaterality"):
-            if (side := str(item.get(keyword, "") or "")) in ("L", "R"):
-                named.append("L" if side == "L" else "R")
+            if (side := dicom.said(item, keyword).upper()) in _SIDES:
+                named.append(_SIDES[side])
         for region in item.get("AnatomicRegionSequence", None) or []:
             modifiers = region.get("AnatomicRegionModifierSequence", None) or []
             for code in (region, *modifiers):
                 if (value := str(code.get("CodeValue", ""))) in SIDE_CODES:
                     named.append(SIDE_CODES[value])
-    named += [side for _, side in map(_said, _texts(dataset)) if side is not None]
+    texts = [dicom.said(dataset, "ViewPosition"), *_texts(dataset)]
+    named += [side for _, side in map(_said, texts) if side is not None]
     agreed = _agreed(named, "laterality")
     return None if agreed is None else "L" if agreed == "L" else "R"
 
@@ -205,7 +284,17 @@ def _frame_anatomy(dataset: Dataset) -> Iterator[Dataset]:
 
 
 def _texts(dataset: Dataset) -> list[str]:
-    return [str(dataset.get(keyword, "") or "") for keyword in DESCRIPTIONS]
+    return [dicom.said(dataset, keyword) for keyword in DESCRIPTIONS]
+
+
+def other_words(text: str) -> set[str]:
+    """The words of a description that name neither a side nor a view.
+
+    >>> sorted(other_words("R CC, RMLO Screening 2"))
+    ['2', 'SCREENING']
+    """
+    said = words.tokens(text)
+    return {word for word in said if word not in _SIDES and not _SIDE_AND_VIEW.fullmatch(word)}
 
 
 def _said(text: str) -> tuple[str | None, Side | None]:
@@ -215,9 +304,9 @@ def _said(text: str) -> tuple[str | None, Side | None]:
     (('MLO', 'R'), ('CC', 'L'), (None, None), (None, None))
     """
     views, sides = set(), set()
-    for token in _TOKEN.findall(text.upper()):
+    for token in words.tokens(text):
         if match := _SIDE_AND_VIEW.fullmatch(token):
-            views.add(match[2])
+            views.add(match[3])
             if match[1]:
                 sides.add(_SIDES[match[1]])
         elif token in _SIDES:
