@@ -186,7 +186,8 @@ def merge_decisions(saved: Path, new: Path, *, asked: Collection[str] | None = N
     """
     if not new.is_file():
         raise TableError(
-            f"{new.name}: no such file", hint="the page's button Save decisions makes it"
+            f"{new.name}: no such file",
+            hint="the sheet's button Save decisions makes it, in the browser's downloads",
         )
     if new.resolve() == saved.resolve():
         raise TableError(
