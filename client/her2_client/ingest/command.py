@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from her2_client.cache import open_cache, read_outcomes
 from her2_client.ingest.duke import build_duke, duke_table
 from her2_client.ingest.privacy.guard import REVIEW_HINT
 from her2_client.ingest.privacy.review import (
@@ -25,11 +26,14 @@ from her2_client.ingest.privacy.review import (
 from her2_client.ingest.quality.page import write_page
 from her2_client.ingest.quality.readiness import Readiness, readiness
 from her2_client.ingest.quality.sharing import shareable
-from her2_client.ingest.run import IngestError, asked_digests, quarantined_pictures
+from her2_client.ingest.quality.sheet import remove_sheet
+from her2_client.ingest.quality.sheet import write_sheet as write_cache_sheet
+from her2_client.ingest.run import IngestError, asked_digests, check_key, quarantined_pictures
 from her2_client.ingest.run import Progress as Report
 from her2_client.ingest.run import ingest as run_ingest
 from her2_client.ingest.summary import DISPOSITIONS, IngestSummary, summary_table
-from her2_client.keys import check_private
+from her2_client.keys import check_private, read_pseudonym_key
+from her2_common.cases import pseudonym, read_cases
 from her2_common.config import SiteConfig, load
 from her2_common.console import console, print_json
 from her2_common.errors import CacheError, ConfigError, DataError
@@ -37,6 +41,8 @@ from her2_common.files import replace_privately
 
 MAX_NOTES_SHOWN: Final = 50
 QUALITY_PAGE: Final = "quality.html"
+SHEET: Final = "ingest/sheet.html"
+"""In the site's state."""
 SHARED_PAGE: Final = "quality-to-share.html"
 IN_JSON: Final = "--json lists all of them"
 
@@ -56,6 +62,15 @@ def ingest(
     ] = False,
     decisions: Annotated[
         Path | None, typer.Option(help="A reviewer's decisions, from the contact sheet.")
+    ] = None,
+    sheet: Annotated[
+        bool,
+        typer.Option(
+            "--sheet", help="Write the contact sheet of what the cache holds, and nothing else."
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="With --sheet: its file, if not in the site's state.")
     ] = None,
     duke: Annotated[
         Path | None,
@@ -81,6 +96,13 @@ def ingest(
     logging.getLogger("pydicom").setLevel(logging.ERROR)
     if duke is None and (strict_nodes or force):
         raise ConfigError("--strict-nodes and --force go with --duke")
+    if out is not None and not sheet:
+        raise ConfigError("--out goes with --sheet")
+    if sheet:
+        if strict or fresh or review or decisions is not None or duke is not None:
+            raise ConfigError("--sheet shows the cache as it is: it takes --out and --json alone")
+        _write_sheet_of_cache(config, out, as_json=as_json)
+        return
     document: dict[str, Any] = {}
     if duke is not None:
         document["duke"] = _build_tables(config, duke, strict_nodes=strict_nodes, force=force)
@@ -105,6 +127,8 @@ def ingest(
     verdict = readiness(summary, config.policy)
     show(summary, verdict, f"all of them are on {QUALITY_PAGE}", review=review)
     _warn_of_open_key(config)
+    if summary.published and remove_sheet(config.state / SHEET):
+        console.print("removed the contact sheet of the former cache; --sheet makes a new one")
     for page, use in _write_pages(config, summary).items():
         console.print(f"wrote {page} ({use})", markup=False, soft_wrap=True)
     sheet = _write_review(config, summary) if review else None
@@ -126,7 +150,7 @@ def _next_step(summary: IngestSummary, verdict: Readiness, sheet: Path | None) -
         return f"{review}, or go on without those: her2-client start" if ready else review
     if not ready:
         return "mend what is named above, then her2-client ingest"
-    return "her2-client check, then her2-client start"
+    return "her2-client ingest --sheet shows what training will see; then her2-client start"
 
 
 def _warn_of_open_key(config: SiteConfig) -> None:
@@ -255,6 +279,27 @@ def _write_review(config: SiteConfig, summary: IngestSummary) -> Path | None:
     count = "1 picture" if len(seen) == 1 else f"{len(seen)} pictures"
     console.print(f"wrote {path} ({count} to review)", markup=False, soft_wrap=True)
     return path
+
+
+def _write_sheet_of_cache(config: SiteConfig, out: Path | None, *, as_json: bool) -> None:
+    """Draw what the cache holds; the table is read again for its rows, the images are not."""
+    key = read_pseudonym_key(config.data.pseudonym_key_file)
+    check_key(config, key)
+    table = read_cases(config.data.cases, config.data.lesions)
+    cache, records = open_cache(config.data.cache), read_outcomes(config.data.cache)
+    rows = {pseudonym(key, case.case_id): case.row for case in table.cases}
+    first = out or config.state / SHEET
+    try:
+        pages = write_cache_sheet(first, cache, records, rows)
+    except OSError as error:
+        raise CacheError(
+            f"{first}: the sheet cannot be written: {error.strerror}",
+            hint="make the folder writable, or choose another file with --out",
+        ) from None
+    count = "1 page" if len(pages) == 1 else f"{len(pages)} pages"
+    console.print(f"wrote {first} ({count}, {len(cache)} cases; stays here)", soft_wrap=True)
+    if as_json:
+        print_json({"cases": len(cache), "pages": [str(page) for page in pages]})
 
 
 @contextlib.contextmanager
