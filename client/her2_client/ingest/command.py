@@ -131,14 +131,14 @@ def ingest(
         console.print("removed the contact sheet of the former cache; --sheet makes a new one")
     for page, use in _write_pages(config, summary).items():
         console.print(f"wrote {page} ({use})", markup=False, soft_wrap=True)
-    sheet = _write_review(config, summary) if review else None
+    waiting = _write_review(config, summary) if review else None
     if as_json:
         print_json(document | summary.as_dict() | {"readiness": verdict.as_dict()})
     if failed is not None:
-        if sheet is None or strict:
+        if waiting is None or strict:
             raise failed
         console.print("nothing was published yet: no picture can be used before the review")
-    console.print(f"next: {_next_step(summary, verdict, sheet)}", markup=False, soft_wrap=True)
+    console.print(f"next: {_next_step(summary, verdict, waiting)}", markup=False, soft_wrap=True)
 
 
 def _next_step(summary: IngestSummary, verdict: Readiness, sheet: Path | None) -> str:

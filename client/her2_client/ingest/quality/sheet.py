@@ -210,7 +210,7 @@ def _cuts(
         for k, (column, view) in enumerate((("mg_cc", "CC"), ("mg_mlo", "MLO"))):
             if column not in outcome.accepted:
                 continue
-            place = outcome.boxes.get(column)  # type: ignore[call-overload]
+            place = outcome.boxes.get(column)
             cuts.append((view, k, place, False))
             if place is not None:
                 cuts.append((f"{view}, lesion", k + 2, _in_crop(place), False))
