@@ -41,7 +41,7 @@ from her2_common.errors import CacheError
 SOURCES: Final = (*LABEL_SOURCES, *NO_LABEL)
 """Where a label comes from, or why there is none; ``Cache.sources`` are indices into it."""
 FORMAT: Final = "her2-map cache"
-VERSION: Final = 4
+VERSION: Final = 5
 INDEX_NAME: Final = "index.json"
 LOCK_NAME: Final = ".lock"
 OUTCOMES_NAME: Final = "outcomes.jsonl"

@@ -165,8 +165,8 @@ def _attempt(
         return None
     outcome.accepted.append(column)
     outcome.scanners.append(image.scanner)
-    if image.boxed:
-        outcome.boxed.append(column)
+    if image.box is not None:
+        outcome.boxes[column] = image.box
     outcome.remarks += image.remarks
     outcome.notes += [Note.of(column, error) for error in image.set_aside]
     return image

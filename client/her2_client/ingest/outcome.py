@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
+from her2_client.ingest.pixels import Place
 from her2_client.ingest.privacy.guard import Decision
 from her2_common.cases import Image
 from her2_common.errors import Disposition, ImageError
@@ -68,13 +69,14 @@ class Note:
 class Standardised:
     """A standardised image: ``values`` float16, channels first, within [-5, 5].
 
+    ``box`` is the lesion's place in them, if the table has it: of a mammogram in the whole view.
     ``set_aside`` holds what was looked at and not used while this image was; ``remarks`` are
     short, stable words on what of the image itself was not used, such as its window.
     """
 
     values: Array
     scanner: str = NO_MAKE
-    boxed: bool = False
+    box: Place | None = None
     set_aside: tuple[ImageError, ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -83,15 +85,15 @@ class Standardised:
 class Outcome:
     """What became of one modality of one case; ``values`` is None if no image could be used.
 
-    ``accepted`` names the columns used, ``scanners`` their makes, ``boxed`` those with a lesion
-    box, ``remarks`` what of them was not used; ``consulted`` holds the reviewer's decisions that
-    were asked for, by digest.
+    ``accepted`` names the columns used, ``scanners`` their makes, ``boxes`` the lesion's place in
+    those with a box, ``remarks`` what of them was not used; ``consulted`` holds the reviewer's
+    decisions that were asked for, by digest.
     """
 
     values: Array | None = None
     accepted: list[Image] = field(default_factory=list)
     scanners: list[str] = field(default_factory=list)
-    boxed: list[Image] = field(default_factory=list)
+    boxes: dict[Image, Place] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     consulted: dict[str, Decision | None] = field(default_factory=dict)
@@ -101,7 +103,7 @@ class Outcome:
         return {
             "accepted": self.accepted,
             "scanners": self.scanners,
-            "boxed": self.boxed,
+            "boxes": self.boxes,
             "remarks": self.remarks,
             "notes": [astuple(note) for note in self.notes],
             "consulted": {
@@ -116,7 +118,7 @@ class Outcome:
         return cls(
             accepted=record["accepted"],
             scanners=record["scanners"],
-            boxed=record["boxed"],
+            boxes=record["boxes"],
             remarks=record["remarks"],
             notes=[Note(*note) for note in record["notes"]],
             consulted={

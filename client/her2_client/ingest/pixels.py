@@ -21,6 +21,9 @@ Window = tuple[float, float]
 """Start and end along one axis in source pixels; may reach beyond the image."""
 Rectangle = tuple[int, int, int, int]
 """x0, y0, x1, y1 in source pixels, end-exclusive."""
+Place = list[list[float]]
+"""Where a box lies in a standardised image: one [start, end] an axis, as shares of its side."""
+PLACE_DIGITS: Final = 4
 
 CLIP: Final = 5.0
 """Standardised values are kept within [-5, 5]: a metal clip must not drown a lesion."""
@@ -131,6 +134,18 @@ def square(low: Sequence[float], high: Sequence[float], factor: float = 1.0) -> 
     """
     half = factor * max(b - a for a, b in zip(low, high, strict=True)) / 2
     return [((a + b) / 2 - half, (a + b) / 2 + half) for a, b in zip(low, high, strict=True)]
+
+
+def place_in(windows: Sequence[Window], low: Sequence[float], high: Sequence[float]) -> Place:
+    """Where a box lies within ``windows``: one [start, end] an axis, as shares of its length.
+
+    >>> place_in([(5.0, 25.0), (12.0, 32.0)], [10, 20], [20, 24])
+    [[0.25, 0.75], [0.4, 0.6]]
+    """
+    return [
+        [round((end - start) / (stop - start), PLACE_DIGITS) for end in (a, b)]
+        for (start, stop), a, b in zip(windows, low, high, strict=True)
+    ]
 
 
 def check_box(box: Box, shape: Sequence[int]) -> None:

@@ -202,6 +202,8 @@ def _check(summary: IngestSummary, *, strict: bool) -> None:
             f"got {len(unused)} refused or quarantined; the cache was left as it was\n  "
             + "\n  ".join(shown),
             summary=summary,
+            hint="the page quality.html has all of them; mend or decide on them, "
+            "or go on without --strict",
         )
     if not summary.accepted:
         reasons = ", ".join(
@@ -209,15 +211,23 @@ def _check(summary: IngestSummary, *, strict: bool) -> None:
             for counts in summary.reasons.values()
             for reason, n in counts.most_common()
         )
-        quarantined = bool(summary.reasons["quarantined"])
         raise IngestError(
             f"a site with no cases: of {summary.cases_in_table} rows in the table "
             f"none has a usable image ({reasons or 'no images named'})",
             summary=summary,
-            hint="look at what was quarantined: her2-client ingest --review"
-            if quarantined
-            else "paths in the case table start at the table's own folder",
+            hint=_way_out(summary),
         )
+
+
+def _way_out(summary: IngestSummary) -> str:
+    """What to do where no case has a usable image."""
+    if summary.reasons["quarantined"]:
+        return "look at what was quarantined: her2-client ingest --review"
+    if not summary.notes:
+        return "name images in the case table: columns mg_cc, mg_mlo, us and mri"
+    if summary.reasons["refused"]["missing file"]:
+        return "paths in the case table start at the table's own folder"
+    return "the page quality.html says by row why each was not used"
 
 
 def _stands(record: Record, decisions: Mapping[str, Decision]) -> bool:
@@ -241,7 +251,7 @@ def asked_digests(cache: Path) -> set[str]:
 
 
 def quarantined_pictures(
-    config: SiteConfig, summary: IngestSummary, *, limit: int
+    config: SiteConfig, summary: IngestSummary, *, limit: int, progress: Progress | None = None
 ) -> tuple[list[Seen], int]:
     """The pictures that wait for a reviewer, at most ``limit``, and how many cases have more."""
     key = read_pseudonym_key(config.data.pseudonym_key_file)
@@ -258,6 +268,8 @@ def quarantined_pictures(
             return guard.seen[:limit], len(asked) - number
         guard.row = job.case.row
         standardise(job, guard)
+        if progress is not None:
+            progress(number + 1, len(asked))
     return guard.seen, 0
 
 

@@ -127,7 +127,7 @@ class IngestSummary:
     ) -> None:
         """Add one case; ``present`` are the modalities that it has in the cache."""
         for modality, outcome in outcomes.items():
-            self.boxed.update(outcome.boxed)
+            self.boxed.update(outcome.boxes.keys())
             self.remarks.update(outcome.remarks)
             self.scanners[modality].update(outcome.scanners)
             for column in outcome.accepted:

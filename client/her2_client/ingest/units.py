@@ -24,7 +24,7 @@ from her2_common import __version__
 from her2_common.cases import MODALITIES, Box, Case, CaseTable, Image, Modality
 from her2_common.config import SiteConfig
 
-STANDARD: Final = 4
+STANDARD: Final = 5
 """Raised with every change of how images are standardised: they are then all done again."""
 
 

@@ -6,7 +6,7 @@ import csv
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from tests.browser import Browser, chromium_program
 
 from her2_client.cache import verify_cache
 from her2_client.ingest.outcome import Note, Outcome
@@ -346,7 +347,7 @@ def invent_summary(
         outcome.accepted.append(column)
         outcome.scanners.append(str(rng.choice(values, p=[0.6, 0.3, 0.1])))
         if yes(boxed):
-            outcome.boxed.append(column)
+            outcome.boxes[column] = [[0.25, 0.75]] * (3 if column == "mri" else 2)
         return True
 
     makes = {
@@ -472,3 +473,13 @@ def regions_of_data(*regions: tuple[tuple[int, int, int, int], int, int]) -> Seq
         item.RegionLocationMaxX1, item.RegionLocationMaxY1 = x1 - 1, y1 - 1
         items.append(item)
     return Sequence(items)
+
+
+# --- pages --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    made = Browser(chromium_program(), tmp_path_factory.mktemp("profile"))
+    yield made
+    made.close()

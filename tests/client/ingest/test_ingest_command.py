@@ -12,12 +12,14 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from her2_client.cache import open_cache
-from her2_client.ingest.command import ingest
+from her2_client.ingest.command import MAX_NOTES_SHOWN, ingest
 from her2_common.console import console
 from her2_common.errors import DataError
 
@@ -68,7 +70,83 @@ def test_strict_is_an_error_that_tells_a_script_why(app: typer.Typer, faulty: An
     assert document["reasons"]["refused"] == {"missing file": 1}
     assert "nothing was published" in capture.get()
     assert not (faulty.folder / "cache" / "index.json").exists()
-    assert not (faulty.folder / "state" / "ingest").exists()
+    assert [p.name for p in (faulty.folder / "state" / "ingest").iterdir()] == ["quality.html"]
+    assert "Nothing was published" in (faulty.folder / "state/ingest/quality.html").read_text()
+
+
+@pytest.fixture
+def unverified(site: Any) -> Any:
+    """A site of more unverified PNG files than the screen lists."""
+    site.images.mkdir()
+    for number in range(MAX_NOTES_SHOWN + 10):
+        picture = Image.fromarray(np.full((8, 9), number, np.uint8))
+        picture.save(site.images / f"{number}.png")
+        site.rows.append({"case_id": number, "us": site.images / f"{number}.png"})
+    site.config()
+    return site
+
+
+def test_where_nothing_is_usable_the_page_has_every_row(app: typer.Typer, unverified: Any) -> None:
+    with console.capture() as capture:
+        result = CliRunner().invoke(app, ["--site", str(unverified.folder / "site.yaml")])
+    assert isinstance(result.exception, DataError)
+    assert "--review" in str(result.exception.hint)
+    page = unverified.folder / "state" / "ingest" / "quality.html"
+    assert "and 10 more; all of them are on quality.html" in capture.get()
+    assert f"wrote {page} (stays here)" in capture.get()
+    assert [path.name for path in page.parent.iterdir()] == ["quality.html"]
+    rows = range(2, MAX_NOTES_SHOWN + 12)
+    assert f"<code>us</code> {', '.join(map(str, rows))}" in page.read_text()
+
+
+def test_a_review_that_wrote_its_sheet_is_done_and_points_onwards(
+    app: typer.Typer, unverified: Any
+) -> None:
+    site = ["--site", str(unverified.folder / "site.yaml")]
+    with console.capture() as capture:
+        result = CliRunner().invoke(app, [*site, "--review"])
+    assert result.exit_code == 0
+    sheet = unverified.folder / "state" / "review" / "review.html"
+    (last,) = [line for line in capture.get().splitlines() if line.startswith("next: ")]
+    assert str(sheet) in last
+    assert "--decisions" in last
+    assert "--review" not in capture.get()
+    assert not (unverified.folder / "cache" / "index.json").exists()
+
+    digests = re.findall(r'data-picture="([0-9a-f]{32})"', sheet.read_text())
+    made = unverified.folder / "decisions.csv"
+    lines = ["picture,decision,x0,y0,x1,y1,by", *(f"{name},refuse,,,,,R. R." for name in digests)]
+    made.write_text("\n".join(lines) + "\n")
+    with console.capture() as capture:
+        result = CliRunner().invoke(app, [*site, "--decisions", str(made), "--review"])
+    assert isinstance(result.exception, DataError), "nothing waits, nothing can be used"
+    assert "--review" not in str(result.exception.hint)
+    assert "the export" not in capture.get(), "what a reviewer refused is no fault of the export"
+    assert not sheet.exists()
+
+
+def test_a_strict_review_writes_its_sheet_and_fails(app: typer.Typer, unverified: Any) -> None:
+    site = ["--site", str(unverified.folder / "site.yaml"), "--strict", "--review"]
+    result = CliRunner().invoke(app, site)
+    assert isinstance(result.exception, DataError)
+    assert "--review" not in str(result.exception.hint)
+    assert (unverified.folder / "state" / "review" / "review.html").exists()
+
+
+def test_each_site_without_cases_gets_its_own_way_out(app: typer.Typer, site: Any) -> None:
+    def hint() -> str:
+        site.config()
+        result = CliRunner().invoke(app, ["--site", str(site.folder / "site.yaml")])
+        assert isinstance(result.exception, DataError)
+        return str(result.exception.hint)
+
+    site.rows.append({"case_id": "a", "us": ""})
+    assert "columns" in hint()
+    site.rows[0]["us"] = site.images / "none.dcm"
+    assert "table's own folder" in hint()
+    site.images.mkdir()
+    (site.images / "none.dcm").write_bytes(b"not an image")
+    assert "quality.html" in hint()
 
 
 def test_pages_review_and_decisions(app: typer.Typer, faulty: Any, pictures: Any) -> None:

@@ -318,7 +318,7 @@ def test_faulty_cells_are_named_and_left_blank(tmp_path: Path) -> None:
     assert [case.case_id for case in cases] == [f"Breast_MRI_00{i}" for i in (1, 2, 5)]
     assert counts["faults"]["count"] == 7
     name = "Clinical_and_Other_Features.xlsx"
-    assert counts["faults"]["first"] == [
+    assert counts["faults"]["all"] == [
         f"{name} row 6, column Patient ID: expected Breast_MRI_ and a number, got another",
         f"{name} row 5, column HER2: expected one of 0, 1, 2, got 7",
         f"{name} row 5, column Tumor Location: expected L or R, got text",
@@ -348,7 +348,7 @@ def test_a_first_row_without_a_patient_is_a_fault_unless_it_is_the_legend(tmp_pa
     path = tmp_path / "duke" / "Clinical_and_Other_Features.csv"
     cases, counts = built(export(path, rows, header_rows=1))
     assert [case.case_id for case in cases] == ["Breast_MRI_002"]
-    assert counts["faults"]["first"] == [
+    assert counts["faults"]["all"] == [
         f"{path.name} row 2, column Patient ID: expected Breast_MRI_ and a number, got another"
     ]
 

@@ -424,8 +424,8 @@ def test_burned_in_text_of_a_phase_that_is_not_read_asks_nobody(written: Any) ->
 def test_the_make_of_the_scanner_and_whether_there_is_a_box(written: Any) -> None:
     folder = written(change=_with(lambda p, z: True, Manufacturer="SIEMENS CANARY"))
     image = dce_mri((folder,), None, size=8, guard=Guard(b"k" * 32))
-    assert (image.scanner, image.boxed, image.set_aside) == ("Siemens", False, ())
-    assert dce_mri((folder,), BOX, size=8, guard=Guard(b"k" * 32)).boxed
+    assert (image.scanner, image.box, image.set_aside) == ("Siemens", None, ())
+    assert dce_mri((folder,), BOX, size=8, guard=Guard(b"k" * 32)).box is not None
 
 
 def test_phases_must_be_asked_for(written: Any) -> None:

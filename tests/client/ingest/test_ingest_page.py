@@ -6,6 +6,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from tests.browser import chromium, console_messages
 
 from her2_client.ingest.outcome import Note
-from her2_client.ingest.quality.page import MAX_ROWS_SHOWN, bars, count, render, write_page
+from her2_client.ingest.quality.page import bars, count, render, write_page
 from her2_client.ingest.quality.readiness import readiness
 from her2_client.ingest.quality.sharing import shareable
 from her2_client.ingest.summary import IngestSummary, RowNote
@@ -132,18 +133,27 @@ def test_rows_are_named_and_nothing_more(invented_summary: Invent) -> None:
     ]
 
 
-def test_long_lists_end_and_say_so(summary: IngestSummary) -> None:
+def test_every_row_and_every_message_is_listed_the_worst_first() -> None:
     many = IngestSummary("north", 5000)
-    for row in range(2, MAX_ROWS_SHOWN + 800):
-        note = Note("us", "refused" if row % 2 else "quarantined", "gap", "a gap")
+    for row in range(2, 5002):
+        message = "a gap" if row % 4 else "another gap"
+        note = Note("us", "refused" if row % 2 else "quarantined", "gap", message)
         many.reasons[note.disposition]["gap"] += 1
         many.notes.append(RowNote(row, note))
-    page = Page(render(many, POLICY))
-    assert f"The first {MAX_ROWS_SHOWN} of 1,298 pictures are listed." in page.text
-    listed = [row[-1] for row in page.table("Table 8.")[1:]]
-    assert len(re.findall(r"\d+", " ".join(listed))) == MAX_ROWS_SHOWN
-    assert len(listed) == 1, "the refused ones come first and fill the list"
-    assert "are listed" not in Page(render(summary, POLICY)).text
+    listed = [row[-1] for row in Page(render(many, POLICY)).table("Table 8.")[1:]]
+    rows = [[int(number) for number in re.findall(r"\d+", cell)] for cell in listed]
+    assert rows == [
+        [row for row in range(2, 5002) if row % 2],
+        [row for row in range(2, 5002) if row % 4 == 2],
+        [row for row in range(2, 5002) if row % 4 == 0],
+    ]
+
+
+def test_a_page_of_a_cache_that_was_not_published_says_so(summary: IngestSummary) -> None:
+    said = "Nothing was published"
+    assert said in Page(render(summary, POLICY)).text
+    assert said not in Page(render(summary, POLICY, shareable(summary, POLICY))).text
+    assert said not in Page(render(replace(summary, published=True), POLICY)).text
 
 
 def test_the_page_to_share_shows_what_may_leave(summary: IngestSummary) -> None:

@@ -215,7 +215,7 @@ def test_a_mammogram_in_png_is_that_in_dicom(
     png = save(tmp_path / "r", stored)
     result = mammogram_of(png, box, "R" if side == "table" else None)
     np.testing.assert_array_equal(result.values, dicom.values)
-    assert (result.scanner, result.boxed) == ("not stated", True)
+    assert (result.scanner, result.box) == ("not stated", [[0.35, 0.55], [0.125, 0.325]])
 
 
 def test_text_in_a_mammogram_in_png_asks_for_a_reviewer(

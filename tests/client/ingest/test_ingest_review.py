@@ -24,6 +24,7 @@ from her2_client.ingest.privacy.review import (
     merge_decisions,
     read_decisions,
     thumbnail,
+    write_sheet,
 )
 from her2_common.errors import ImageError, TableError
 
@@ -230,6 +231,27 @@ def test_the_guard_records_what_is_undecided_once(tmp_path: Path) -> None:
     assert shown.shape == (200, 300)
     expected = np.tile(np.arange(300) * 255 / 299, (200, 1))
     assert np.abs(shown - expected).max() < 4
+
+
+def test_the_scanner_is_read_from_the_header_or_not_stated(
+    tmp_path: Path, dicoms: Any, pictures: Any
+) -> None:
+    tags = {"Manufacturer": "ACME", "ManufacturerModelName": "One "}
+    files = [
+        dicoms.us(tmp_path / "0.dcm", pictures.echo(), **tags),
+        dicoms.us(tmp_path / "1.dcm", pictures.echo()[:, ::-1].copy()),
+        tmp_path / "2.png",
+    ]
+    Image.new("L", (72, 64)).save(files[2])
+    guard = RecordingGuard(KEY)
+    for path in files:
+        show(guard, path, pictures.echo())
+    assert [one.scanner for one in guard.seen] == [("ACME", "ONE"), ("", ""), ("", "")]
+    page = tmp_path / "review" / "review.html"
+    write_sheet(page, guard.seen, site="s", more=0)
+    html = page.read_text()
+    assert re.findall(r'data-group="(\d+)"', html) == ["1", "2", "2"]
+    assert "ACME" not in html
 
 
 @pytest.mark.parametrize("shape", [(3000, 1000), (50, 2000), (640, 640), (1, 1)])

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
-import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from tests.browser import QUIET, chromium_program
+from tests.browser import Browser
 
 from her2_client.ingest.privacy.guard import Decision
 from her2_client.ingest.privacy.review import (
@@ -87,158 +84,6 @@ def test_a_sheet_of_one_reads_well(tmp_path: Path) -> None:
     html = (tmp_path / "r" / "page.html").read_text()
     assert "this picture is free of names" in html
     assert "for the next sheet" not in html
-
-
-class Browser:
-    """Headless Chromium over its debugging pipe: real clicks, keys and downloads."""
-
-    def __init__(self, program: str, profile: Path) -> None:
-        to_read, self._write = os.pipe()
-        self._read, to_write = os.pipe()
-        keep = {to_read, to_write}
-        # Chromium reads file descriptor 3 and writes 4.
-        command = f'exec {program} "$@" 3<&{to_read} 4>&{to_write}'
-        self.process = subprocess.Popen(
-            [
-                "/bin/bash",
-                "-c",
-                command,
-                "chromium",
-                *QUIET,
-                "--remote-debugging-pipe",
-                f"--user-data-dir={profile}",
-                "about:blank",
-            ],
-            pass_fds=keep,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for handle in keep:
-            os.close(handle)
-        self._buffer = b""
-        self._number = 0
-        self.session: str | None = None
-        self.messages: list[str] = []
-        target = self("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
-            self(f"{domain}.enable")
-
-    def __call__(self, method: str, **params: Any) -> dict[str, Any]:
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": params}
-        if self.session:
-            message["sessionId"] = self.session
-        os.write(self._write, json.dumps(message).encode() + b"\x00")
-        while True:
-            answer = self._next()
-            if answer.get("method") in {
-                "Runtime.exceptionThrown",
-                "Log.entryAdded",
-                "Runtime.consoleAPICalled",
-            }:
-                self.messages.append(json.dumps(answer["params"]))
-            if answer.get("id") == self._number:
-                assert "error" not in answer, answer
-                result: dict[str, Any] = answer["result"]
-                return result
-
-    def _next(self) -> dict[str, Any]:
-        while b"\x00" not in self._buffer:
-            part = os.read(self._read, 1 << 16)
-            assert part, "the browser has ended"
-            self._buffer += part
-        line, self._buffer = self._buffer.split(b"\x00", 1)
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def open(self, page: Path, width: int = 1200, height: int = 900) -> None:
-        self.size(width, height)
-        self("Page.navigate", url=page.as_uri())
-        self.wait("document.readyState === 'complete'")
-
-    def size(self, width: int, height: int, scheme: str = "light") -> None:
-        self(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self("Emulation.setEmulatedMedia", features=features)
-
-    def value(self, expression: str) -> Any:
-        answer = self("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def wait(self, expression: str) -> None:
-        for _ in range(200):
-            if self.value(expression):
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"never true: {expression}")
-
-    def place(self, selector: str) -> dict[str, float]:
-        """x, y, width and height of an element, scrolled into view."""
-        box: dict[str, float] = self.value(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
-            "e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect();"
-            "return {x: b.x, y: b.y, width: b.width, height: b.height} })()"
-        )
-        return box
-
-    def mouse(self, kind: str, x: float, y: float) -> None:
-        held = 0 if kind == "mouseReleased" else 1
-        self(
-            "Input.dispatchMouseEvent",
-            type=kind,
-            x=x,
-            y=y,
-            button="left",
-            buttons=held,
-            clickCount=1,
-        )
-
-    def click(self, selector: str) -> None:
-        box = self.place(selector)
-        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        self.mouse("mousePressed", x, y)
-        self.mouse("mouseReleased", x, y)
-
-    def drag(self, selector: str, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """Between two places given as shares of the element."""
-        box = self.place(selector)
-        points = [
-            (box["x"] + a * box["width"], box["y"] + b * box["height"]) for a, b in (start, end)
-        ]
-        self.mouse("mousePressed", *points[0])
-        self.mouse("mouseMoved", *(sum(p) / 2 for p in zip(*points, strict=True)))
-        self.mouse("mouseMoved", *points[1])
-        self.mouse("mouseReleased", *points[1])
-
-    def key(self, key: str) -> None:
-        text = {"text": key} if len(key) == 1 else {}
-        self("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, **text)
-        self("Input.dispatchKeyEvent", type="keyUp", key=key, code=key)
-
-    def picture(self, path: Path) -> None:
-        shot = self("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(shot["data"]))
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._read)
-        os.close(self._write)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    made = Browser(chromium_program(), tmp_path_factory.mktemp("profile"))
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -392,3 +237,97 @@ def test_light_and_dark(page: Browser) -> None:
     assert paper() > 700
     page.size(1200, 900, "dark")
     assert paper() < 100
+
+
+# --- one frame for many -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Six pictures of one scanner, of which two have text; one of another scanner, one size."""
+    path = tmp_path / "state" / "review" / "review.html"
+    first, text, *_ = some(2)
+    others = [
+        replace(first, digest=f"{number:032x}", row=number + 2, scanner=("ACME", "ONE"))
+        for number in range(4)
+    ]
+    within = replace(text, digest="a" * 32, row=6, scanner=("ACME", "ONE"))
+    beside = replace(within, digest="b" * 32, row=7, found=((0, 0, 70, 30),))
+    model = replace(first, digest="c" * 32, row=8, scanner=("ACME", "TWO"))
+    size = replace(first, digest="d" * 32, row=9, scanner=("ACME", "ONE"), size=(400, 200))
+    write_sheet(path, [*others, within, beside, model, size], site="centre-t", more=0)
+    return path
+
+
+def states(page: Browser) -> str:
+    return str(page.value("cards.map((card) => (card.dataset.state || '-')[0]).join('')"))
+
+
+def test_a_frame_serves_the_undecided_of_its_size_and_scanner(
+    page: Browser, many: Path, tmp_path: Path, log: Path
+) -> None:
+    page.open(many)
+    page.click("#card-2 .refuse")
+    page.drag("#card-1 img", (0.15, 0.125), (0.75, 0.5))
+    share = "document.querySelector('#card-1 .share').textContent"
+    assert page.value(share) == "Use this frame for 3 undecided of this size and scanner"
+    left = page.value("document.querySelector('#card-1 .left').textContent")
+    assert left == "1 with text within it: one by one"
+    page.click("#card-1 .share")
+    assert states(page) == "pr------", "asked twice, as all that approves many"
+    assert page.value(share) == "All 3 looked at? Use the frame"
+    page.click("#card-1 .share")
+    assert states(page) == "prpp-p--"
+    assert page.value("document.querySelector('#card-1 .same').hidden") is True
+    assert page.value("document.querySelector('#count').textContent") == "5 of 8 decided"
+    assert page.value("document.activeElement.id") == "card-1"
+    for width in (1200, 400):
+        page.size(width, 900)
+        root = "document.documentElement"
+        assert page.value(f"{root}.scrollWidth - {root}.clientWidth") == 0
+    decide_by(page, "R. R.")
+    assert merge_decisions(log, saved(page, many.parents[2])) == 5
+    kept = {name: decision.keep for name, decision in read_decisions(log).items()}
+    frame = kept[f"{0:032x}"]
+    assert frame is not None
+    assert kept == {
+        f"{0:032x}": frame,
+        f"{1:032x}": None,
+        f"{2:032x}": frame,
+        f"{3:032x}": frame,
+        "b" * 32: frame,
+    }
+
+
+def test_a_frame_is_taken_back_from_those_that_still_have_it(page: Browser, many: Path) -> None:
+    page.open(many)
+    undo = "document.querySelector('#undo-frame')"
+    assert page.value(f"{undo}.hidden") is True
+    page.drag("#card-1 img", (0.5, 0.5), (0.9, 0.9))
+    page.click("#card-1 .share")
+    page.click("#card-1 .share")
+    assert states(page) == "pppppp--"
+    page.click("#card-3 .refuse")
+    assert page.value(f"{undo}.textContent") == "Take back row 2’s frame from 4"
+    page.click("#undo-frame")
+    assert states(page) == "p-r-----"
+    assert page.value(f"{undo}.hidden") is True
+    assert page.value("document.activeElement.id") == "card-1"
+
+
+def test_pictures_without_a_header_share_a_frame_that_says_so(page: Browser) -> None:
+    page.drag("#card-1 img", (0.5, 0.5), (0.9, 0.9))
+    share = "document.querySelector('#card-1 .share').textContent"
+    assert page.value(share) == "Use this frame for 3 undecided of this size, scanner not stated"
+
+
+def test_a_frame_leaves_out_what_the_filter_hides(page: Browser, many: Path) -> None:
+    page.open(many)
+    page.value(
+        "(() => { const e = document.querySelector('#reason'); e.value = 'text found';"
+        "e.dispatchEvent(new Event('change')) })()"
+    )
+    page.drag("#card-6 img", (0.5, 0.5), (0.9, 0.9))
+    page.click("#card-6 .share")
+    page.click("#card-6 .share")
+    assert states(page) == "----pp--"

@@ -482,8 +482,8 @@ def test_a_box_needs_one_picture(tmp_path: Path, dicoms: Any, pictures: Any) -> 
 def test_the_make_and_the_box_are_told(tmp_path: Path, dicoms: Any, pictures: Any) -> None:
     path = dicoms.us(tmp_path / "us.dcm", pictures.echo(), Manufacturer="Philips Medical")
     assert standardised(path).scanner == "Philips"
-    assert not standardised(path).boxed
-    assert standardised(path, Box(28, 24, 44, 40)).boxed
+    assert standardised(path).box is None
+    assert standardised(path, Box(28, 24, 44, 40)).box == [[0.25, 0.75]] * 2
 
 
 def test_a_folder_is_not_searched_without_end(

@@ -12,8 +12,6 @@ from her2_common.clinical import PCR_DEFINITION
 if TYPE_CHECKING:
     from rich.table import Table
 
-MAX_FAULTS_SHOWN: Final = 20
-
 HER2_NAMES: Final = {1: "positive", 0: "negative", 2: "borderline", None: "unknown"}
 """Names of the sheet's codes."""
 PCR_COUNTS: Final = (
@@ -83,7 +81,7 @@ class DukeSummary:
                 "written": self.boxes["written"],
                 "left_out": dict(sorted(self.boxes_left_out.items())),
             },
-            "faults": {"count": len(self.faults), "first": self.faults[:MAX_FAULTS_SHOWN]},
+            "faults": {"count": len(self.faults), "all": self.faults},
             "written": list(self.written),
         }
 

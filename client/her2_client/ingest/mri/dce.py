@@ -40,7 +40,7 @@ from her2_client.ingest.mri.phases import complete, one_breast, ordered
 from her2_client.ingest.mri.scaling import is_scaled, rescaled
 from her2_client.ingest.mri.scan import Found, check_one_patient, scan
 from her2_client.ingest.mri.series import Family, choose, families, single_phase
-from her2_client.ingest.mri.volume import Dynamic, Grid, Phase, standardised
+from her2_client.ingest.mri.volume import Dynamic, Grid, Phase, cube, standardised
 from her2_client.ingest.outcome import Standardised, scanner_make
 from her2_client.ingest.pixels import Rectangle
 from her2_client.ingest.privacy.guard import Guard
@@ -81,7 +81,7 @@ def dce_mri(
     return Standardised(
         values,
         scanner_make(dynamic.manufacturer),
-        box is not None,
+        cube(dynamic.grid, box).place,
         dynamic.set_aside,
     )
 

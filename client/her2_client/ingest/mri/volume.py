@@ -25,7 +25,15 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from her2_client.ingest.pixels import CLIP, Window, check_box, lowest_threshold, resample
+from her2_client.ingest.pixels import (
+    CLIP,
+    Place,
+    Window,
+    check_box,
+    lowest_threshold,
+    place_in,
+    resample,
+)
 from her2_common.cases import Box
 from her2_common.config import FIRST_POST_CONTRAST
 from her2_common.errors import ImageError
@@ -132,13 +140,14 @@ class Cube:
     """The cube's ``windows`` along the turned axes and the source voxels that it needs.
 
     ``needed``: start and stop along each source axis; ``sampled``: for the reference, likewise by
-    source axis.
+    source axis; ``place``: where the box lies in the cube.
     """
 
     turn: Turn
     windows: tuple[Window, ...]
     needed: tuple[range, ...]
     sampled: tuple[range, ...]
+    place: Place | None
 
 
 def cube(grid: Grid, box: Box | None) -> Cube:
@@ -178,7 +187,8 @@ def cube(grid: Grid, box: Box | None) -> Cube:
         needed[a] = range(int(start), int(stop))
         every = range(0, shape[k], stride)  # counted along the turned axis: bits do not depend
         sampled[a] = range(shape[k])[::-1][::stride] if turn.flipped[k] else every
-    return Cube(turn, tuple(windows), tuple(needed), tuple(sampled))
+    place = None if box is None else place_in(windows, low, high)
+    return Cube(turn, tuple(windows), tuple(needed), tuple(sampled), place)
 
 
 def standardised(dynamic: Dynamic, box: Box | None, size: int, phases: Sequence[int]) -> Array:

@@ -11,7 +11,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from her2_client.ingest.pixels import Rectangle, Window, resample, square, standardise
+from her2_client.ingest.pixels import (
+    Place,
+    Rectangle,
+    Window,
+    place_in,
+    resample,
+    square,
+    standardise,
+)
 from her2_client.ingest.planar import orientation
 from her2_client.ingest.planar.air import tissue_of
 from her2_client.ingest.planar.orientation import Turn
@@ -29,7 +37,8 @@ SMALLEST_BREAST: Final = 0.01
 class Breast:
     """A view of (rows, columns), bright is dense; ``turn`` brings its chest wall to the left.
 
-    ``box`` is in the pixels of ``image`` as it is given.
+    ``box`` is in the pixels of ``image`` as it is given; ``place`` is where it lies in the whole
+    view.
 
     Raises:
         ImageError: nothing in the picture is a breast (reason "blank image").
@@ -41,12 +50,14 @@ class Breast:
         tissue = tissue_of(turn.image(image))
         self.image, self.threshold, self.fills = tissue.image, tissue.threshold, tissue.fills
         self.crop: list[Window] | None = None
-        if box is not None:
-            box = turn.box(box, (rows, columns))
-            self.crop = square((box.y0, box.x0), (box.y1, box.x1), CROP_FACTOR)
+        self.place: Place | None = None
         side = max(rows, columns)
         self.top, self.scale = (rows - side) / 2, side / size
         view = [(self.top, self.top + side), (0, side)]
+        if box is not None:
+            box = turn.box(box, (rows, columns))
+            low, high = (box.y0, box.x0), (box.y1, box.x1)
+            self.crop, self.place = square(low, high, CROP_FACTOR), place_in(view, low, high)
         self.whole, self.inside = resample(self.image, view, (size, size))
         self.mask = _largest_part(self.inside & (self.whole > self.threshold))
         if self.mask.mean() < SMALLEST_BREAST:

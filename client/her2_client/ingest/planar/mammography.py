@@ -41,7 +41,7 @@ from pydicom.dataset import Dataset
 
 from her2_client.ingest import dicom
 from her2_client.ingest.outcome import NO_MAKE, Standardised, scanner_make
-from her2_client.ingest.pixels import Rectangle, check_box, grey, overlap, saturation
+from her2_client.ingest.pixels import Place, Rectangle, check_box, grey, overlap, saturation
 from her2_client.ingest.planar.air import tissue_of
 from her2_client.ingest.planar.breast import Breast
 from her2_client.ingest.planar.display import readable
@@ -103,9 +103,9 @@ def mammogram(
         else:
             image = _look(path)
             _check(image, view, laterality)
-        values, remarks = _from_dicom(image, box, laterality, size, guard)
+        values, box_place, remarks = _from_dicom(image, box, laterality, size, guard)
         scanner = scanner_make(image.header.get("Manufacturer"))
-    return Standardised(values, scanner, box is not None, tuple(notes), remarks)
+    return Standardised(values, scanner, box_place, tuple(notes), remarks)
 
 
 # --- which image --------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def _same_pixels(images: list[_Image]) -> bool:
 
 def _from_dicom(
     image: _Image, box: Box | None, laterality: Side | None, size: int, guard: Guard
-) -> tuple[Array, tuple[str, ...]]:
+) -> tuple[Array, Place | None, tuple[str, ...]]:
     stored = dicom.pixels(image.header)
     colour = image.captured and stored.ndim == 3  # a screen shot may be in colour
     shown, remarks = (grey(stored), ()) if colour else readable(stored, image.header)
@@ -286,7 +286,7 @@ def _from_dicom(
         message = "expected no annotation in the pixels, got BurnedInAnnotation YES"
     question = _Question(guard, image.path, reason, message)
     turn = turn_of(image.header, image.side or laterality or _brighter_side(shown))
-    return _standardised(shown, box, turn, size, question), remarks
+    return *_standardised(shown, box, turn, size, question), remarks
 
 
 def _from_picture(
@@ -299,8 +299,8 @@ def _from_picture(
         question = _Question(guard, path, "colour in the picture", message)
     shown = grey(shown)
     turn = turn_of(None, laterality or _brighter_side(shown))
-    values = _standardised(shown, box, turn, size, question)
-    return Standardised(values, NO_MAKE, box is not None)
+    values, place = _standardised(shown, box, turn, size, question)
+    return Standardised(values, NO_MAKE, place)
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ class _Question:
 
 def _standardised(
     image: Array, box: Box | None, turn: Turn, size: int, question: _Question
-) -> Array:
+) -> tuple[Array, Place | None]:
     if box is not None:
         check_box(box, image.shape)
     breast = None
@@ -347,7 +347,7 @@ def _standardised(
         breast = Breast(image, box, size, turn)
     if (checked := breast.checked_turn()) != turn:
         breast = Breast(image, box, size, checked)
-    return breast.channels()
+    return breast.channels(), breast.place
 
 
 def _brighter_side(image: Array) -> Side:

@@ -36,7 +36,16 @@ from scipy import ndimage
 
 from her2_client.ingest import dicom
 from her2_client.ingest.outcome import NO_MAKE, Standardised, scanner_make
-from her2_client.ingest.pixels import coloured_pixels, grey, overlap, resample, square, standardise
+from her2_client.ingest.pixels import (
+    Place,
+    coloured_pixels,
+    grey,
+    overlap,
+    place_in,
+    resample,
+    square,
+    standardise,
+)
 from her2_client.ingest.planar import words
 from her2_client.ingest.planar.folder import aside, check_examination, check_patient, examine
 from her2_client.ingest.planar.picture import is_picture, read_picture
@@ -181,7 +190,7 @@ def _from_dicom(
     question = _Question(guard, picture.path, frame, reason, message, header)
     values, remarks = _standardised(shown, region, box, size, question)
     scanner = scanner_make(header.get("Manufacturer"))
-    return Standardised(values, scanner, box is not None, remarks=remarks)
+    return Standardised(values, scanner, _place(box), remarks=remarks)
 
 
 def _from_picture(path: Path, box: Box | None, size: int, guard: Guard) -> Standardised:
@@ -193,7 +202,7 @@ def _from_picture(path: Path, box: Box | None, size: int, guard: Guard) -> Stand
     message = "expected DICOM with a B-mode region, got a picture without a header"
     question = _Question(guard, path, 0, UNVERIFIED, message)
     values, remarks = _standardised(shown, region, box, size, question)
-    return Standardised(values, NO_MAKE, box is not None, remarks=remarks)
+    return Standardised(values, NO_MAKE, _place(box), remarks=remarks)
 
 
 def _frame(
@@ -278,6 +287,14 @@ def _windows(region: Region, box: Box | None) -> list[tuple[float, float]]:
     low = box.y0 - region.y0, box.x0 - region.x0
     high = box.y1 - region.y0, box.x1 - region.x0
     return square(low, high, CROP_FACTOR)
+
+
+def _place(box: Box | None) -> Place | None:
+    """Where the box lies in what is used."""
+    if box is None:
+        return None
+    low, high = (box.y0, box.x0), (box.y1, box.x1)
+    return place_in(square(low, high, CROP_FACTOR), low, high)
 
 
 def _text(

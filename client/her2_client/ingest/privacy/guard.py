@@ -29,6 +29,7 @@ from her2_common.errors import ImageError
 Array = npt.NDArray[Any]
 
 REVIEW_HINT: Final = "run: her2-client ingest --review"
+REFUSED_AT_REVIEW: Final = "refused at review"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Guard:
             self._seen(name, picture, found, reason)
             raise ImageError(message, reason=reason, disposition="quarantined", hint=REVIEW_HINT)
         if not decision.approved:
-            raise ImageError("a reviewer refused this picture", reason="refused at review")
+            raise ImageError("a reviewer refused this picture", reason=REFUSED_AT_REVIEW)
         return decision
 
     def _seen(

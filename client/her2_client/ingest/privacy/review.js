@@ -1,11 +1,12 @@
 "use strict";
-// Decisions live in `decided` (card -> {word, part}) and nowhere else; everything shown and the
-// file to save are drawn from it.
+// Decisions live in `decided` (card -> {word, part, of}; `of` is the card whose frame is used, if
+// another's) and nowhere else; everything shown and the file to save are drawn from it.
 
 const SMALLEST_DRAG = 6; // pixels of the screen; less is a click
 const byId = (id) => document.getElementById(id);
 const cards = [...document.querySelectorAll(".card")];
 const decided = new Map();
+const uses = []; // of frames for other pictures, the latest last: their decision
 let saved = true;
 
 const shown = () => cards.filter((card) => !card.hidden);
@@ -19,26 +20,81 @@ function valid(part, card) {
     && 0 <= y0 && y0 < y1 && y1 <= rows;
 }
 
-function decide(some, word, part = null) {
+function decide(some, word, part = null, of = null) {
+  const decision = { word, part, of };
   for (const card of some) {
     if (word === null) decided.delete(card);
-    else decided.set(card, { word, part });
+    else decided.set(card, decision);
     drawCard(card);
   }
   saved = false;
   drawBar();
+  return decision;
+}
+
+// --- one frame for many ---
+
+function touches(part, [x0, y0, x1, y1]) {
+  return x0 < part[2] && part[0] < x1 && y0 < part[3] && part[1] < y1;
+}
+
+// The undecided pictures of the card's size and scanner: [those without text in its frame, others].
+function alike(card, part, undecided = open()) {
+  const same = undecided.filter((other) => other.dataset.group === card.dataset.group);
+  const text = (other) => JSON.parse(other.dataset.found).some((found) => touches(part, found));
+  return [same.filter((other) => !text(other)), same.filter(text)];
+}
+
+function bearing(decision) {
+  return cards.filter((card) => decided.get(card) === decision);
+}
+
+function drawFrames() {
+  const undecided = open();
+  for (const card of cards) {
+    const part = decided.get(card)?.part;
+    const [free, left] = part ? alike(card, part, undecided) : [[], []];
+    card.querySelector(".same").hidden = free.length === 0;
+    const button = card.querySelector(".share");
+    delete button.dataset.asked;
+    const scanner = "scanner" in card.dataset ? " and scanner" : ", scanner not stated";
+    button.textContent = `Use this frame for ${free.length} undecided of this size${scanner}`;
+    card.querySelector(".left").textContent =
+      left.length ? `${left.length} with text within it: one by one` : "";
+  }
+  while (uses.length > 0 && bearing(uses.at(-1)).length === 0) uses.pop();
+  const undo = byId("undo-frame");
+  undo.hidden = uses.length === 0;
+  if (uses.length > 0) {
+    const last = uses.at(-1);
+    undo.textContent = `Take back row ${last.of.dataset.row}’s frame from ${bearing(last).length}`;
+  }
+}
+
+function share(card) {
+  const { part } = decided.get(card);
+  const [free] = alike(card, part);
+  const button = card.querySelector(".share");
+  if (!button.dataset.asked) {
+    button.dataset.asked = "yes";
+    button.textContent = `All ${free.length} looked at? Use the frame`;
+    return;
+  }
+  uses.push(decide(free, "approve", part, card));
+  drawFrames();
+  card.focus({ preventScroll: true });
 }
 
 // --- drawing ---
 
 function drawCard(card) {
-  const { word, part } = decided.get(card) ?? { word: "", part: null };
+  const { word, part, of } = decided.get(card) ?? { word: "", part: null, of: null };
   const state = part ? "part" : word;
   const asking = "asking" in card.dataset;
   card.dataset.state = state;
   card.querySelector(".state").textContent = {
     "": "not decided", approve: "approved, all of it", refuse: "refused",
-    part: part ? `approved, from ${part[0]}, ${part[1]} to ${part[2]}, ${part[3]}` : "",
+    part: part ? `approved, from ${part[0]}, ${part[1]} to ${part[2]}, ${part[3]}${of ? `, the frame of row ${of.dataset.row}` : ""}` : "",
   }[state];
   for (const name of ["approve", "part", "refuse"]) {
     const on = state === name || (name === "part" && asking);
@@ -77,6 +133,7 @@ function drawBar() {
   byId("approve-all").disabled = plain === 0;
   byId("refuse-all").disabled = count === 0;
   const ready = decided.size > 0 && byId("by").value.trim() !== "";
+  drawFrames();
   const save = byId("save");
   save.setAttribute("aria-disabled", String(!ready));
   if (ready) save.href = `data:text/csv;charset=utf-8,${encodeURIComponent(table())}`;
@@ -159,6 +216,8 @@ for (const card of cards) {
   };
   press(".approve", () => toggle("approve"));
   press(".refuse", () => toggle("refuse"));
+  press(".share", () => share(card));
+  card.querySelector(".share").addEventListener("blur", drawFrames);
   press(".part", () => {
     if ("asking" in card.dataset || card.dataset.state === "part") {
       delete card.dataset.asking;
@@ -243,6 +302,11 @@ byId("approve-all").addEventListener("click", () => {
 });
 byId("approve-all").addEventListener("blur", drawBar);
 byId("refuse-all").addEventListener("click", () => decide(open(), "refuse"));
+byId("undo-frame").addEventListener("click", () => {
+  const last = uses.at(-1);
+  decide(bearing(last), null);
+  last.of.focus({ preventScroll: true });
+});
 byId("save").addEventListener("click", (event) => {
   if (byId("save").hasAttribute("href")) saved = true;
   else {

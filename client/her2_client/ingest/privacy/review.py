@@ -10,7 +10,8 @@
    have changed.
 
 The page holds the table's row and column, the reason and the pixels. Nothing of a file's tags or
-path enters it; pictures are named by ``guard.digest``.
+path enters it; pictures are named by ``guard.digest``. Pictures of one size and scanner bear a
+number in common, so that one frame can be used for all of them that are not decided yet.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from her2_client.ingest import dicom
 from her2_client.ingest.pixels import Rectangle
 from her2_client.ingest.privacy.guard import Decision, Guard
 from her2_client.ingest.privacy.text import eight_bits
-from her2_common.errors import TableError
+from her2_common.errors import ImageError, TableError
 from her2_common.files import replace_privately
 from her2_common.pages import environment, style
 from her2_common.tables import Faults, read_rows, write_csv
@@ -62,7 +64,10 @@ _PICTURE: Final = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture for the reviewer; ``size`` is (columns, rows) of the source, as are ``found``."""
+    """A picture for the reviewer; ``size`` is (columns, rows) of the source, as are ``found``.
+
+    ``scanner`` is ``scanner_of`` its file: only whether two are the same enters the page.
+    """
 
     digest: str
     column: str
@@ -71,6 +76,20 @@ class Seen:
     jpeg: bytes
     size: tuple[int, int]
     found: tuple[Rectangle, ...] = ()
+    scanner: tuple[str, str] = ("", "")
+
+
+def scanner_of(path: Path) -> tuple[str, str]:
+    """Manufacturer and model as the header has them, "" where it has none, as a PNG or JPEG."""
+    try:
+        header = dicom.header(path)
+    except ImageError:
+        return "", ""
+    make, model = (
+        str(header.get(tag, "") or "").strip().upper()
+        for tag in ("Manufacturer", "ManufacturerModelName")
+    )
+    return make, model
 
 
 @dataclass
@@ -79,6 +98,12 @@ class RecordingGuard(Guard):
 
     row: int = 0
     seen: list[Seen] = field(default_factory=list)
+    _file: Path | None = None
+
+    def clear(self, files: Sequence[Path], **question: Any) -> Decision:
+        """As ``Guard.clear``."""
+        self._file = files[0]
+        return super().clear(files, **question)
 
     def _seen(
         self, name: str, picture: Callable[[], Array], found: Sequence[Rectangle], reason: str
@@ -89,7 +114,16 @@ class RecordingGuard(Guard):
         size = (pixels.shape[1], pixels.shape[0])
         column = self.column or ""
         self.seen.append(
-            Seen(name, column, self.row, reason, thumbnail(pixels), size, tuple(found))
+            Seen(
+                name,
+                column,
+                self.row,
+                reason,
+                thumbnail(pixels),
+                size,
+                tuple(found),
+                scanner_of(self._file) if self._file is not None else ("", ""),
+            )
         )
 
 
@@ -119,6 +153,7 @@ def write_sheet(path: Path, seen: Sequence[Seen], *, site: str, more: int) -> No
     """
     folder = resources.files("her2_client.ingest.privacy")
     script = folder.joinpath("review.js").read_text(encoding="utf-8")
+    numbers = {alike: n for n, alike in enumerate(dict.fromkeys(map(_alike, seen)), 1)}
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = (
         environment("her2_client.ingest.privacy")
@@ -127,6 +162,7 @@ def write_sheet(path: Path, seen: Sequence[Seen], *, site: str, more: int) -> No
             site=site,
             more=more,
             seen=seen,
+            group=lambda one: numbers[_alike(one)],
             reasons=sorted(Counter(one.reason for one in seen).items()),
             style=style("her2_client.ingest.privacy", "review.css"),
             script=script,
@@ -136,6 +172,10 @@ def write_sheet(path: Path, seen: Sequence[Seen], *, site: str, more: int) -> No
         )
     )
     replace_privately(path, page.encode())
+
+
+def _alike(one: Seen) -> tuple[tuple[int, int], tuple[str, str]]:
+    return one.size, one.scanner
 
 
 # --- what was decided ---------------------------------------------------------------------------
@@ -186,7 +226,8 @@ def merge_decisions(saved: Path, new: Path, *, asked: Collection[str] | None = N
     """
     if not new.is_file():
         raise TableError(
-            f"{new.name}: no such file", hint="the page's button Save decisions makes it"
+            f"{new.name}: no such file",
+            hint="the sheet's button Save decisions makes it, in the browser's downloads",
         )
     if new.resolve() == saved.resolve():
         raise TableError(

@@ -35,8 +35,6 @@ from her2_common.errors import Disposition
 from her2_common.files import replace_privately
 from her2_common.pages import environment, style
 
-MAX_ROWS_SHOWN: Final = 500
-
 WITHHELD: Final = "withheld"
 
 COLUMN_NAMES: Final[dict[Image, str]] = {
@@ -98,12 +96,12 @@ class Bar:
 
 @dataclass(frozen=True)
 class Unused:
-    """Pictures that were not used for one reason, by column, with the table's rows."""
+    """Pictures that were not used, with one message, by column, with the table's rows."""
 
     disposition: Disposition
     reason: str
     count: int
-    example: str
+    message: str
     hint: str | None
     places: tuple[tuple[Image, str], ...]
 
@@ -157,8 +155,7 @@ def render(summary: IngestSummary, policy: Policy, shared: Mapping[str, Any] | N
             for column in IMAGES
         ],
         unused=_unused(summary) if exact else [],
-        unused_total=len(summary.notes) if exact else None,
-        unused_most=MAX_ROWS_SHOWN,
+        published=summary.published,
     )
 
 
@@ -266,27 +263,31 @@ def _chapters(
 
 
 def _unused(summary: IngestSummary) -> list[Unused]:
-    """The first ``MAX_ROWS_SHOWN`` pictures that were not used, the worst disposition first."""
-    notes = [note for disposition in _WORST_FIRST for note in summary.unused(disposition)]
-    shown: dict[tuple[Disposition, str], list[Any]] = {}
-    for note in notes[:MAX_ROWS_SHOWN]:
-        shown.setdefault((note.note.disposition, note.note.reason), []).append(note)
-    groups = []
-    for (disposition, reason), members in shown.items():
-        rows: dict[Image, Counter[int]] = {}
-        for note in members:
-            rows.setdefault(note.note.column, Counter())[note.row] += 1
-        groups.append(
-            Unused(
-                disposition,
-                reason,
-                summary.reasons[disposition][reason],
-                members[0].note.message,
-                members[0].note.hint,
-                tuple((column, _rows(rows[column])) for column in IMAGES if column in rows),
-            )
+    """All pictures that were not used, one group a message, the worst disposition first."""
+    groups: dict[tuple[Disposition, str, str, str | None], dict[Image, Counter[int]]] = {}
+    for row_note in summary.notes:
+        note = row_note.note
+        key = (note.disposition, note.reason, note.message, note.hint)
+        rows = groups.setdefault(key, {})
+        rows.setdefault(note.column, Counter())[row_note.row] += 1
+    unused = [
+        Unused(
+            disposition,
+            reason,
+            sum(counts.total() for counts in rows.values()),
+            message,
+            hint,
+            tuple((column, _rows(rows[column])) for column in IMAGES if column in rows),
         )
-    return sorted(groups, key=lambda g: (_WORST_FIRST.index(g.disposition), -g.count, g.reason))
+        for (disposition, reason, message, hint), rows in groups.items()
+    ]
+
+    def order(group: Unused) -> tuple[int, int, str, int, str]:
+        of_reason = summary.reasons[group.disposition][group.reason]
+        worst = _WORST_FIRST.index(group.disposition)
+        return worst, -of_reason, group.reason, -group.count, group.message
+
+    return sorted(unused, key=order)
 
 
 def _rows(rows: Mapping[int, int]) -> str:

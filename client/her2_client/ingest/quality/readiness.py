@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from her2_client.ingest.privacy.guard import REVIEW_HINT
+from her2_client.ingest.privacy.guard import REFUSED_AT_REVIEW
 from her2_client.ingest.summary import UNKNOWN, IngestSummary
 from her2_common.cases import CLINICAL_INPUTS, IMAGES, MODALITIES, Image, Modality, Split
 from her2_common.config import Policy
@@ -83,10 +83,10 @@ def readiness(summary: IngestSummary, policy: Policy) -> Readiness:
 def _blockers(summary: IngestSummary, policy: Policy) -> Iterator[str]:
     cases, labels = summary.splits["train"], summary.labels["train"]
     if not summary.accepted:
-        yield (
-            "No case is in the cache, so there is nothing to train on. See why the pictures were "
-            "not used, mend that and run the ingest again."
-        )
+        remedy = "See why the pictures were not used, mend that and run the ingest again."
+        if summary.reasons["quarantined"]:
+            remedy = _remedy(summary)
+        yield f"No case is in the cache, so there is nothing to train on. {remedy}"
         return
     if not cases:
         yield (
@@ -118,7 +118,7 @@ def _blockers(summary: IngestSummary, policy: Policy) -> Iterator[str]:
 
 def _remedy(summary: IngestSummary) -> str:
     if summary.reasons["quarantined"]:
-        return f"First decide on what waits in quarantine: {REVIEW_HINT}."
+        return "First decide, at the review, on what waits in quarantine."
     return (
         "Add such cases, or see whether the HER2 columns of the case table are filled in as they "
         "should be."
@@ -140,23 +140,24 @@ def _picture_gaps(summary: IngestSummary) -> Iterator[str]:
         one = waiting == 1
         yield (
             f"{waiting} {'picture waits' if one else 'pictures wait'} in quarantine and "
-            f"{'takes' if one else 'take'} no part in training until a person has looked. "
-            f"To decide, {REVIEW_HINT}."
+            f"{'takes' if one else 'take'} no part in training until a person has decided on "
+            f"{'it' if one else 'them'} at the review."
         )
     for modality in MODALITIES:
         named = sum(summary.images[column].total() for column in COLUMNS[modality])
         if named and not summary.modalities[modality]:
             yield (
                 f"The case table names {NAMES[modality]}, but none of it could be used, so this "
-                f"centre does not train on {NAMES[modality]}. See the reasons below."
+                f"centre does not train on {NAMES[modality]}. See the reasons by row."
             )
     for column in IMAGES:
-        counts = summary.images[column]
-        refused, meant = counts["refused"], counts.total() - counts["set aside"]
+        counts, reasons = summary.images[column], _reasons(summary, column)
+        by_reviewer = reasons.pop(REFUSED_AT_REVIEW, 0)  # no fault of a file
+        refused, meant = counts["refused"] - by_reviewer, counts.total() - counts["set aside"]
         if refused >= FEW_REFUSED and refused > MAX_REFUSED_SHARE * meant:
             yield (
                 f"{refused} of {meant} pictures of the column {column} were refused "
-                f"({_percent(refused, meant)}){_commonest(summary, column)}. So many point to the "
+                f"({_percent(refused, meant)}){_commonest(reasons)}. So many point to the "
                 "export, not to single files: see one of them, mend the export and ingest again."
             )
     for modality in MODALITIES:
@@ -217,10 +218,13 @@ def _input_gaps(summary: IngestSummary) -> Iterator[str]:
         )
 
 
-def _commonest(summary: IngestSummary, column: Image) -> str:
-    reasons = Counter(
+def _reasons(summary: IngestSummary, column: Image) -> Counter[str]:
+    return Counter(
         note.note.reason for note in summary.unused("refused") if note.note.column == column
     )
+
+
+def _commonest(reasons: Counter[str]) -> str:
     if not reasons:
         return ""
     reason, count = min(reasons.items(), key=lambda item: (-item[1], item[0]))
