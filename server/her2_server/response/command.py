@@ -31,7 +31,7 @@ from her2_common.response.queries import Source
 from her2_common.response.study import Label
 from her2_server.report.response import DOCUMENT, PAGE, write_response_report
 from her2_server.response.csv_rows import to_csv
-from her2_server.response.tables import TRAINED_ON, Tables, of_response, read_tables
+from her2_server.response.tables import Tables, of_response, read_tables
 
 FORMAT: Final = "her2-map response"
 
