@@ -114,18 +114,20 @@ def test_a_bad_table_is_refused_with_its_message(
         over_tables([path], PLAN, 0.5, None)
 
 
+OF_PATIENT = ("ypt", "anti_her2")
+"""Columns in which the rows of one patient must agree."""
+
+
 def test_ids_of_two_centres_are_those_of_different_patients(tables: list[Path]) -> None:
     rows = rows_of("east", 1)
-    rows[9]["patient_id"] = "north-p3"
-    rows[7] = rows[9] | {"case_id": rows[7]["case_id"]}  # another picture of the same patient
+    rows[7]["patient_id"] = rows[9]["patient_id"] = "north-p3"
+    rows[9] |= {name: rows[7][name] for name in OF_PATIENT}
     write(tables[1], rows)
     found = read_tables(tables)
-    assert (
-        sum(patients.rows for patients in found.centres)
-        == sum(len(path.read_text().splitlines()) - 1 for path in tables) - 1
-    )
+    lines = sum(len(path.read_text().splitlines()) - 1 for path in tables)
+    assert sum(patients.rows for patients in found.centres) == lines - 1
     told = [line for line in found.warnings if line.startswith("east.csv: 1 ")]
-    assert sorted(("earlier row" in line, "earlier table" in line) for line in told) == [
+    assert [("earlier row" in line, "earlier table" in line) for line in told] == [
         (False, True),
         (True, False),
     ]
@@ -137,7 +139,7 @@ def test_ids_of_two_centres_in_one_table_are_those_of_different_patients(tmp_pat
     for index, row in enumerate(rows):
         row |= {"centre": "ab"[index % 2], "patient_id": index // 2}
     assert read_tables([write(tmp_path / "both.csv", rows)]).warnings == []
-    rows[2] = rows[0] | {"case_id": rows[2]["case_id"]}  # both of centre a
+    rows[2] |= {name: rows[0][name] for name in OF_PATIENT} | {"patient_id": 0}  # both of centre a
     (warning,) = read_tables([write(tmp_path / "both.csv", rows)]).warnings
     assert "1 rows are of a patient with an earlier row" in warning
 
@@ -333,6 +335,10 @@ def test_scores_out_of_fold_are_by_statement_and_the_result_says_so(
     assert "no split" not in text.summary(split) + render_response(split)
 
 
+def absent(warnings: list[str]) -> list[str]:
+    return [line for line in warnings if line.startswith("no column")]
+
+
 def test_absent_columns_are_one_line(tables: list[Path], tmp_path: Path) -> None:
     lost = ("er", "pr", "clinical_t", "clinical_n")
     bare = [
@@ -342,13 +348,12 @@ def test_absent_columns_are_one_line(tables: list[Path], tmp_path: Path) -> None
         )
         for seed, name in enumerate(("a", "b", "c"))
     ]
-    (line,) = over_tables(bare, PLAN, 0.5, None)["warnings"]
+    (line,) = absent(over_tables(bare, PLAN, 0.5, None)["warnings"])
     for what in ("HR status (er or pr)", "T (clinical_t)", "N (clinical_n)"):
         assert what in line
     assert "a.csv" not in line  # all of them
     some = write(tmp_path / "d.csv", without("clinical_t")(rows_of("d", 5)))
-    found = over_tables([*tables, some], PLAN, 0.5, None)["warnings"]
-    (line,) = [line for line in found if line.startswith("no column")]
+    (line,) = absent(over_tables([*tables, some], PLAN, 0.5, None)["warnings"])
     assert "T (clinical_t) in d.csv" in line
 
 
@@ -598,7 +603,7 @@ def test_a_constant_biopsy_is_not_compared(tmp_path: Path) -> None:
     assert found["mcnemar"] == {"refused": why}
     assert found["reclassification"]["not_compared"] == why
     assert found["reclassification"]["nri"] == {"pcr": None, "no_pcr": None}
-    assert "biopsy" in {column["column"] for column in found["logistic"][0]["dropped"]}
+    assert "biopsy" in {part["column"] for part in found["logistic"][0]["dropped"]}
     assert not {line["name"] for line in found["holm"]} & {
         "paired DeLong: imaging against biopsy", "McNemar: with pCR", "McNemar: without pCR",
     }  # fmt: skip
