@@ -160,8 +160,10 @@ def described(
     counts.equal([in_table], [whole, out])
     splits = {s: counts.publish(("cases", s), n, TOTAL) for s, n in cases.items()}
     counts.equal([whole], splits.values())
+    negatives = []
     for split, n in positives.items():
         classes = counts.publish(("positives", split), n), counts.keep(cases[split] - n)
+        negatives.append(classes[1])
         counts.equal([splits[split]], classes)
         if n in (0, cases[split]) and cases[split]:
             counts.secret.update(classes)  # the empty class would tell the label of everybody
@@ -171,7 +173,10 @@ def described(
         ("label_sources", whole, label_sources),
         ("left_out_for", out, left_out_for),
     ):
-        counts.equal([total], [counts.publish((table, name), n) for name, n in given.items()])
+        of_name = {name: counts.publish((table, name), n) for name, n in given.items()}
+        counts.equal([total], of_name.values())
+        if "no_surgery" in of_name:  # all of them without a pCR
+            counts.equal(negatives, [of_name["no_surgery"], counts.keep()])
     for modality in MODALITIES:
         having = [name for name in combinations if modality in name.split("+")]
         total = counts.keep(sum(combinations[name] for name in having))

@@ -150,7 +150,7 @@ class _Ledger:
     def _site(self, account: Account) -> None:
         name = account["name"]
         cells = {key[1:]: cell for key, cell in self.at.items() if key[0] == name}
-        splits = []
+        splits, negatives = [], []
         for split in SPLITS:
             own = [cell for (part, _), cell in cells.items() if part == split]
             classes = self.groups.get((name, split))
@@ -163,14 +163,18 @@ class _Ledger:
             if account["positives"][split] is not None:
                 self.blocks.equal(self._count(account, "positives", split), classes[1:])
             self.blocks.equal(cases, classes)
+            negatives.append(classes[:1])
         accepted, left_out, in_table = (
             self._count(account, "flow", key) for key in ("accepted", "left_out", "in_table")
         )
         self.blocks.equal(accepted, np.concatenate(splits))
         self.blocks.equal(in_table, np.concatenate([accepted, left_out]))
         for section, whole in (("label_sources", accepted), ("left_out_for", left_out)):
-            if parts := [self._count(account, section, key) for key in account[section]]:
-                self.blocks.equal(whole, np.concatenate(parts))
+            if parts := {key: self._count(account, section, key) for key in account[section]}:
+                self.blocks.equal(whole, np.concatenate(list(parts.values())))
+            if "no_surgery" in parts:  # all of them without a pCR
+                without = np.concatenate([parts["no_surgery"], self.blocks.cells(1)])
+                self.blocks.equal(np.concatenate(negatives), without)
         for section, exactly in (("modalities", False), ("combinations", True)):
             for key in account[section]:
                 having = [

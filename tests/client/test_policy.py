@@ -355,3 +355,24 @@ def test_a_full_disk_keeps_the_test_for_the_same_weights(
     for run, weights in (("demo", {"head": "c"}), ("earlier", {"head": "f"})):
         with pytest.raises(PolicyError):
             check_tested(tmp_path, scoring(run=run, **weights))
+
+
+def test_patients_without_an_operation_do_not_bound_the_responders() -> None:
+    """label: pcr. 83 of 100 have no pCR by their source alone, so that 17 responded at most; with
+    12 of them in training, validation has no more than 5."""
+    shown = described(
+        10,
+        left_out=0,
+        cases={"train": 60, "val": 20, "test": 20},
+        positives={"train": 12, "val": 2, "test": 1},
+        combinations={"us": 100},
+        label_sources={"no_surgery": 83, "stage": 17},
+        left_out_for={},
+    )
+    assert (shown["positives"]["val"], shown["positives"]["test"]) == (None, None)
+    told = (
+        shown["positives"]["train"],
+        shown["label_sources"]["no_surgery"],
+        shown["flow"]["accepted"],
+    )
+    assert None in told

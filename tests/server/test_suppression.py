@@ -278,3 +278,23 @@ def test_one_class_for_all_is_withheld_with_what_would_tell_it() -> None:
     withhold_counts(accounts, shown)
     assert {one["positives"]["test"] for one in accounts[:1]} == {None}
     assert sum(("test", "by_centre", name) in shown for name in NAMES[:3]) <= 1
+
+
+def test_patients_without_an_operation_do_not_bound_the_responders_in_a_report() -> None:
+    """83 of 100 did not respond, by the source of their label; with 12 responders in training, the
+    others have no more than 5."""
+    account = {
+        "name": "a",
+        "flow": {"in_table": 100, "accepted": 100, "left_out": 0},
+        "cases": {"train": 60, "val": 20, "test": 20},
+        "positives": {"train": 12, "val": None, "test": None},
+        "modalities": {"mg": 0, "us": 100, "mri": 0},
+        "combinations": {"us": 100},
+        "label_sources": {"no_surgery": 83, "stage": 17},
+        "left_out_for": {},
+    }
+    scores = {"test": {"a": {"fused|us": (19, 1)}}, "val": {"a": {"fused|us": (18, 2)}}}
+    shown = published(scores, 10, [account])
+    assert ("a", "flow", "accepted") in shown
+    named = {("a", "positives", "train"), ("a", "label_sources", "no_surgery")}
+    assert not named <= shown
