@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from her2_common import __version__
-from her2_common.cases import post_therapy
+from her2_common.cases import TRAINED_ON, post_therapy
 from her2_common.config import load
 from her2_common.errors import ConfigError, DataError, MetricError, TableError
 from her2_common.metrics import GRID, grid_index
