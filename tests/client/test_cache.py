@@ -65,9 +65,11 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert np.isnan(cache.clinical[:, 1]).all()
     assert {kind: column.tolist() for kind, column in cache.labels.items()} == {
         "reference": [1] * 4, "biopsy": [0] * 4, "surgical": [1] * 4, "pcr": [-1] * 4,
+        "pcr_strict": [-1] * 4,
     }  # fmt: skip
     assert {kind: column.tolist() for kind, column in cache.levels.items()} == {
         "reference": [0, 1, 2, 0], "biopsy": [-1] * 4, "surgical": [0, 1, 2, 0], "pcr": [-1] * 4,
+        "pcr_strict": [-1] * 4,
     }  # fmt: skip
     assert cache.levels["reference"].dtype == np.int8
     assert {m: rows.tolist() for m, rows in cache.rows.items()} == {
@@ -149,7 +151,7 @@ def test_an_edited_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="expected a her2-map cache"):
         open_cache(tmp_path)
     path.write_text(json.dumps(document | {"version": 99}))
-    with pytest.raises(CacheError, match="expected cache version 3, got 99"):
+    with pytest.raises(CacheError, match="expected cache version [0-9]+, got 99"):
         open_cache(tmp_path)
 
 
@@ -160,8 +162,8 @@ def test_without_publish_the_present_cache_stays(tmp_path: Path) -> None:
         add(new, **CASES[1])
     with writer(tmp_path) as new:
         new.begin()
-        with pytest.raises(KeyError):
-            add(new, **(CASES[1] | {"labels": {}}))
+        with pytest.raises(AttributeError):
+            add(new, **(CASES[1] | {"labels": None}))
     verify_cache(tmp_path)
     assert len(open_cache(tmp_path)) == 4
     fill(tmp_path, CASES[2])

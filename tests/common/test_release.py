@@ -73,10 +73,7 @@ def test_a_release_states_the_labels_of_the_runs_that_made_it(folder: Path) -> N
     assert read_release(folder)[0].trained_on == ["reference"]
     with pytest.raises(ValueError, match="expected reference last"):
         manifest(trained_on=["reference", "surgical"])
-    path = folder / "manifest.json"
-    document = json.loads(path.read_text())
-    del document["trained_on"]
-    path.write_text(json.dumps(document))
+    restate(folder, trained_on=None)
     with pytest.raises(DataError, match="does not state the labels"):
         read_release(folder)
 
@@ -148,7 +145,7 @@ def test_a_manifest_of_which_anything_was_changed_is_refused(
 
 def test_the_digest_follows_from_the_threshold_and_the_weights(folder: Path) -> None:
     first = read_release(folder)[0].digest
-    restate(folder, threshold=0.123)
+    restate(folder, threshold=0.125)
     second = read_release(folder)[0].digest
     write_release(folder, manifest(), get_groups(build_model("compact", 4), GROUPS))
     assert len({first, second, read_release(folder)[0].digest}) == 3

@@ -90,6 +90,7 @@ def test_a_her2_release_begins_a_run_about_response(
         "run": "test",
         "label": "reference",
         "sha256": json.loads((her2.folder.release / "manifest.json").read_text())["sha256"],
+        "trained_on": ["reference"],
         "groups": ["mg", "us", "mri"],
         "afresh": ["clinical", "head"],
     }

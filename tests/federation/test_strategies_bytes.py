@@ -67,7 +67,7 @@ def far_exponent(data: np.ndarray) -> np.ndarray:
     ("spoil", "reason"),
     [
         (cut, "misshapen"),
-        (far_exponent, "out of range"),
+        (far_exponent, "norm out of bounds"),
         (lambda data: data.astype(np.float32), "wrong type"),
         (lambda data: data.view(np.int8), "wrong type"),
     ],

@@ -288,7 +288,7 @@ def test_boxes_without_images_and_images_without_boxes(download: Download) -> No
     assert counts["boxes"]["missing"] == 1
     assert counts["boxes"]["left_out"] == {"no images": 1, "patient not in the clinical sheet": 1}
     assert counts["mri"]["missing"] == 1
-    assert counts["faults"]["first"] == [
+    assert counts["faults"]["all"] == [
         "Annotation_Boxes.csv row 4, expected each End at or after its Start, got one before it",
         "Annotation_Boxes.csv row 5, column Start Row: expected a whole number, got text",
     ]

@@ -42,6 +42,7 @@ DICOMS = Dicoms()
 ECHO = echo().astype(np.uint8)
 WIDE = (breast().astype(np.uint32) * 70000).tobytes()
 FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.2.1"
+ANGIOGRAPHY = "1.2.840.10008.5.1.4.1.1.12.1"
 TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"
 REPORT = "1.2.840.10008.5.1.4.1.1.88.22"
 PDF = "1.2.840.10008.5.1.4.1.1.104.1"
@@ -359,7 +360,10 @@ FAULTS: dict[str, Fault] = {
     # mammography
     "for processing": Fault("mg_cc", mg(PresentationIntentType="FOR PROCESSING"), "refused",
                             "for processing", "expected FOR PRESENTATION, got FOR PROCESSING"),
-    "no intent": Fault("mg_cc", mg(PresentationIntentType=None, SOPClassUID=FOR_PROCESSING),
+    "class for processing": Fault("mg_cc", mg(PresentationIntentType=None,
+                                              SOPClassUID=FOR_PROCESSING), "refused",
+                                  "for processing", "got FOR PROCESSING", like="for processing"),
+    "no intent": Fault("mg_cc", mg(PresentationIntentType=None, SOPClassUID=ANGIOGRAPHY),
                        "refused", "no intent", "expected FOR PRESENTATION, got no intent"),
     "wrong view": Fault("mg_cc", mg(ViewPosition="MLO"), "refused", "wrong view",
                         "expected view CC, got MLO"),

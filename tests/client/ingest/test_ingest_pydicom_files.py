@@ -230,6 +230,11 @@ def test_relabelled_files_become_mammograms(tmp_path: Path, name: str) -> None:
         "PatientOrientation": None,
         "SeriesDescription": None,
         "ProtocolName": None,
+        "ImageType": None,
+        "ContrastBolusAgent": None,
+        "ContrastBolusAgentSequence": None,
+        "DistanceSourceToDetector": None,
+        "DistanceSourceToPatient": None,
     }
     dataset = relabelled(name, tmp_path / "mg.dcm", **tags)
     stored = dataset.pixel_array

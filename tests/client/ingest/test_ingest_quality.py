@@ -448,8 +448,8 @@ shapes = st.fixed_dictionaries(
 
 
 FOUR_REASONS = {
-    "seed": 0,
-    "cases": 92,
+    "seed": 11,
+    "cases": 100,
     "has": (0.0, 0.5, 0.0),
     "faulty": 0.3,
     "unknown": 0.0,
@@ -462,6 +462,7 @@ FOUR_REASONS = {
 
 @settings(max_examples=10, deadline=None)
 @example(shape=FOUR_REASONS)
+@example(shape=FOUR_REASONS | {"seed": 0, "cases": 92})
 @given(shape=shapes)
 def test_nothing_withheld_can_be_worked_out(invented_summary: Invent, shape: Any) -> None:
     summary = invented_summary(**shape)
@@ -560,9 +561,9 @@ def test_cases_with_both_views_cannot_be_worked_out(cc: int, mlo: int) -> None:
 
 
 def test_a_total_of_ten_for_four_reasons_is_withheld(invented_summary: Invent) -> None:
-    """Shown, it would bound each of the four, which were given 4, 1, 4 and 1 times, by 7."""
+    """Shown, it would bound each of the four, which were given 5, 1, 3 and 1 times, by 7."""
     summary = invented_summary(**FOUR_REASONS)
-    assert sorted(summary.reasons["refused"].values()) == [1, 1, 4, 4]
+    assert sorted(summary.reasons["refused"].values()) == [1, 1, 3, 5]
     assert summary.images["us"]["refused"] == LIMIT
     published = shareable(summary, POLICY)
     assert published["images"]["us"]["refused"] is None

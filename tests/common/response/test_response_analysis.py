@@ -297,7 +297,7 @@ def test_the_hash_of_a_plan_covers_every_choice() -> None:
         "threshold": 0.5, "threshold_from": "typed at this analysis", "release_sha256": "a" * 64,
         "relevant_odds_ratio": 1.5, "models": (), "propensity": ("hr",),
         "subgroups": ("hr",), "compare": (), "net_benefit": (0.5,), "max_fpr": 0.5, "min_cell": 5,
-        "min_centres": 2, "one_class_centres": "keep", "seed": 1,
+        "min_centres": 2, "one_class_centres": "keep", "seed": 1, "pcr": "ypT0 ypN0",
     }  # fmt: skip
     fixed = {"population", "strata"}
     assert set(changed) | fixed == set(Plan.model_fields)

@@ -62,6 +62,9 @@ TOMOSYNTHESIS: Final = "1.2.840.10008.5.1.4.1.1.13.1."
 MAGNIFIED: Final = 1.4
 """Radiographic magnification from which a view is a magnification view: about 1.05 on the
 detector, 1.5 or more on a magnification stand (a design value)."""
+COARSEST_DETECTOR_MM: Final = 0.25
+"""Detector elements of mammography are .05 to .1 mm, of imaging plates up to .2 mm; what converts
+files puts 1 where it knows nothing."""
 FULL_VIEW_MM: Final = 100.0
 """The longer side of the smallest full view: detectors of biopsy units have 50 mm, of mammography
 180 mm and more, part of which may have been cut off (a design value)."""
@@ -178,9 +181,9 @@ def _magnification(dataset: Dataset) -> float:
 
 
 def _longer_side(dataset: Dataset) -> float:
-    """In mm on the detector, infinite if ImagerPixelSpacing is not there."""
+    """In mm on the detector, infinite if ImagerPixelSpacing is missing or no detector's (1, 1)."""
     spacing = [float(mm) for mm in dataset.get("ImagerPixelSpacing", None) or []]
-    if len(spacing) != 2 or not all(mm > 0 for mm in spacing):
+    if len(spacing) != 2 or not all(0 < mm <= COARSEST_DETECTOR_MM for mm in spacing):
         return math.inf
     return max(int(dataset.Rows) * spacing[0], int(dataset.Columns) * spacing[1])
 
