@@ -110,7 +110,7 @@ class _Ledger:
                 cell
                 for (site, part, combination), cell in self.at.items()
                 if part == split
-                and key in sites.get(site, {})
+                and site in sites  # whether or not it has such cases in this split
                 and (name == combination if kind == "fused" else name in combination.split("+"))
             ]
 
