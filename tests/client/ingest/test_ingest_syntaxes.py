@@ -406,3 +406,37 @@ def test_confined_process_cannot_open_a_key(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(key)], check=False, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (b"[" * 100_000, b""),
+        (b"7", b""),
+        (b"{}", b"pixels"),
+        (b'{"dtype": "O", "shape": [1], "photometric": ""}', b"12345678"),
+        (b'{"dtype": "<u2", "shape": [-1, 99], "photometric": ""}', b"12"),
+        (b'{"dtype": "<u2", "shape": "all", "photometric": ""}', b"12"),
+    ],
+    ids=["brackets", "a number", "nothing", "objects", "another size", "no shape"],
+)
+def test_a_decoder_that_answers_nonsense_damages_one_picture_alone(
+    tmp_path: Path, dicoms: Any, pictures: Any, answer: tuple[bytes, bytes]
+) -> None:
+    path = dicoms.us(tmp_path / "us.dcm", pictures.echo(34, 41))
+    LOSSLESS["JPEG-LS"][0](path)
+    header = dicom.header(path)
+    plain = dicom.pixels(header)
+    decoders._elsewhere.stop()
+    text, pixels = answer
+    message = decoders.LENGTHS.pack(len(text), len(pixels)) + text + pixels
+    program = f"import sys; sys.stdout.buffer.write({message!r}); sys.stdout.flush(); input()"
+    decoders._elsewhere.owner = os.getpid()
+    decoders._elsewhere.process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with pytest.raises(ImageError) as caught:
+        dicom.pixels(header)
+    assert caught.value.reason == "damaged"
+    decoders._elsewhere.stop()
+    np.testing.assert_array_equal(dicom.pixels(header), plain)
